@@ -1,0 +1,136 @@
+//! The contract of a branch: the part of a transaction in one store, from join to its end.
+//!
+//! Must not know the manager, the log or other branches.
+
+use std::error::Error;
+use std::future::Future;
+
+use crate::decider::DecisionRecord;
+use crate::error::BranchError;
+use crate::xid::{BranchId, TransactionId};
+
+/// What a store can promise for a branch (rule 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Capability {
+    /// Prepares, survives a crash as prepared, and is listed and finished by its resource manager.
+    TwoPhase,
+    /// Cannot prepare, but its own commit can carry the decision as a row that is asked after a crash.
+    Carrier,
+    /// Cannot prepare, and cannot be asked afterwards. Alone it is atomic; beside another that writes it needs an opt-in.
+    OnePhase,
+    /// Prepares, but nobody could finish it after a crash. Alone it is as good as its store; beside another that writes it needs an opt-in.
+    Volatile,
+}
+
+impl Capability {
+    /// Whether a branch with this capability can promise to commit before it does.
+    pub fn can_prepare(self) -> bool {
+        matches!(self, Capability::TwoPhase | Capability::Volatile)
+    }
+}
+
+/// What a branch has done, known at flush, so that the path is chosen before any prepare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Work {
+    /// Nothing that a commit would make durable. When in doubt, say [`Wrote`](Self::Wrote).
+    ReadOnly,
+    /// Something that must be committed or rolled back.
+    Wrote,
+}
+
+/// The part of a transaction in one store.
+///
+/// The manager calls, in this order, each at most once at a time:
+///
+/// ```text
+/// flush ─┬─ prepare ─┬─ commit     (repeated until Ok)
+///        │           └─ rollback   (repeated until Ok)
+///        ├─ commit_one_phase
+///        ├─ commit_carrying
+///        └─ rollback               (also without flush, and after any failure above)
+/// ```
+///
+/// Duties of an implementation:
+///
+/// - After `rollback` or a commit was called, anything that the application still does through the branch must fail; it must
+///   never run outside of the transaction.
+/// - `commit` after a successful `prepare` must not fail for a reason that `prepare` could have seen. It is repeated after any
+///   error, also by [`ResourceManager::commit`](crate::ResourceManager::commit) after a crash, so it must be idempotent.
+/// - `rollback` is idempotent too, and is called on a branch in any state but committed.
+/// - Futures may be dropped at any await when a runtime ends, which counts as a crash; the manager itself never drops one early.
+/// - A panic counts as a lost answer.
+///
+/// Only `prepare`, `commit` and `rollback` must be written; the defaults describe a volatile branch that always wrote.
+pub trait Branch: Send + Sync + 'static {
+    /// What the store can promise for this branch.
+    fn capability(&self) -> Capability {
+        Capability::Volatile
+    }
+
+    /// Branches that are called on the caller's own thread are flushed, asked and finished in the order of this key, then of
+    /// their resource's name, then of their joining. A global order of stores keeps two transactions from deadlock.
+    fn sort_key(&self) -> String {
+        String::new()
+    }
+
+    /// Sends work that is still pending to the store, and tells whether this branch wrote.
+    ///
+    /// # Errors
+    ///
+    /// Any error aborts the transaction; a [conflict](BranchError::conflict) makes it worth repeating.
+    fn flush(&self) -> impl Future<Output = Result<Work, BranchError>> + Send {
+        async { Ok(Work::Wrote) }
+    }
+
+    /// Promises to be able to commit, whatever happens; `id` is what the store must keep with the promise.
+    ///
+    /// # Errors
+    ///
+    /// An error is a no and aborts the transaction. It is [lost](BranchError::lost) when the branch may be prepared nevertheless,
+    /// now or later.
+    fn prepare(&self, id: &BranchId) -> impl Future<Output = Result<(), BranchError>> + Send;
+
+    /// Phase two of a prepared branch whose transaction committed.
+    ///
+    /// # Errors
+    ///
+    /// Any error is repeated: there is no way back after the decision (rule 7).
+    fn commit(&self) -> impl Future<Output = Result<(), BranchError>> + Send;
+
+    /// Gives the branch up, in whatever state short of committed it is.
+    ///
+    /// # Errors
+    ///
+    /// A branch that may be prepared is then handed to recovery, which repeats it.
+    fn rollback(&self) -> impl Future<Output = Result<(), BranchError>> + Send;
+
+    /// Commits a branch that was not prepared: one that only read, or the only one that wrote.
+    ///
+    /// # Errors
+    ///
+    /// Conflict or refused: certainly not committed. [Lost](BranchError::lost): nobody knows.
+    fn commit_one_phase(&self, id: &BranchId) -> impl Future<Output = Result<(), BranchError>> + Send {
+        async move {
+            self.prepare(id).await?;
+            self.commit().await.map_err(|error| error.with_kind(crate::FailureKind::Lost))
+        }
+    }
+
+    /// Commits the branch's work together with the row of the decision, atomically and durably. Only called on a
+    /// [carrier](Capability::Carrier).
+    ///
+    /// # Errors
+    ///
+    /// Conflict or refused: certainly not committed, now and later. [Lost](BranchError::lost): the store's
+    /// [`decision`](crate::ResourceManager::decision) will be asked.
+    fn commit_carrying(&self, record: &DecisionRecord) -> impl Future<Output = Result<(), BranchError>> + Send {
+        let transaction: TransactionId = record.transaction;
+        async move { Err(BranchError::refused(format!("the branch of {transaction} cannot carry a decision"))) }
+    }
+
+    /// Whether an error of the application's own work, seen in this branch's store, is worth repeating the transaction for.
+    fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
+        let _ = error;
+        false
+    }
+}

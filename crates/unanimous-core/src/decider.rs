@@ -1,0 +1,125 @@
+//! The contract of a decider: who can be asked for a transaction's decision, and the log that is told it.
+//!
+//! Must not know how a decision is stored, nor branches and their stores.
+
+use std::fmt;
+use std::future::Future;
+
+use crate::error::{BoxError, DecideError, StoreError};
+use crate::xid::{Owner, StoreId, TransactionId};
+
+/// One branch of a decided transaction, as the decision lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Participant {
+    /// The branch's number in its transaction.
+    pub number: u16,
+    /// The resource's name, at most 255 bytes.
+    pub resource: String,
+    /// The store's identity; none for a volatile branch, which no store could list.
+    pub store: Option<StoreId>,
+}
+
+/// A decision to commit, with what must be confirmed before it may be forgotten. Aborts are presumed and have no record in a log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DecisionRecord {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// Its prepared branches, fixed before the first prepare (rule 2).
+    pub participants: Vec<Participant>,
+    /// When it was decided: microseconds since 1970, UTC, by the decider's clock; for people and the horizon, never for order.
+    pub decided_at: u64,
+}
+
+/// Why nothing may be presumed of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum HoldReason {
+    /// Another log began it.
+    ForeignLog,
+    /// This log never had that incarnation: the log or the store was restored from a backup, or copied.
+    ForeignIncarnation,
+    /// It is older than what the decider remembers (rule 11).
+    BeyondHorizon,
+    /// The log was poisoned by a failed sync; the next start reads what is durable (rule 12).
+    Poisoned,
+    /// The store that decides is not registered here, or is another store under its name.
+    UnregisteredDecider(StoreId),
+    /// The decider could not be asked now.
+    Unreachable,
+}
+
+impl fmt::Display for HoldReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HoldReason::ForeignLog => f.write_str("begun by another decision log; ask the process that owns it"),
+            HoldReason::ForeignIncarnation => {
+                f.write_str("begun by an incarnation that this log does not know: a restored or copied log or store")
+            }
+            HoldReason::BeyondHorizon => f.write_str("older than the decisions that are kept"),
+            HoldReason::Poisoned => {
+                f.write_str("the decision log failed to sync; restart the process to read what is durable")
+            }
+            HoldReason::UnregisteredDecider(store) => {
+                write!(f, "decided by the store {store}, which is not registered here; register it")
+            }
+            HoldReason::Unreachable => f.write_str("its decider can't be asked now; it is asked again"),
+        }
+    }
+}
+
+/// What a decider says of a transaction. Commit and Abort are final.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Known {
+    /// Decided, durably.
+    Commit(DecisionRecord),
+    /// Can never be decided Commit any more.
+    Abort,
+    /// Nothing may be presumed.
+    Hold(HoldReason),
+}
+
+/// Who can be asked for decisions.
+pub trait Decider: Send + Sync + 'static {
+    /// What is known of a transaction that is not live any more. What is answered is durable (rule 3), and a decision that is
+    /// being written is waited for.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be asked now.
+    fn lookup(&self, transaction: TransactionId) -> impl Future<Output = Result<Known, StoreError>> + Send;
+
+    /// Decisions that are durable and not finished: some branch is not confirmed yet.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be asked now.
+    fn unfinished(&self) -> impl Future<Output = Result<Vec<DecisionRecord>, StoreError>> + Send;
+
+    /// Every branch is confirmed: the decision is kept to the horizon and may go then. Not forced; returns at once.
+    fn forget(&self, transaction: TransactionId);
+}
+
+/// A decider that is told decisions: a log that one process owns.
+pub trait DecisionLog: Decider {
+    /// The log's identity and its current incarnation, forced before this is callable (rule 4).
+    fn owner(&self) -> Owner;
+
+    /// Whether a decision could be written now; asked before the first prepare, so that no branch is prepared in vain.
+    ///
+    /// # Errors
+    ///
+    /// Poisoned, closed, or unfinished decisions fill the log.
+    fn ready(&self) -> Result<(), BoxError>;
+
+    /// Makes a decision to commit durable.
+    ///
+    /// Cancel safety: dropping the future changes nothing; the decision is written or refused all the same.
+    ///
+    /// # Errors
+    ///
+    /// [`DecideError::Refused`]: certainly not written. [`DecideError::Unknown`]: nobody knows until the next start.
+    fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send;
+
+    /// Writes what is still only in memory (finished decisions) and gives the log up for another process. Refuses decisions from now on.
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}

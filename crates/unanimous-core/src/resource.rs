@@ -1,0 +1,122 @@
+//! The contract of a resource manager: a registered store that begins branches, and lists and finishes those in doubt.
+//!
+//! Must not know the manager or the log.
+
+use std::future::Future;
+
+use crate::branch::{Branch, Capability};
+use crate::decider::Known;
+use crate::error::{BranchError, StoreError};
+use crate::xid::{BranchId, Owner, StoreId, TransactionId};
+
+/// What a store is told when a branch begins.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BranchContext {
+    /// The transaction that is joined, for the store's own diagnostics. The branch's id exists from prepare on only.
+    pub transaction: TransactionId,
+}
+
+impl BranchContext {
+    /// What a branch of this transaction is told.
+    pub fn new(transaction: TransactionId) -> Self {
+        Self { transaction }
+    }
+}
+
+/// A registered store.
+///
+/// Phase two and recovery must have connections of their own (rule 14): a pool that waiting transactions have emptied must
+/// not stop what they wait for.
+pub trait ResourceManager: Send + Sync + 'static {
+    /// What a transaction gets when it joins.
+    type Branch: Branch;
+
+    /// What a join may ask for; `()` where there is nothing to ask.
+    type Options: Default + Send + 'static;
+
+    /// The name that the application gave the store: stable over restarts, unique in its manager.
+    fn name(&self) -> &str;
+
+    /// What its branches can promise; the same as [`Branch::capability`] of each.
+    fn capability(&self) -> Capability;
+
+    /// Reads the store's identity from the store itself. It is created where the store is new.
+    ///
+    /// # Errors
+    ///
+    /// When the store can't be reached or is not what it was (an unmounted folder is down, not empty).
+    fn identity(&self) -> impl Future<Output = Result<StoreId, StoreError>> + Send;
+
+    /// Begins a branch.
+    ///
+    /// # Errors
+    ///
+    /// A [conflict](BranchError::conflict) when a lock was not to be had in time.
+    fn begin(
+        &self,
+        context: &BranchContext,
+        options: Self::Options,
+    ) -> impl Future<Output = Result<Self::Branch, BranchError>> + Send;
+
+    /// Lists the prepared branches, whoever began them: recovery tells its own by their ids.
+    ///
+    /// # Errors
+    ///
+    /// When the list would not be authoritative: unreachable, a standby, another identity. An empty list is a statement.
+    fn in_doubt(&self) -> impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send;
+
+    /// Commits a prepared branch, from wherever it was prepared. Idempotent; repeated until it is absent from
+    /// [`in_doubt`](Self::in_doubt), since no error code ends a branch (rule 8).
+    ///
+    /// # Errors
+    ///
+    /// Any error is reported and the branch held until the next try.
+    fn commit(&self, id: &BranchId) -> impl Future<Output = Result<(), BranchError>> + Send;
+
+    /// Rolls a prepared branch back. As [`commit`](Self::commit) otherwise.
+    ///
+    /// # Errors
+    ///
+    /// Any error is reported and the branch held until the next try.
+    fn rollback(&self, id: &BranchId) -> impl Future<Output = Result<(), BranchError>> + Send;
+
+    /// For a [carrier](Capability::Carrier): what its decision rows say of a transaction.
+    ///
+    /// The answer is final and durable: a row that is found is forced again before it is believed (rule 3), and where none is
+    /// found the transaction is fenced with an Abort row first, so that a carrier that is late can't commit any more (design,
+    /// section 4). `owner` is who asks: it holds its log's lock, which rules that earlier incarnations of it are dead.
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read, forced or fenced now. Nothing is presumed then.
+    fn decision(
+        &self,
+        transaction: TransactionId,
+        owner: Owner,
+    ) -> impl Future<Output = Result<Known, StoreError>> + Send {
+        let _ = owner;
+        async move {
+            Err(StoreError::new(format!(
+                "{} keeps no decisions; {transaction} names it as its decider by mistake",
+                self.name()
+            )))
+        }
+    }
+
+    /// For a carrier: the transactions of `owner`'s log whose commit row is there and not known to be finished.
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    fn unfinished(&self, owner: Owner) -> impl Future<Output = Result<Vec<crate::DecisionRecord>, StoreError>> + Send {
+        let _ = owner;
+        async { Ok(Vec::new()) }
+    }
+
+    /// For a carrier: every branch of the transaction is confirmed; its row is kept to the horizon and may go then. Not forced,
+    /// must return at once: a forgotten "forget" costs one more listing after a restart.
+    fn forget(&self, transaction: TransactionId) {
+        let _ = transaction;
+    }
+}

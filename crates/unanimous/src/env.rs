@@ -1,0 +1,113 @@
+//! Clock, spawning and randomness behind one small trait, so that a simulator can run the manager with all of them under its control.
+//!
+//! Nothing else in this crate asks the operating system or the runtime for any of these; the log's disk is [`disk`].
+//! Must not know transactions.
+
+pub mod disk;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A future on the heap, as a trait object's method gives it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What the manager needs from the world around it.
+pub trait Env: Send + Sync + 'static {
+    /// Time since some fixed point; never goes back.
+    fn monotonic(&self) -> Duration;
+
+    /// Microseconds since 1970, UTC; may jump. For people and for horizons, never for order.
+    fn wall_clock(&self) -> u64;
+
+    /// Waits.
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
+
+    /// Runs a task to its end, whoever is dropped meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When there is no runtime any more to run it; the task was dropped then.
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> Result<(), NoRuntime>;
+
+    /// Runs a job that blocks its thread (a sync of a file).
+    ///
+    /// # Errors
+    ///
+    /// When there is no runtime any more to run it; the job was dropped then.
+    fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime>;
+
+    /// 64 random bits, unpredictable enough that two machines never share them.
+    fn random(&self) -> u64;
+}
+
+/// There is no runtime (any more) that could run a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRuntime;
+
+impl fmt::Display for NoRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("there is no tokio runtime here that could run the task; call this from within one")
+    }
+}
+
+impl std::error::Error for NoRuntime {}
+
+/// The real world: tokio's timer and tasks, the operating system's clock and randomness.
+#[derive(Clone, Debug)]
+pub struct TokioEnv {
+    start: Instant,
+    runtime: Option<tokio::runtime::Handle>,
+}
+
+impl TokioEnv {
+    /// The environment of the current tokio runtime, if there is one: what it spawns later runs there, also when it is called from
+    /// a thread outside.
+    pub fn current() -> Self {
+        Self { start: Instant::now(), runtime: tokio::runtime::Handle::try_current().ok() }
+    }
+
+    /// The same, shared.
+    pub fn shared() -> Arc<dyn Env> {
+        Arc::new(Self::current())
+    }
+
+    fn handle(&self) -> Result<tokio::runtime::Handle, NoRuntime> {
+        match &self.runtime {
+            Some(handle) => Ok(handle.clone()),
+            None => tokio::runtime::Handle::try_current().map_err(|_| NoRuntime),
+        }
+    }
+}
+
+impl Env for TokioEnv {
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall_clock(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> Result<(), NoRuntime> {
+        drop(self.handle()?.spawn(task));
+        Ok(())
+    }
+
+    fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime> {
+        drop(self.handle()?.spawn_blocking(job));
+        Ok(())
+    }
+
+    fn random(&self) -> u64 {
+        // The operating system's source fails only where there is none, and without it no id could be trusted.
+        getrandom::u64().expect("the operating system gives random numbers")
+    }
+}

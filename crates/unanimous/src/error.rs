@@ -1,0 +1,204 @@
+//! Errors of the manager's own operations, one small type for each.
+//!
+//! Must not know how an operation is done.
+
+use std::error::Error;
+use std::fmt;
+
+use unanimous_core::{BoxError, BranchError, FailureKind, TransactionId};
+
+/// A resource could not be joined. The transaction goes on; whether it can still commit is the application's choice.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The manager does not know a resource of this name and type.
+    NotRegistered {
+        /// The name that was joined.
+        resource: String,
+    },
+    /// Two branches that can't prepare: one of them could only be committed on trust (rule 10).
+    SecondUnprepared {
+        /// The one that joined before.
+        joined: String,
+        /// The one that was refused.
+        refused: String,
+    },
+    /// The transaction is not active any more: committing, ended, past its time limit, or the manager is shutting down.
+    NotActive {
+        /// The transaction.
+        id: TransactionId,
+        /// What it is instead, and what to do.
+        why: &'static str,
+    },
+    /// A branch of that name is there already, and is of another type or cannot be shared.
+    Duplicate {
+        /// The name.
+        resource: String,
+    },
+    /// The branch says that it can be recovered, but was joined without a registered resource that could do it.
+    Unrecoverable {
+        /// The name.
+        resource: String,
+    },
+    /// The store failed to begin.
+    Store {
+        /// The resource.
+        resource: String,
+        /// What it said.
+        source: BranchError,
+    },
+}
+
+impl JoinError {
+    /// Whether repeating the transaction may help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, JoinError::Store { source, .. } if source.kind() == FailureKind::Conflict)
+    }
+}
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            JoinError::NotRegistered { resource } => write!(
+                f,
+                "the resource {resource:?} is not registered with this manager; add it with Builder::resource, so that it can be recovered"
+            ),
+            JoinError::SecondUnprepared { joined, refused } => write!(
+                f,
+                "{refused:?} can't prepare, and neither can {joined:?}, which is in the transaction already; \
+                 one transaction can have one such branch"
+            ),
+            JoinError::NotActive { id, why } => write!(f, "the transaction {id} can't be joined: {why}"),
+            JoinError::Duplicate { resource } => {
+                write!(
+                    f,
+                    "a branch named {resource:?} of another type is in the transaction already; choose another name"
+                )
+            }
+            JoinError::Unrecoverable { resource } => write!(
+                f,
+                "the branch {resource:?} says that it can be recovered, but no registered resource could do it; \
+                 join its resource, or let its capability be volatile"
+            ),
+            JoinError::Store { resource, .. } => write!(f, "the resource {resource:?} could not begin a branch"),
+        }
+    }
+}
+
+impl Error for JoinError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            JoinError::Store { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// A commit that did not succeed, or of which nobody can say yet whether it did.
+#[derive(Debug)]
+pub enum CommitError {
+    /// Surely not committed, anywhere, now and later.
+    Aborted {
+        /// The transaction.
+        id: TransactionId,
+        /// Why.
+        source: BoxError,
+    },
+    /// It may have committed. Don't repeat it blindly; recovery finds out, and the id is in the log.
+    Unknown {
+        /// The transaction.
+        id: TransactionId,
+        /// Why nobody knows.
+        source: BoxError,
+    },
+}
+
+impl CommitError {
+    /// The transaction.
+    pub fn id(&self) -> TransactionId {
+        match self {
+            CommitError::Aborted { id, .. } | CommitError::Unknown { id, .. } => *id,
+        }
+    }
+
+    /// Whether repeating the whole transaction may help: aborted by a conflict. Never for an unknown outcome.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            CommitError::Aborted { source, .. } => is_conflict(&**source),
+            CommitError::Unknown { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for CommitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CommitError::Aborted { id, .. } => write!(f, "the transaction {id} was aborted"),
+            CommitError::Unknown { id, .. } => write!(
+                f,
+                "the outcome of the transaction {id} is unknown; it must not be repeated before recovery has found out"
+            ),
+        }
+    }
+}
+
+impl Error for CommitError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            CommitError::Aborted { source, .. } | CommitError::Unknown { source, .. } => Some(&**source),
+        }
+    }
+}
+
+/// Whether a conflict is among an error and its sources; an unknown outcome among them rules it out.
+pub(crate) fn is_conflict(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(commit) = error.downcast_ref::<CommitError>() {
+            return commit.is_retryable();
+        }
+        if let Some(branch) = error.downcast_ref::<BranchError>() {
+            return branch.kind() == FailureKind::Conflict;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// A transaction that was run with attempts failed for good.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The work failed, was not worth repeating or was repeated often enough; its transaction was aborted.
+    Work {
+        /// How often it was tried.
+        attempts: u32,
+        /// The work's own error.
+        source: BoxError,
+    },
+    /// The commit failed.
+    Commit {
+        /// How often it was tried.
+        attempts: u32,
+        /// The last commit's error; look whether it is unknown.
+        source: CommitError,
+    },
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunError::Work { attempts, .. } => write!(f, "the work failed at attempt {attempts}, and was aborted"),
+            RunError::Commit { attempts, .. } => write!(f, "the commit failed at attempt {attempts}"),
+        }
+    }
+}
+
+impl Error for RunError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            RunError::Work { source, .. } => Some(&**source),
+            RunError::Commit { source, .. } => Some(source),
+        }
+    }
+}
