@@ -1,1 +1,1 @@
-
+//! The core's tests, in one binary.

@@ -65,7 +65,9 @@ impl fmt::Display for HistoryError {
             HistoryError::UnknownIncarnation(incarnation) => {
                 write!(f, "a record of the incarnation {incarnation}, which was never begun")
             }
-            HistoryError::DecidedTwice(transaction) => write!(f, "the transaction {transaction} is decided twice, differently"),
+            HistoryError::DecidedTwice(transaction) => {
+                write!(f, "the transaction {transaction} is decided twice, differently")
+            }
             HistoryError::ForeignLog(transaction) => write!(f, "the transaction {transaction} is of another log"),
             HistoryError::Unwritable(_) => f.write_str("a decision that no log can hold"),
         }
@@ -290,7 +292,8 @@ impl History {
         let mut first = self.folded_before;
         let ends = self.incarnations.values().skip(1).map(|next| next.started_at);
         for ((&counter, era), end) in self.incarnations.iter().zip(ends) {
-            let from = TransactionId { log: self.log, incarnation: Incarnation { counter, nonce: era.nonce }, sequence: 0 };
+            let from =
+                TransactionId { log: self.log, incarnation: Incarnation { counter, nonce: era.nonce }, sequence: 0 };
             let kept = |transaction: Option<&TransactionId>| {
                 transaction.is_some_and(|transaction| transaction.incarnation == from.incarnation)
             };

@@ -106,7 +106,10 @@ impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DecodeError::UnknownKind(kind) => {
-                write!(f, "a record of kind {kind}: the log was written by a newer version; use that version or a newer one")
+                write!(
+                    f,
+                    "a record of kind {kind}: the log was written by a newer version; use that version or a newer one"
+                )
             }
             DecodeError::Malformed { kind } => write!(f, "a record of kind {kind} that is not one"),
             DecodeError::Length => f.write_str("records that don't fill their frame"),

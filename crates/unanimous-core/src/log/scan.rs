@@ -93,10 +93,16 @@ impl fmt::Display for Damage {
             DamageKind::Cut => write!(f, "the file ends at byte {offset} and should end at byte {end}: it was cut"),
             DamageKind::Checkpoint => write!(f, "bytes {offset} to {end}: the checkpoint is damaged"),
             DamageKind::Frame => {
-                write!(f, "bytes {offset} to {end}: what stood here is damaged, and what follows proves that it had been synced")
+                write!(
+                    f,
+                    "bytes {offset} to {end}: what stood here is damaged, and what follows proves that it had been synced"
+                )
             }
             DamageKind::Copy => {
-                write!(f, "bytes {offset} to {end}: one copy of a frame is damaged; the other one is whole and was read")
+                write!(
+                    f,
+                    "bytes {offset} to {end}: one copy of a frame is damaged; the other one is whole and was read"
+                )
             }
             DamageKind::Records(error) => write!(f, "bytes {offset} to {end}: {error}"),
         }
@@ -219,10 +225,15 @@ impl<'a> Scanner<'a> {
 
     /// The first valid copy at or after this offset.
     fn find(&self, from: usize) -> Option<(usize, FrameCopy<'a>)> {
-        (from..self.bytes.len()).step_by(ALIGN).find_map(|offset| Some((offset, copy_at(self.bytes, self.salt, offset)?)))
+        (from..self.bytes.len())
+            .step_by(ALIGN)
+            .find_map(|offset| Some((offset, copy_at(self.bytes, self.salt, offset)?)))
     }
 }
 
 fn same_frame(second: &FrameCopy<'_>, first: &FrameCopy<'_>) -> bool {
-    second.mark == Mark::Second && second.start == first.start && second.count == first.count && second.records == first.records
+    second.mark == Mark::Second
+        && second.start == first.start
+        && second.count == first.count
+        && second.records == first.records
 }
