@@ -11,7 +11,9 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use super::record::{EncodeError, FINISHED_LEN, FLOOR_LEN, FOLDED_LEN, INCARNATION_LEN, Record, check, commit_len};
+use super::record::{
+    EncodeError, FINISHED_LEN, FLOOR_LEN, FOLDED_LEN, INCARNATION_LEN, Record, check, commit_len, encode_commit,
+};
 use crate::decider::{DecisionRecord, HoldReason, Known};
 use crate::xid::{Incarnation, LogId, TransactionId};
 
@@ -144,8 +146,8 @@ impl History {
             Record::Commit(record) => self.commit(record)?,
             Record::Finished { transaction, at } => self.finish(transaction, at),
             Record::Floor { incarnation, sequence } => {
-                let era = self.era(incarnation).ok_or(HistoryError::UnknownIncarnation(incarnation))?;
-                let era = self.incarnations.get_mut(&era).expect("just found");
+                let era = self.incarnations.get_mut(&incarnation.counter).filter(|era| era.nonce == incarnation.nonce);
+                let era = era.ok_or(HistoryError::UnknownIncarnation(incarnation))?;
                 era.floor = era.floor.max(sequence);
             }
             Record::Folded { before } => self.fold(before),
@@ -198,10 +200,9 @@ impl History {
         self.incarnations = self.incarnations.split_off(&self.folded_before);
     }
 
-    /// The counter of an incarnation that is known, with its nonce.
-    fn era(&self, incarnation: Incarnation) -> Option<u32> {
-        self.incarnations.get(&incarnation.counter).filter(|era| era.nonce == incarnation.nonce)?;
-        Some(incarnation.counter)
+    /// An incarnation that is known, counter and nonce.
+    fn era(&self, incarnation: Incarnation) -> Option<&Era> {
+        self.incarnations.get(&incarnation.counter).filter(|era| era.nonce == incarnation.nonce)
     }
 
     fn decision(&self, transaction: TransactionId) -> Option<&DecisionRecord> {
@@ -219,9 +220,9 @@ impl History {
         if transaction.incarnation.counter < self.folded_before {
             return Known::Hold(HoldReason::BeyondHorizon);
         }
-        match self.era(transaction.incarnation).map(|counter| self.incarnations[&counter].floor) {
+        match self.era(transaction.incarnation) {
             None => Known::Hold(HoldReason::ForeignIncarnation),
-            Some(floor) if transaction.sequence <= floor => Known::Hold(HoldReason::BeyondHorizon),
+            Some(era) if transaction.sequence <= era.floor => Known::Hold(HoldReason::BeyondHorizon),
             Some(_) => Known::Abort,
         }
     }
@@ -331,33 +332,43 @@ impl History {
         last.checked_add(1).map(|next| next.max(self.folded_before))
     }
 
-    /// The records that rebuild this history, in an order that [`apply`](Self::apply) takes.
-    pub fn checkpoint(&self) -> Vec<Record> {
-        let mut records = Vec::new();
+    /// The records that rebuild this history, as bytes in an order that [`apply`](Self::apply) takes, and how many they are.
+    pub fn checkpoint(&self) -> (Vec<u8>, u32) {
+        let mut out = Checkpoint { bytes: Vec::with_capacity(self.bytes()), count: 0 };
         if self.folded_before > 0 {
-            records.push(Record::Folded { before: self.folded_before });
+            out.add(&Record::Folded { before: self.folded_before });
         }
         for (incarnation, started_at, floor) in self.incarnations() {
-            records.push(Record::Incarnation { incarnation, started_at });
+            out.add(&Record::Incarnation { incarnation, started_at });
             if floor > 0 {
-                records.push(Record::Floor { incarnation, sequence: floor });
+                out.add(&Record::Floor { incarnation, sequence: floor });
             }
         }
-        records.extend(self.unfinished().cloned().map(Record::Commit));
-        for (record, at) in self.finished() {
-            records.push(Record::Commit(record.clone()));
-            records.push(Record::Finished { transaction: record.transaction, at });
+        for record in self.unfinished() {
+            out.add_commit(record);
         }
-        records
+        for (record, at) in self.finished() {
+            out.add_commit(record);
+            out.add(&Record::Finished { transaction: record.transaction, at });
+        }
+        (out.bytes, out.count)
+    }
+}
+
+/// A checkpoint's records as they are put together; decisions are not copied first, since there can be many.
+struct Checkpoint {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl Checkpoint {
+    fn add(&mut self, record: &Record) {
+        record.encode(&mut self.bytes).expect("only decisions can be too long");
+        self.count += 1;
     }
 
-    /// The bytes of the [`checkpoint`](Self::checkpoint), and how many records they are.
-    pub fn checkpoint_bytes(&self) -> (Vec<u8>, u32) {
-        let mut bytes = Vec::with_capacity(self.bytes());
-        let records = self.checkpoint();
-        for record in &records {
-            record.encode(&mut bytes).expect("a decision is checked when it is applied");
-        }
-        (bytes, u32::try_from(records.len()).expect("each record takes several bytes of a frame of less than 4 GiB"))
+    fn add_commit(&mut self, record: &DecisionRecord) {
+        encode_commit(record, &mut self.bytes).expect("a decision is checked when it is applied");
+        self.count += 1;
     }
 }

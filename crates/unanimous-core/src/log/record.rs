@@ -173,18 +173,16 @@ impl Record {
     ///
     /// When [`check`] refuses the decision; nothing is appended then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        let (kind, length) = (self.kind(), self.encoded_len() - PREFIX);
         if let Record::Commit(record) = self {
-            check(record)?;
+            return encode_commit(record, out);
         }
-        out.push(kind);
-        out.extend_from_slice(&u32::try_from(length).expect("65535 participants of 300 bytes fit").to_le_bytes());
+        put_prefix(out, self.kind(), self.encoded_len());
         match self {
+            Record::Commit(_) => {}
             Record::Incarnation { incarnation, started_at } => {
                 put_incarnation(out, *incarnation);
                 out.extend_from_slice(&started_at.to_le_bytes());
             }
-            Record::Commit(record) => put_commit(out, record),
             Record::Finished { transaction, at } => {
                 put_transaction(out, *transaction);
                 out.extend_from_slice(&at.to_le_bytes());
@@ -223,6 +221,12 @@ impl Record {
     }
 }
 
+fn put_prefix(out: &mut Vec<u8>, kind: u8, length: usize) {
+    out.push(kind);
+    let body = u32::try_from(length - PREFIX).expect("65535 participants of 300 bytes fit");
+    out.extend_from_slice(&body.to_le_bytes());
+}
+
 fn put_incarnation(out: &mut Vec<u8>, incarnation: Incarnation) {
     out.extend_from_slice(&incarnation.counter.to_le_bytes());
     out.extend_from_slice(&incarnation.nonce.to_le_bytes());
@@ -233,16 +237,20 @@ fn put_transaction(out: &mut Vec<u8>, transaction: TransactionId) {
     out.extend_from_slice(&transaction.sequence.to_le_bytes());
 }
 
-fn put_commit(out: &mut Vec<u8>, record: &DecisionRecord) {
+/// Appends the bytes of a decision's record, as [`Record::encode`] does.
+pub(crate) fn encode_commit(record: &DecisionRecord, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    check(record)?;
+    put_prefix(out, KIND_COMMIT, commit_len(record));
     put_transaction(out, record.transaction);
     out.extend_from_slice(&record.decided_at.to_le_bytes());
-    let count = u16::try_from(record.participants.len()).expect("checked before");
+    let count = u16::try_from(record.participants.len()).expect("just checked");
     out.extend_from_slice(&count.to_le_bytes());
     for participant in &record.participants {
         out.extend_from_slice(&participant.number.to_le_bytes());
         put_text(out, &participant.resource);
         put_text(out, participant.store.as_ref().map_or("", StoreId::as_str));
     }
+    Ok(())
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {

@@ -218,7 +218,7 @@ impl Opening {
         history.apply(Record::Incarnation { incarnation, started_at: now }).expect("the next counter follows");
         history.retain(now, limits.horizon, limits.checkpoint());
         let owner = Owner { log: history.log(), incarnation };
-        let (bytes, count) = history.checkpoint_bytes();
+        let (bytes, count) = history.checkpoint();
         let segments = Segments::begin(folder, path.clone(), limits.segment, owner, after, (&bytes, count), now)?;
         opened.report(&path, owner);
         let shared = Shared::new(env, State::new(limits, owner, history, segments));

@@ -201,7 +201,7 @@ impl Job {
                 let limits = state.limits;
                 let retained = state.history.retain(now, limits.horizon, limits.checkpoint());
                 tracing::debug!(?retained, "the decision log begins a new segment");
-                state.history.checkpoint_bytes()
+                state.history.checkpoint()
             };
             segments.rotate((&bytes, count), now)?;
         }
