@@ -231,10 +231,10 @@ fn no_life_of_a_log_contradicts_a_plain_memory() {
                 }
                 _ if counter > 0 => {
                     let decided = transaction(counter, 1 + next(40));
-                    if !plain.contains_key(&decided) {
+                    plain.entry(decided).or_insert_with(|| {
                         commit(&mut history, decided);
-                        plain.insert(decided, false);
-                    }
+                        false
+                    });
                 }
                 _ => {}
             }

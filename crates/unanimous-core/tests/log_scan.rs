@@ -235,7 +235,7 @@ fn stale_bytes_are_no_frame() {
     let Image { bytes, frames } = image();
     let end = frames[4].1;
     let invented = bytes_of(&[commit(99, &["never"])]);
-    let mut others = vec![header(); 3];
+    let mut others = [header(); 3];
     others[0].segment -= 1;
     others[1].incarnation.nonce ^= 1;
     others[2].log.0 ^= 1;
