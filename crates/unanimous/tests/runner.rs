@@ -1,1 +1,5 @@
+//! The library's tests, in one binary.
 
+mod log_disk;
+mod log_file;
+mod log_power;
