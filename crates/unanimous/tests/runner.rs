@@ -1,1 +1,2 @@
-
+#[cfg(feature = "sqlite")]
+mod sqlite;
