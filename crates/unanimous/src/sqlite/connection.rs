@@ -34,11 +34,8 @@ impl Opener {
     /// Opens the database, creates it and our tables where they are new.
     pub(super) fn open_first(&self) -> Result<(Connection, OpenedFile, StoreId), OpenError> {
         let path = &self.path;
-        let before = file::seen_before(path);
+        let before = file::seen_before(path)?;
         let there = path.try_exists().map_err(|source| OpenError::NoFolder { folder: path.clone(), source })?;
-        if !there && before.is_some() {
-            return Err(FileChanged::Gone { path: path.clone() }.into());
-        }
         if !there && self.must_exist {
             return Err(OpenError::NotThere { path: path.clone() });
         }
@@ -53,8 +50,9 @@ impl Opener {
         }
         self.configure(&conn)?;
         let identity = self.make_identity(&conn)?;
-        file::remember(path, &identity)?;
-        let opened = OpenedFile::at(path.clone())?;
+        // The identity was read above, so the log is there.
+        let opened = OpenedFile::at(path.clone(), conn.path().unwrap_or_default())?;
+        file::remember(&opened, &identity)?;
         Ok((conn, opened, identity))
     }
 

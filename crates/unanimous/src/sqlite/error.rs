@@ -18,12 +18,12 @@ use unanimous_core::{StoreId, TransactionId};
 pub enum FileChanged {
     /// There is no file (or folder) at the path any more.
     Gone {
-        /// The database.
+        /// The database, or its write-ahead log.
         path: PathBuf,
     },
     /// There is another file.
     Replaced {
-        /// The database.
+        /// The database, or its write-ahead log.
         path: PathBuf,
     },
     /// There is another database: its identity is not the one that was there before in this process.
@@ -42,13 +42,13 @@ impl fmt::Display for FileChanged {
         match self {
             FileChanged::Gone { path } => write!(
                 f,
-                "the database {} was there before and is gone; put the same file back (is its folder mounted?), \
-                 or restart the process to begin with an empty one",
+                "the database file {} was there before and is gone; put the same file back (is its folder mounted?), \
+                 or restart the process to go on with what is there then",
                 path.display()
             ),
             FileChanged::Replaced { path } => write!(
                 f,
-                "the database {} was replaced by another file while it was open; put the same file back, \
+                "the database file {} is not the file that was there before; put the same file back, \
                  or restart the process to go on with the other one",
                 path.display()
             ),

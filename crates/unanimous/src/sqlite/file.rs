@@ -17,33 +17,38 @@ use unanimous_core::StoreId;
 
 use super::error::{FileChanged, OpenError};
 
-/// Which database was at which path, for the life of the process: an empty one must not take its place silently.
-static SEEN: Mutex<BTreeMap<PathBuf, StoreId>> = Mutex::new(BTreeMap::new());
+/// Which file with which identity was at which path, for the life of the process: an empty one must not take its place silently,
+/// and SQLite would apply the write-ahead log that an earlier file has left at the path to whatever file is there now.
+static SEEN: Mutex<BTreeMap<PathBuf, (OpenedFile, StoreId)>> = Mutex::new(BTreeMap::new());
 
 /// The identity that the database at this path had before in this process.
-pub(super) fn seen_before(path: &Path) -> Option<StoreId> {
-    SEEN.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+///
+/// # Errors
+///
+/// There was one, and now its file is gone or another.
+pub(super) fn seen_before(path: &Path) -> Result<Option<StoreId>, FileChanged> {
+    match SEEN.lock().unwrap_or_else(PoisonError::into_inner).get(path) {
+        Some((file, identity)) => file.check_database().map(|()| Some(identity.clone())),
+        None => Ok(None),
+    }
 }
 
-/// Remembers the identity of the database at this path; the first one counts.
+/// Remembers the database that was opened at a path; the first one counts.
 ///
 /// # Errors
 ///
 /// Another one was there before.
-pub(super) fn remember(path: &Path, identity: &StoreId) -> Result<(), FileChanged> {
+pub(super) fn remember(file: &OpenedFile, identity: &StoreId) -> Result<(), FileChanged> {
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-    match seen.get(path) {
-        Some(expected) if expected != identity => Err(FileChanged::OtherIdentity {
-            path: path.to_owned(),
-            expected: expected.clone(),
-            found: Some(identity.clone()),
-        }),
-        Some(_) => Ok(()),
-        None => {
-            seen.insert(path.to_owned(), identity.clone());
-            Ok(())
-        }
+    let (_, expected) = seen.entry(file.path.clone()).or_insert_with(|| (file.clone(), identity.clone()));
+    if expected == identity {
+        return Ok(());
     }
+    Err(FileChanged::OtherIdentity {
+        path: file.path.clone(),
+        expected: expected.clone(),
+        found: Some(identity.clone()),
+    })
 }
 
 /// The absolute path of a database: its folder is resolved, so that neither a later change of the working directory nor another
@@ -65,31 +70,50 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, OpenError> {
     }
 }
 
-/// A file as the operating system knows it.
+/// A database's files as the operating system knows them.
 #[derive(Clone, Debug)]
 pub(super) struct OpenedFile {
     path: PathBuf,
     id: FileId,
+    /// The write-ahead log: there from the first read to the last connection's end, always the same file. Commits go there first,
+    /// so one that was deleted by hand takes them along.
+    log: PathBuf,
+    log_id: FileId,
 }
 
 impl OpenedFile {
-    /// The file that is at the path now.
-    pub(super) fn at(path: PathBuf) -> Result<Self, FileChanged> {
-        match std::fs::metadata(&path) {
-            Ok(metadata) => Ok(Self { id: FileId::of(&metadata), path }),
-            Err(_) => Err(FileChanged::Gone { path }),
-        }
+    /// The files that are there now. `opened` is the path that SQLite made of `path`: it follows links, and puts the log beside the
+    /// file itself.
+    pub(super) fn at(path: PathBuf, opened: &str) -> Result<Self, FileChanged> {
+        let log = PathBuf::from(format!("{opened}-wal"));
+        Ok(Self { id: look_at(&path)?, path, log_id: look_at(&log)?, log })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Looks whether the same file is still there. One call of the operating system, no disk access to speak of.
+    /// Looks whether the same files are still there. Two calls of the operating system, no disk access to speak of.
     pub(super) fn check(&self) -> Result<(), FileChanged> {
-        let now = Self::at(self.path.clone())?;
-        if now.id == self.id { Ok(()) } else { Err(FileChanged::Replaced { path: self.path.clone() }) }
+        self.check_database()?;
+        same(&self.log, self.log_id)
     }
+
+    /// The same without the log, which is not there while no connection is.
+    fn check_database(&self) -> Result<(), FileChanged> {
+        same(&self.path, self.id)
+    }
+}
+
+fn look_at(path: &Path) -> Result<FileId, FileChanged> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(FileId::of(&metadata)),
+        Err(_) => Err(FileChanged::Gone { path: path.to_owned() }),
+    }
+}
+
+fn same(path: &Path, id: FileId) -> Result<(), FileChanged> {
+    if look_at(path)? == id { Ok(()) } else { Err(FileChanged::Replaced { path: path.to_owned() }) }
 }
 
 /// Device and inode. An inode is not used again while a connection holds the file open, and the store keeps one open always.

@@ -24,10 +24,13 @@ use super::guard::{Guard, Life};
 use super::rows::{self, Carried};
 use super::store::Store;
 
+/// The application's work, with its answer wrapped up.
+pub(super) type WorkJob = Box<dyn for<'c> FnOnce(&mut Session<'c>) + Send>;
+
 /// What a branch sends to its thread.
 pub(super) enum Job {
-    /// The application's work, with its answer wrapped up.
-    Work(Box<dyn for<'c> FnOnce(&mut Session<'c>) + Send>),
+    /// Run this.
+    Work(WorkJob),
     /// What the branch has done so far.
     Flush(oneshot::Sender<Result<Work, BranchError>>),
     /// Commit, with the decision's row where there is one. Ends the branch, however it goes.
@@ -165,6 +168,7 @@ type Answer = Box<dyn FnOnce()>;
 /// Serves one branch. False: the connection must not be used again.
 fn serve(store: &Arc<Store>, conn: &Connection, guard: &Guard, lease: Lease) -> bool {
     let Lease { jobs, life, read_only, wait, permit, begun, thread } = lease;
+    let _last = LastWord(Arc::clone(&life));
     let mut session = Session::new(store, conn, guard, Arc::clone(&life), read_only, wait);
     let (how, answer): (Ended, Answer) = match session.begin() {
         Err(error) => (Ended::RolledBack, Box::new(move || drop(begun.send(Err(error))))),
@@ -184,6 +188,15 @@ fn serve(store: &Arc<Store>, conn: &Connection, guard: &Guard, lease: Lease) -> 
     }
     answer();
     usable
+}
+
+/// Should the thread die, nothing is left to be rolled back: its connection is closed. The first end counts, so this is only heard then.
+struct LastWord(Arc<Life>);
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        self.0.end(Ended::Unknown);
+    }
 }
 
 /// One branch on its thread.
@@ -254,7 +267,7 @@ impl<'c> Session<'c> {
     fn serve(&mut self, jobs: &Receiver<Job>) -> (Ended, Answer) {
         loop {
             match jobs.recv() {
-                Ok(Job::Work(work)) => work(self),
+                Ok(Job::Work(work)) => self.work(work),
                 Ok(Job::Flush(reply)) => drop(reply.send(self.flush())),
                 Ok(Job::Commit(record, reply)) => {
                     let (how, result) = self.commit(record.as_ref());
@@ -270,6 +283,14 @@ impl<'c> Session<'c> {
                     return (Ended::RolledBack, Box::new(|| ()));
                 }
             }
+        }
+    }
+
+    /// A value that nobody waits for any more is dropped here, by code of the application's: its panic must not end the thread.
+    fn work(&mut self, work: WorkJob) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
+            self.discard = true;
+            self.broken.get_or_insert(Broken::Panicked { message: panic_message(&*panic) });
         }
     }
 

@@ -18,6 +18,11 @@ fn run<F: Future<Output = ()>>(future: F) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
 }
 
+/// What a child has said; the test runner's own words can be before it in the line.
+fn said_after(line: &str, word: &str) -> Option<String> {
+    line.split_once(word).map(|(_, said)| said.to_owned())
+}
+
 /// Kills the child when the test fails, too.
 struct Killed(Child);
 
@@ -49,12 +54,12 @@ fn after_kill_9_work_and_its_row_are_there_together_or_not_at_all() {
         // Killed after a different number of answers and a different while each time; how far it is then is up to the machine.
         while answered.len() < 3 + round as usize {
             let line = said.next().expect("the child ended by itself").unwrap();
-            answered.extend(line.strip_prefix("carried ").map(str::to_owned));
+            answered.extend(said_after(&line, "carried "));
         }
         std::thread::sleep(Duration::from_micros(round * 431));
         process.0.kill().unwrap();
         process.0.wait().unwrap();
-        answered.extend(said.filter_map(|line| line.ok()?.strip_prefix("carried ").map(str::to_owned)));
+        answered.extend(said.filter_map(|line| said_after(&line.ok()?, "carried ")));
 
         let (work, rows) = work_and_rows(&place, round);
         assert_eq!(work, rows, "round {round}");
@@ -165,7 +170,7 @@ fn processes_that_create_a_database_at_once_agree_on_its_identity() {
             let output = process.wait_with_output().unwrap();
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(output.status.success(), "{output:?}");
-            identities.extend(said.lines().filter_map(|line| line.strip_prefix("identity ").map(str::to_owned)));
+            identities.extend(said.lines().filter_map(|line| said_after(line, "identity ")));
         }
         assert_eq!(identities.len(), 1, "{identities:?}");
     }

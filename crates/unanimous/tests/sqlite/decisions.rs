@@ -195,7 +195,7 @@ async fn unfinished_decisions_are_listed_until_they_are_forgotten() {
     assert_eq!(listed, [first.clone(), second.clone()]);
 
     store.forget(first.transaction);
-    assert_eq!(within(store.unfinished(owner())).await.unwrap(), [second.clone()]);
+    assert_eq!(within(store.unfinished(owner())).await.unwrap(), std::slice::from_ref(&second));
     // Written with the next decision that is carried.
     assert!(!rows(&place).contains(&format!("{} commit finished", first.transaction)));
     carried(&store, 13).await;

@@ -104,7 +104,7 @@ async fn another_file_in_its_place_is_noticed_before_anything_is_written() {
 
     // Another database with tables of ours, as a restored backup of another store would be.
     let other = Place::new();
-    let other_identity = within(other.open().await.identity()).await.unwrap();
+    drop(other.open().await);
     other.stranger().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     let content = fs::read(other.path()).unwrap();
     let new = place.folder.path().join("new.db");
@@ -122,11 +122,70 @@ async fn another_file_in_its_place_is_noticed_before_anything_is_written() {
     assert!(within(store.identity()).await.is_err());
     assert!(within(store.decision(owner().transaction(2), owner())).await.is_err());
 
-    // Opening it anew in this process is refused as well, and leaves the other one as it is.
+    // Opening it anew in this process is refused as well: SQLite would apply the old file's log to the new one.
     let error = refused(place.path()).await;
-    let OpenError::Changed(FileChanged::OtherIdentity { found, .. }) = error else { panic!("{error:?}") };
-    assert_eq!(found, Some(other_identity));
+    assert!(matches!(error, OpenError::Changed(FileChanged::Replaced { .. })), "{error:?}");
     assert_eq!(fs::read(place.path()).unwrap(), content);
+}
+
+/// Commits would go into a log that no crash recovery finds.
+#[tokio::test]
+async fn a_deleted_write_ahead_log_is_noticed() {
+    let place = Place::new();
+    let store = place.open().await;
+    let open = begin(&store, 1).await;
+    insert(&open, "a").await;
+    fs::remove_file(place.folder.path().join("work.db-wal")).unwrap();
+    let ended = within(open.commit_carrying(&record(owner().transaction(1)))).await;
+    let error: EndError = source(ended, FailureKind::Refused);
+    assert!(
+        matches!(&error, EndError::Changed(FileChanged::Gone { path }) if path.ends_with("work.db-wal")),
+        "{error:?}"
+    );
+    let error: BeginError = source(begin_with(&store, 2, SqliteOptions::new()).await, FailureKind::Refused);
+    assert!(matches!(error, BeginError::Changed(FileChanged::Gone { .. })), "{error:?}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_to_a_database_is_the_database() {
+    let place = Place::new();
+    let folder = place.folder.path().join("elsewhere");
+    fs::create_dir(&folder).unwrap();
+    drop(super::open(&folder.join("real.db"), super::PATIENCE).await);
+    std::os::unix::fs::symlink(folder.join("real.db"), place.path()).unwrap();
+    let store = place.open().await;
+    let branch = begin(&store, 1).await;
+    insert(&branch, "a").await;
+    branch.commit_one_phase(&id(owner().transaction(1))).await.unwrap();
+    assert_eq!(place.values(), ["a"]);
+}
+
+/// Copied over the old one, by `cp` say: the file is the same, its content is not.
+#[tokio::test]
+async fn another_content_of_the_same_file_is_noticed_when_it_is_opened_again() {
+    let place = Place::new();
+    let expected = within(place.open().await.identity()).await.unwrap();
+    let other = Place::new();
+    let identity = within(other.open().await.identity()).await.unwrap();
+    for database in [&place, &other] {
+        // The last connection takes the log along when it is closed.
+        let log = database.folder.path().join("work.db-wal");
+        within(async {
+            while log.exists() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+    }
+    fs::write(place.path(), fs::read(other.path()).unwrap()).unwrap();
+    let before = fs::read(place.path()).unwrap();
+    let error = refused(place.path()).await;
+    let OpenError::Changed(FileChanged::OtherIdentity { expected: was, found, .. }) = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!((was, found), (expected, Some(identity)));
+    assert_eq!(fs::read(place.path()).unwrap(), before);
 }
 
 #[tokio::test]
@@ -161,8 +220,7 @@ async fn init_cannot_weaken_the_commit() {
     let store = Sqlite::builder("work", place.path())
         .init(|conn| {
             conn.execute_batch(
-                "PRAGMA synchronous = OFF; PRAGMA journal_mode = DELETE; PRAGMA query_only = OFF;
-                 CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, v); PRAGMA query_only = ON",
+                "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, v); PRAGMA synchronous = OFF; PRAGMA query_only = ON",
             )
         })
         .open()

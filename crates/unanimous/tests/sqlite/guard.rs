@@ -134,6 +134,33 @@ async fn a_panic_breaks_the_branch_and_the_store_lives() {
     assert_eq!(store_place.values(), ["next"]);
 }
 
+/// Its caller has gone, so the thread drops the work's result, and that panics.
+#[tokio::test]
+async fn a_result_that_panics_when_it_is_dropped_does_not_end_the_thread() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    let place = Place::new();
+    let store = place.open().await;
+    let branch = begin(&store, 1).await;
+    insert(&branch, "before").await;
+    let (go, wait) = std::sync::mpsc::channel();
+    let mut call = Box::pin(branch.call(move |_| {
+        wait.recv().unwrap();
+        Ok(Bomb)
+    }));
+    assert!(super::poll_once(&mut call).await.is_pending());
+    drop(call);
+    go.send(()).unwrap();
+    let error: SqliteError = source(within(branch.flush()).await, FailureKind::Refused);
+    assert!(matches!(error, SqliteError::Broken { why: Broken::Panicked { .. }, .. }), "{error:?}");
+    within(branch.rollback()).await.unwrap();
+    assert_eq!(place.values(), [""; 0]);
+}
+
 #[tokio::test]
 async fn savepoints_are_the_applications_own() {
     let place = Place::new();

@@ -253,7 +253,7 @@ async fn a_dropped_call_runs_to_its_end_and_later_work_waits_behind_it() {
     let branch = begin(&store, 1).await;
     let (go, wait) = mpsc::channel::<()>();
     let mut call = Box::pin(branch.call(move |conn| {
-        drop(wait.recv());
+        wait.recv().unwrap();
         conn.execute("INSERT INTO t (v) VALUES ('first')", [])
     }));
     assert!(poll_once(&mut call).await.is_pending());
@@ -286,7 +286,7 @@ async fn work_that_failed_unseen_cannot_be_committed() {
     let branch = begin(&store, 1).await;
     let (go, wait) = mpsc::channel::<()>();
     let mut call = Box::pin(branch.call(move |conn| {
-        drop(wait.recv());
+        wait.recv().unwrap();
         conn.execute_batch("INSERT INTO t (v) VALUES ('half'); INSERT INTO nowhere VALUES (1)")
     }));
     assert!(poll_once(&mut call).await.is_pending());
