@@ -3,3 +3,7 @@
 mod log_disk;
 mod log_file;
 mod log_power;
+//! One test binary for the crate, with a module for each part: it is linked once.
+
+#[cfg(feature = "sqlite")]
+mod sqlite;
