@@ -381,3 +381,12 @@ impl Inner {
         StoreId::from_random(random() << 64 | random())
     }
 }
+
+#[cfg(test)]
+impl FilesBranch {
+    /// Stages without making a promise.
+    pub(super) fn stage_for_test(&self, folder: &super::folder::Folder, id: &BranchId) -> Staged {
+        let state = self.state.lock().unwrap();
+        Staged::write(folder, &state.work, id, Promise::Prepared, self.inner.token()).unwrap()
+    }
+}
