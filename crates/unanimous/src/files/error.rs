@@ -51,7 +51,7 @@ pub enum FilesError {
         /// The path that is held: the same one, or a folder of it, or a file below it.
         held: String,
         /// Who holds it.
-        by: BranchId,
+        by: Box<BranchId>,
     },
     /// This transaction has read the file, and would write it; another has changed it in between. Worth repeating for.
     Changed {
@@ -86,14 +86,14 @@ pub enum FilesError {
         /// The file.
         path: String,
         /// The branch that is held.
-        branch: BranchId,
+        branch: Box<BranchId>,
     },
     /// The prepared content is not there any more, and the file is not what it should have become.
     Torn {
         /// The file.
         path: String,
         /// The branch that is held.
-        branch: BranchId,
+        branch: Box<BranchId>,
         /// Where the content was kept.
         staged: PathBuf,
         /// What was found.
@@ -102,7 +102,7 @@ pub enum FilesError {
     /// A rollback of a branch whose own one-phase commit is decided; it is completed instead.
     Decided {
         /// The branch.
-        branch: BranchId,
+        branch: Box<BranchId>,
     },
     /// Another process or thread holds a lock for too long.
     Busy {

@@ -48,7 +48,7 @@ pub(super) fn rollback(folder: &Folder, branch: &BranchId) -> Result<(), FilesEr
     let name = Manifest::file_name(branch, State::Prepared);
     let Some(lock) = folder.lock_manifest(&name, true)? else {
         return match manifest(folder, &Manifest::file_name(branch, State::Decided))? {
-            Some(_) => Err(FilesError::Decided { branch: branch.clone() }),
+            Some(_) => Err(FilesError::Decided { branch: Box::new(branch.clone()) }),
             None => confirm_absence(folder),
         };
     };
@@ -165,7 +165,7 @@ fn apply(folder: &Folder, manifest: &Manifest, place: usize, trust: Trust) -> Re
     let user_path = folder.user_path(path);
     let torn = |why| FilesError::Torn {
         path: path.to_string(),
-        branch: manifest.branch.clone(),
+        branch: Box::new(manifest.branch.clone()),
         staged: staged_path.clone(),
         why,
     };
@@ -219,7 +219,7 @@ fn apply(folder: &Folder, manifest: &Manifest, place: usize, trust: Trust) -> Re
 }
 
 fn created_by_other(manifest: &Manifest, path: &RelPath) -> FilesError {
-    FilesError::CreatedByOther { path: path.to_string(), branch: manifest.branch.clone() }
+    FilesError::CreatedByOther { path: path.to_string(), branch: Box::new(manifest.branch.clone()) }
 }
 
 /// Whether a file has exactly this content.

@@ -240,7 +240,7 @@ pub(super) fn refuse_claimed(folder: &Folder, work: &Work, branch: Option<&Branc
                 return Err(FilesError::Claimed {
                     path: path.to_string(),
                     held: held.path.to_string(),
-                    by: claim.branch,
+                    by: Box::new(claim.branch),
                 });
             }
         }
