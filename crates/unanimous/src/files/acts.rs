@@ -15,7 +15,7 @@ use super::error::FilesError;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Acts {
     #[cfg(test)]
-    pub(super) script: Option<std::sync::Arc<script::Script>>,
+    pub(super) script: Option<std::sync::Arc<super::script::Script>>,
 }
 
 impl Acts {
@@ -37,7 +37,11 @@ impl Acts {
     pub(super) fn create(&self, doing: &'static str, folder: &File, name: &str, at: &Path) -> Result<File, FilesError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // The process's umask takes away what it does not want.
-        self.act(doing, at, || rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o666)).map(File::from))
+        let result =
+            self.act(doing, at, || rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o666)).map(File::from));
+        #[cfg(test)]
+        self.note(&result, |script| script.created(folder, name));
+        result
     }
 
     /// Writes all of `bytes`. A crash in the middle leaves some of them.
@@ -49,15 +53,21 @@ impl Acts {
         at: &Path,
     ) -> Result<(), FilesError> {
         #[cfg(test)]
-        if self.script.as_ref().is_some_and(|script| script.is_last()) {
+        if self.script.as_ref().is_some_and(|script| script.has_stopped()) {
             let _ = file.write_all(&bytes[..bytes.len() / 2]);
         }
-        self.act(doing, at, || file.write_all(bytes))
+        let result = self.act(doing, at, || file.write_all(bytes));
+        #[cfg(test)]
+        self.note(&result, |script| script.written(file));
+        result
     }
 
     /// Makes a file's content, or a folder's entries, survive a power failure.
     pub(super) fn sync(&self, doing: &'static str, file: &File, at: &Path) -> Result<(), FilesError> {
-        self.act(doing, at, || file.sync_all())
+        let result = self.act(doing, at, || file.sync_all());
+        #[cfg(test)]
+        self.note(&result, |script| script.synced(file));
+        result
     }
 
     /// Renames, over what may be there.
@@ -68,7 +78,12 @@ impl Acts {
         to: (&File, &str),
         at: &Path,
     ) -> Result<(), FilesError> {
-        self.act(doing, at, || rustix::fs::renameat(from.0, from.1, to.0, to.1))
+        #[cfg(test)]
+        let before = self.script.as_ref().map(|script| script.keep(to.0, to.1));
+        let result = self.act(doing, at, || rustix::fs::renameat(from.0, from.1, to.0, to.1));
+        #[cfg(test)]
+        self.note(&result, |script| script.renamed(from, to, before.flatten()));
+        result
     }
 
     /// Gives a file a second name, which must be free.
@@ -79,15 +94,23 @@ impl Acts {
         to: (&File, &str),
         at: &Path,
     ) -> Result<(), FilesError> {
-        self.act(doing, at, || rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty()))
+        let result = self.act(doing, at, || rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty()));
+        #[cfg(test)]
+        self.note(&result, |script| script.created(to.0, to.1));
+        result
     }
 
     /// Removes a file's name; one that is not there is fine.
     pub(super) fn unlink(&self, doing: &'static str, folder: &File, name: &str, at: &Path) -> Result<(), FilesError> {
-        self.act(doing, at, || match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
+        #[cfg(test)]
+        let before = self.script.as_ref().map(|script| script.keep(folder, name));
+        let result = self.act(doing, at, || match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
             Err(rustix::io::Errno::NOENT) => Ok(()),
             other => other,
-        })
+        });
+        #[cfg(test)]
+        self.note(&result, |script| script.unlinked(folder, name, before.flatten()));
+        result
     }
 
     /// Makes a folder; one that is there is fine.
@@ -98,65 +121,19 @@ impl Acts {
         name: &str,
         at: &Path,
     ) -> Result<(), FilesError> {
-        self.act(doing, at, || match rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o777)) {
+        let result = self.act(doing, at, || match rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o777)) {
             Err(rustix::io::Errno::EXIST) => Ok(()),
             other => other,
-        })
-    }
-}
-
-#[cfg(test)]
-pub(super) mod script {
-    //! Steps under a test's control.
-
-    use std::io;
-    use std::sync::Mutex;
-
-    /// What happens at which step.
-    #[derive(Debug, Default)]
-    pub(crate) struct Script {
-        inner: Mutex<Inner>,
+        });
+        #[cfg(test)]
+        self.note(&result, |script| script.created(folder, name));
+        result
     }
 
-    #[derive(Debug, Default)]
-    struct Inner {
-        done: Vec<&'static str>,
-        stop_after: Option<usize>,
-        fail_at: Option<usize>,
-    }
-
-    impl Script {
-        /// All steps after the first `steps` are refused, as if the process had died: nothing is cleaned up either.
-        pub(crate) fn stop_after(steps: usize) -> Self {
-            Self { inner: Mutex::new(Inner { stop_after: Some(steps), ..Inner::default() }) }
-        }
-
-        /// The step at this place (from 0) fails, the others don't.
-        pub(crate) fn fail_at(place: usize) -> Self {
-            Self { inner: Mutex::new(Inner { fail_at: Some(place), ..Inner::default() }) }
-        }
-
-        /// The steps that were tried so far, without the one that was refused for a stop.
-        pub(crate) fn done(&self) -> Vec<&'static str> {
-            self.inner.lock().unwrap().done.clone()
-        }
-
-        /// Whether the next step is the one that is stopped at.
-        pub(crate) fn is_last(&self) -> bool {
-            let inner = self.inner.lock().unwrap();
-            inner.stop_after == Some(inner.done.len())
-        }
-
-        pub(crate) fn step(&self, doing: &'static str) -> io::Result<()> {
-            let mut inner = self.inner.lock().unwrap();
-            if inner.stop_after.is_some_and(|most| inner.done.len() >= most) {
-                return Err(io::Error::other("the test stopped the world here"));
-            }
-            inner.done.push(doing);
-            if inner.fail_at == Some(inner.done.len() - 1) {
-                return Err(io::Error::other("the test let this step fail"));
-            }
-            Ok(())
+    #[cfg(test)]
+    fn note<T>(&self, result: &Result<T, FilesError>, note: impl FnOnce(&super::script::Script)) {
+        if let (Ok(_), Some(script)) = (result, &self.script) {
+            note(script);
         }
     }
 }

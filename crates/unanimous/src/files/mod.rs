@@ -80,6 +80,8 @@ mod manifest;
 mod one_phase;
 mod path;
 mod prepare;
+#[cfg(test)]
+mod script;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
