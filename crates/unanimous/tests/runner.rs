@@ -7,3 +7,7 @@ mod log_power;
 
 #[cfg(feature = "sqlite")]
 mod sqlite;
+//! The one test binary of this crate: each part's tests are a module.
+
+#[cfg(feature = "files")]
+mod files;
