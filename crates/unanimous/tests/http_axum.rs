@@ -44,10 +44,11 @@ async fn fall_over(tx: Tx, State((a, b, journal)): State<Stores>) -> Result<(), 
 }
 
 fn routes(world: &World) -> Router {
-    Router::new()
-        .route("/orders", post(order))
-        .route("/falls", post(fall_over))
-        .with_state((world.a.clone(), world.b.clone(), world.journal.clone()))
+    Router::new().route("/orders", post(order)).route("/falls", post(fall_over)).with_state((
+        world.a.clone(),
+        world.b.clone(),
+        world.journal.clone(),
+    ))
 }
 
 fn request(method: &str, path: &str) -> Request<Body> {
@@ -100,8 +101,7 @@ fn the_refusal_tells_the_log_what_to_add() {
 
     let output = Output::default();
     let writer = output.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tracing::subscriber::with_default(subscriber, || {
         let app = Router::new().route("/", get(async |_: Tx| "unreachable"));
@@ -159,8 +159,7 @@ async fn over_a_socket(app: Router, path: &str) -> String {
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async move { axum::serve(listener, app).await });
     let mut client = TcpStream::connect(address).await.unwrap();
-    let request =
-        format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let request = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     client.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     client.read_to_end(&mut answer).await.unwrap();

@@ -1,8 +1,11 @@
 //! Each way a request can end, with a plain tower service and bodies that are strings: what the stores are told, in which order,
 //! and what goes out when.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{Extensions, Request, Response};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
@@ -15,7 +18,8 @@ use crate::http_support::{ABORTED, Answer, BoxFuture, COMMITTED, Step, World, an
 async fn commits_and_lets_the_answer_out_last() {
     let world = World::new().await;
     world.a.hold(Step::Prepare);
-    let service = TransactionLayer::new(world.manager.clone()).layer(service_fn(handler(&world, async |_| answer(201))));
+    let service =
+        TransactionLayer::new(world.manager.clone()).layer(service_fn(handler(&world, async |_| answer(201))));
     let journal = world.journal.clone();
     let request = tokio::spawn(async move {
         let response = service.oneshot(post("/orders")).await.unwrap();
@@ -288,7 +292,8 @@ async fn applied_twice_the_inner_one_steps_aside() {
 #[tokio::test]
 async fn activate_leaves_requests_out() {
     let world = World::new().await;
-    let layer = TransactionLayer::new(world.manager.clone()).activate(|parts| !parts.uri.path().starts_with("/static/"));
+    let layer =
+        TransactionLayer::new(world.manager.clone()).activate(|parts| !parts.uri.path().starts_with("/static/"));
     let service = layer.layer(service_fn({
         let journal = world.journal.clone();
         move |request: Request<String>| {
@@ -305,10 +310,7 @@ async fn activate_leaves_requests_out() {
     }));
     service.clone().oneshot(post("/orders")).await.unwrap();
     service.oneshot(post("/static/logo")).await.unwrap();
-    assert_eq!(
-        world.journal.entries(),
-        [r#"/orders true Ok("a transaction")"#, "/static/logo false Err(Inactive)"]
-    );
+    assert_eq!(world.journal.entries(), [r#"/orders true Ok("a transaction")"#, "/static/logo false Err(Inactive)"]);
 }
 
 #[tokio::test]
@@ -382,7 +384,8 @@ async fn callbacks_after_the_end_run_once_in_order_of_registration() {
             })));
         service.oneshot(post("/orders")).await.unwrap();
         world.assert_ended(calls, outcome);
-        let ends: Vec<String> = world.journal.entries().into_iter().filter(|e| e.ends_with(&format!(" {outcome}"))).collect();
+        let ends: Vec<String> =
+            world.journal.entries().into_iter().filter(|e| e.ends_with(&format!(" {outcome}"))).collect();
         assert_eq!(ends, ["first", "end", "third"].map(|name| format!("{name} {outcome}")));
         world.journal.assert_before(&format!("a {}", calls.last().unwrap()), &ends[0]);
         world.journal.assert_before(&format!("b {}", calls.last().unwrap()), &ends[0]);
@@ -404,10 +407,7 @@ async fn path_and_user_are_noted() {
     service.oneshot(post("/orders/8")).await.unwrap();
     assert_eq!(
         world.journal.of("report"),
-        [
-            r#"committed "POST /orders/7\na parcel" "ada""#,
-            r#"committed "POST /orders/8\na parcel" """#,
-        ]
+        [r#"committed "POST /orders/7\na parcel" "ada""#, r#"committed "POST /orders/8\na parcel" """#,]
     );
 }
 
@@ -428,7 +428,11 @@ async fn options_are_handed_to_the_transaction() {
         } else {
             assert_eq!(response.status(), 503);
             assert_eq!(world.journal.of("end"), ["aborted"]);
-            assert!(!world.journal.entries().iter().any(|entry| entry.ends_with(" commit")), "{:?}", world.journal.entries());
+            assert!(
+                !world.journal.entries().iter().any(|entry| entry.ends_with(" commit")),
+                "{:?}",
+                world.journal.entries()
+            );
         }
     }
 }
@@ -477,19 +481,97 @@ async fn a_scope_inside_of_a_request_counts() {
 }
 
 #[tokio::test]
-async fn dropped_before_it_was_polled_it_aborts() {
+async fn dropped_before_it_was_polled_it_aborts_whoever_keeps_the_request() {
     let world = World::new().await;
-    let journal = world.journal.clone();
-    let mut service =
-        TransactionLayer::new(world.manager.clone()).layer(service_fn(move |request: Request<String>| -> BoxFuture<Answer> {
-            let ended = journal.clone();
-            after_end(request.extensions(), move |outcome| ended.add(format_args!("end {outcome}"))).unwrap();
-            Box::pin(async { answer(200) })
-        }));
+    let kept: Arc<Mutex<Option<Extensions>>> = Arc::default();
+    let (journal, keep) = (world.journal.clone(), kept.clone());
+    let inner = service_fn(move |request: Request<String>| -> BoxFuture<Answer> {
+        let ended = journal.clone();
+        after_end(request.extensions(), move |outcome| ended.add(format_args!("end {outcome}"))).unwrap();
+        *keep.lock().unwrap() = Some(request.extensions().clone());
+        Box::pin(async { answer(200) })
+    });
+    let mut service = TransactionLayer::new(world.manager.clone()).layer(inner);
     let response = service.ready().await.unwrap().call(post("/orders"));
     drop(response);
     world.journal.until("end aborted").await;
     assert_eq!(world.journal.entries(), ["end aborted"]);
+    let kept = kept.lock().unwrap().take().unwrap();
+    assert_eq!(transaction(&kept).map(|_| ()), Err(NoTransaction::Ended));
+}
+
+/// The clock stands still while anything can run: the limit passes while the handler sleeps.
+#[tokio::test(start_paused = true)]
+async fn past_its_time_limit_the_handlers_answer_does_not_go_out() {
+    let world = World::new().await;
+    let layer = TransactionLayer::new(world.manager.clone())
+        .options(|_| Options::default().time_limit(Duration::from_secs(1)))
+        .commit_veto(default_commit_veto);
+    let service = layer.layer(service_fn(handler(&world, async |_| {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        answer(201)
+    })));
+    let response = service.oneshot(post("/orders")).await.unwrap();
+    assert_problem(&response, 503, "commit-aborted");
+    world.assert_ended(&ABORTED, Outcome::Aborted);
+}
+
+#[tokio::test]
+async fn a_branch_that_a_spawned_task_still_uses_makes_the_commit_abort() {
+    let world = World::new().await;
+    let (b, journal) = (world.b.clone(), world.journal.clone());
+    let (done, wait) = tokio::sync::watch::channel(false);
+    let service = TransactionLayer::new(world.manager.clone()).layer(service_fn(handler(&world, move |tx| {
+        let (b, journal, mut wait) = (b.clone(), journal.clone(), wait.clone());
+        async move {
+            tokio::spawn({
+                let journal = journal.clone();
+                async move {
+                    let guard = tx.join(&b).await.unwrap();
+                    journal.add("in use");
+                    wait.wait_for(|&done| done).await.unwrap();
+                    drop(guard);
+                }
+            });
+            journal.until("in use").await;
+            answer(201)
+        }
+    })));
+    let response = service.oneshot(post("/orders")).await.unwrap();
+    assert_problem(&response, 503, "commit-aborted");
+    world.assert_ended(&ABORTED, Outcome::Aborted);
+    done.send(true).unwrap();
+}
+
+/// Ready at once, with a branch still in use inside.
+struct Holding {
+    _guard: unanimous::Joined<'static, crate::http_support::StoreBranch>,
+}
+
+impl Future for Holding {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Answer> {
+        Poll::Ready(answer(200))
+    }
+}
+
+#[tokio::test]
+async fn what_the_handlers_future_holds_is_given_back_before_the_commit() {
+    let world = World::new().await;
+    let layer = TransactionLayer::new(world.manager.clone());
+    let mut service = layer.layer(service_fn({
+        let b = world.b.clone();
+        move |request: Request<String>| {
+            // Leaked, so that a future can keep a guard that borrows it.
+            let tx: &'static unanimous::Tx = Box::leak(Box::new(transaction(request.extensions()).unwrap()));
+            let guard = futures_util::FutureExt::now_or_never(tx.join(&b)).unwrap().unwrap();
+            Holding { _guard: guard }
+        }
+    }));
+    let response = service.ready().await.unwrap().call(post("/orders")).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(world.b.calls(), ["begin", "flush", "prepare", "commit"]);
 }
 
 /// A service that may be called only by the very value that was found ready, as tower's contract has it; a clone is not ready.
@@ -554,16 +636,25 @@ fn the_requests_span_crosses_into_the_detached_commit() {
     tracing::subscriber::with_default(subscriber, || {
         runtime.block_on(async {
             let world = World::new().await;
-            for step in [Step::Prepare, Step::Commit] {
+            for step in [Step::Prepare, Step::Commit, Step::Rollback] {
                 world.a.on(step, || tracing::info!(target: "http_test", "a step of a branch"));
             }
-            let service =
+            // The call comes in within the span; where the future is polled or dropped has nothing to do with it.
+            let mut service =
                 TransactionLayer::new(world.manager.clone()).layer(service_fn(handler(&world, async |_| answer(200))));
             let span = tracing::info_span!("the request");
-            let response = tracing::Instrument::instrument(service.oneshot(post("/orders")), span).await.unwrap();
-            assert_eq!(response.status(), 200);
+            let future = span.in_scope(|| service.call(post("/orders")));
+            assert_eq!(future.await.unwrap().status(), 200);
             world.assert_ended(&COMMITTED, Outcome::Committed);
+
+            let never = handler(&world, async |_| std::future::pending::<Answer>().await);
+            let mut service = TransactionLayer::new(world.manager.clone()).layer(service_fn(never));
+            let span = tracing::info_span!("the dropped request");
+            let mut future = span.in_scope(|| service.call(post("/orders")));
+            assert!(futures_util::poll!(&mut future).is_pending());
+            drop(future);
+            world.journal.until("end aborted").await;
         });
     });
-    assert_eq!(*spans.lock().unwrap(), ["the request", "the request"]);
+    assert_eq!(*spans.lock().unwrap(), ["the request", "the request", "the dropped request"]);
 }

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use tokio::sync::watch;
-use unanimous::log::MemoryLog;
 use unanimous::{
-    BoxError, Branch, BranchContext, BranchError, BranchId, Capability, JoinError, Outcome, ResourceManager, StoreError,
-    StoreId, TransactionManager, Tx, Work,
+    BoxError, Branch, BranchContext, BranchError, BranchId, Capability, JoinError, Outcome, ResourceManager,
+    StoreError, StoreId, TransactionManager, Tx, Work,
 };
+
+mod memory_log;
+use memory_log::MemoryLog;
 
 /// How long a test waits for what must happen before it fails. Never reached when all is well.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,6 +69,7 @@ pub(crate) enum Step {
     Prepare,
     Commit,
     CommitOnePhase,
+    Rollback,
 }
 
 impl Step {
@@ -76,6 +79,7 @@ impl Step {
             Step::Prepare => "prepare",
             Step::Commit => "commit",
             Step::CommitOnePhase => "commit_one_phase",
+            Step::Rollback => "rollback",
         }
     }
 }
@@ -203,7 +207,7 @@ impl Branch for StoreBranch {
     }
 
     async fn rollback(&self) -> Result<(), BranchError> {
-        self.store.add("rollback");
+        self.store.step(Step::Rollback).await?;
         self.finish();
         Ok(())
     }
@@ -281,14 +285,9 @@ impl World {
             .unwrap();
         Self { journal, a, b, manager }
     }
-
-    /// What an ordinary handler does: works in both stores, and wants to know how it ends.
-    pub(crate) async fn work(&self, tx: &Tx) -> Result<(), JoinError> {
-        work(tx, &self.a, &self.b, &self.journal).await
-    }
 }
 
-/// Joins both stores, and writes the end into the journal.
+/// What an ordinary handler does: works in both stores, and wants to know how it ends.
 pub(crate) async fn work(tx: &Tx, a: &Store, b: &Store, journal: &Journal) -> Result<(), JoinError> {
     tx.join(a).await?;
     tx.join(b).await?;

@@ -67,7 +67,8 @@ fn a_value_that_is_no_text_is_any_other_value() {
 #[tokio::test]
 async fn without_a_veto_an_error_status_commits() {
     let world = World::new().await;
-    let service = TransactionLayer::new(world.manager.clone()).layer(service_fn(handler(&world, async |_| answer(500))));
+    let service =
+        TransactionLayer::new(world.manager.clone()).layer(service_fn(handler(&world, async |_| answer(500))));
     let response = service.oneshot(post("/orders")).await.unwrap();
     assert_eq!((response.status().as_u16(), response.body().as_str()), (500, "the handler's own"));
     world.assert_ended(&COMMITTED, Outcome::Committed);

@@ -45,7 +45,8 @@ where
         let (mut parts, body) = request.into_parts();
         let layer = &self.layer;
         // A slot that is open belongs to a layer further out, which will end the transaction: this one steps aside.
-        let left_out = is_active(&parts.extensions) || layer.activate.as_ref().is_some_and(|activate| !activate(&parts));
+        let left_out =
+            is_active(&parts.extensions) || layer.activate.as_ref().is_some_and(|activate| !activate(&parts));
         if left_out {
             return ResponseFuture::aside(self.inner.call(Request::from_parts(parts, body)));
         }
