@@ -13,7 +13,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use unanimous::http::{NoTransaction, TransactionLayer, after_end, default_commit_veto, is_active, transaction};
 use unanimous::{BranchError, Capability, CommitError, Options, Outcome};
 
-use crate::http_support::{ABORTED, Answer, BoxFuture, COMMITTED, Step, World, answer, handler, post};
+use crate::http_support::{ABORTED, Answer, BoxFuture, COMMITTED, Remark, Step, World, answer, handler, post};
 
 #[tokio::test]
 async fn commits_and_lets_the_answer_out_last() {
@@ -70,7 +70,6 @@ async fn a_handler_that_panics_aborts_and_the_panic_goes_on() {
         .layer(service_fn(handler(&world, async |_| -> Answer { panic!("out of ink") })));
     let journal = world.journal.clone();
     let request = tokio::spawn(async move {
-        // Dropped by the unwinding: the panic comes out after the abort.
         let _out = Remark(journal, "panic out");
         service.oneshot(post("/orders")).await
     });
@@ -79,14 +78,6 @@ async fn a_handler_that_panics_aborts_and_the_panic_goes_on() {
     world.assert_ended(&ABORTED, Outcome::Aborted);
     world.journal.assert_before("a rollback", "panic out");
     world.journal.assert_before("end aborted", "panic out");
-}
-
-struct Remark(crate::http_support::Journal, &'static str);
-
-impl Drop for Remark {
-    fn drop(&mut self) {
-        self.0.add(self.1);
-    }
 }
 
 #[tokio::test]

@@ -62,6 +62,15 @@ impl Journal {
     }
 }
 
+/// Writes into the journal when it is dropped: in a task that panics, when the panic has come out.
+pub(crate) struct Remark(pub(crate) Journal, pub(crate) &'static str);
+
+impl Drop for Remark {
+    fn drop(&mut self) {
+        self.0.add(self.1);
+    }
+}
+
 /// A step of a branch at which a test can interfere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Step {

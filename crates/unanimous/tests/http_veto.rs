@@ -5,7 +5,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use unanimous::Outcome;
 use unanimous::http::{TransactionLayer, VetoContext, default_commit_veto};
 
-use crate::http_support::{ABORTED, Answer, COMMITTED, World, answer, handler, post};
+use crate::http_support::{ABORTED, Answer, COMMITTED, Remark, World, answer, handler, post};
 
 #[track_caller]
 fn assert_veto(status: u16, headers: &[(&str, &str)], vetoed: bool) {
@@ -127,9 +127,16 @@ async fn a_veto_that_panics_aborts_and_the_panic_goes_on() {
     let world = World::new().await;
     let layer = TransactionLayer::new(world.manager.clone()).commit_veto(|_| panic!("the veto fell over"));
     let service = layer.layer(service_fn(handler(&world, async |_| answer(200))));
-    let panic = tokio::spawn(service.oneshot(post("/orders"))).await.unwrap_err().into_panic();
+    let out = Remark(world.journal.clone(), "panic out");
+    let request = tokio::spawn(async move {
+        let _out = out;
+        service.oneshot(post("/orders")).await
+    });
+    let panic = request.await.unwrap_err().into_panic();
     assert_eq!(*panic.downcast::<&str>().unwrap(), "the veto fell over");
     world.assert_ended(&ABORTED, Outcome::Aborted);
+    world.journal.assert_before("a rollback", "panic out");
+    world.journal.assert_before("end aborted", "panic out");
 }
 
 #[tokio::test]
