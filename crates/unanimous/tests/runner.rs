@@ -21,3 +21,7 @@ mod http_layer;
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
+//! One test binary for the crate: every file of this folder is a module here.
+
+mod manager_paths;
+mod support;
