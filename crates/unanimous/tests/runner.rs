@@ -4,3 +4,4 @@ mod log_disk;
 mod log_faults;
 mod log_file;
 mod log_power;
+mod log_process;
