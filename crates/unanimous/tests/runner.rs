@@ -10,6 +10,7 @@ mod log_process;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 //! The one test binary of this crate: each part's tests are a module.
+//! One test binary for the crate: every file of this folder is a module here, so that it is linked once.
 
 #[cfg(feature = "files")]
 mod files;
@@ -23,7 +24,10 @@ mod http_layer;
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
-//! One test binary for the crate: every file of this folder is a module here.
-
+mod log_disk;
+mod log_file;
+mod log_power;
 mod manager_paths;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod support;
