@@ -1,15 +1,3 @@
-//! The library's tests, in one binary.
-
-mod log_disk;
-mod log_faults;
-mod log_file;
-mod log_power;
-mod log_process;
-//! One test binary for the crate, with a module for each part: it is linked once.
-
-#[cfg(feature = "sqlite")]
-mod sqlite;
-//! The one test binary of this crate: each part's tests are a module.
 //! One test binary for the crate: every file of this folder is a module here, so that it is linked once.
 
 #[cfg(feature = "files")]
@@ -25,8 +13,10 @@ mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
 mod log_disk;
+mod log_faults;
 mod log_file;
 mod log_power;
+mod log_process;
 mod manager_paths;
 #[cfg(feature = "sqlite")]
 mod sqlite;
