@@ -13,8 +13,10 @@ mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
 mod log_disk;
+mod log_faults;
 mod log_file;
 mod log_power;
+mod log_process;
 mod manager_paths;
 #[cfg(feature = "sqlite")]
 mod sqlite;
