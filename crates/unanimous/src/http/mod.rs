@@ -2,7 +2,7 @@
 //! the answer out when the outcome is known.
 //!
 #![cfg_attr(all(feature = "axum", feature = "files"), doc = "```")]
-#![cfg_attr(not(all(feature = "axum", feature = "files")), doc = "```ignore")]
+#![cfg_attr(not(all(feature = "axum", feature = "files")), doc = "```text")]
 //! use axum::extract::{Path, State};
 //! use axum::http::StatusCode;
 //! use axum::{Router, routing::put};
