@@ -9,6 +9,8 @@ mod http_disconnect;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]
+mod http_requests;
+#[cfg(feature = "http")]
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
