@@ -377,7 +377,13 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
         Ask::Store(store) => {
             let decider = inner.resources.values().find(|registered| registered.known_identity() == Some(store));
             let Some(decider) = decider else {
-                return Known::Hold(HoldReason::UnregisteredDecider(store.clone()));
+                // A carrier that was never reached may be the one.
+                let carriers =
+                    inner.resources.values().filter(|registered| registered.capability == Capability::Carrier);
+                return Known::Hold(match carriers.into_iter().any(|carrier| carrier.known_identity().is_none()) {
+                    true => HoldReason::Unreachable,
+                    false => HoldReason::UnregisteredDecider(store.clone()),
+                });
             };
             let asking = decider.decision(branch.transaction, inner.owner);
             inner.within(Some(&decider.name), asking).await
@@ -426,10 +432,16 @@ fn forget_or_report(
         }
         return;
     }
-    let known = |store: &StoreId| inner.resources.values().any(|registered| registered.known_identity() == Some(store));
+    // One that was never reached may be the store that its name says; it is in doubt as unreachable already.
+    let known = |resource: &str, store: &StoreId| {
+        inner.resources.values().any(|registered| match registered.known_identity() {
+            Some(identity) => identity == store,
+            None => registered.name == resource,
+        })
+    };
     for participant in &record.participants {
         let Some(store) = &participant.store else { continue };
-        if !known(store) {
+        if !known(&participant.resource, store) {
             doubts.push(InDoubt {
                 resource: participant.resource.clone(),
                 transaction: Some(record.transaction),
