@@ -1,4 +1,5 @@
 //! One test binary for the crate: every file of this folder is a module here, so that it is linked once.
+//! One test binary for the crate, linked once: every file of this folder is a module here.
 
 #[cfg(feature = "files")]
 mod files;
@@ -20,6 +21,14 @@ mod log_file;
 mod log_power;
 mod log_process;
 mod manager_paths;
+mod log_file;
+mod log_power;
+mod manager_carrier;
+mod manager_decision;
+mod manager_paths;
+mod manager_phase_two;
+mod manager_recovery;
+mod manager_votes;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
