@@ -46,6 +46,8 @@ pub enum HoldReason {
     UnregisteredDecider(StoreId),
     /// The decider could not be asked now.
     Unreachable,
+    /// Its transaction committed, but the decision doesn't list this branch.
+    NotListed,
 }
 
 impl fmt::Display for HoldReason {
@@ -61,6 +63,9 @@ impl fmt::Display for HoldReason {
             }
             HoldReason::UnregisteredDecider(store) => {
                 write!(f, "decided by the store {store}, which is not registered here; register it")
+            }
+            HoldReason::NotListed => {
+                f.write_str("its transaction committed, but without listing this branch; compare the ids by hand")
             }
             HoldReason::Unreachable => f.write_str("its decider can't be asked now; it is asked again"),
         }

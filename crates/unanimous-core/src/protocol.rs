@@ -1,1 +1,703 @@
-//! placeholder
+//! The commit protocol: `handle(event) -> actions`, over plain data.
+//!
+//! One [`Protocol`] drives one transaction from the call of commit or abort to the last branch's end. It never acts: the driver
+//! performs the [`Action`]s that it hands out and feeds the answers back as [`Event`]s. The async driver, a driver on the caller's
+//! own thread, and the exhaustive test run this same function, so what the test shows holds for all.
+//!
+//! The path is chosen by what the branches say at flush (design, section 4):
+//!
+//! ```text
+//! flush all ─┬─ none wrote ────────── end all by commit ───────────────────────────────── committed
+//!            ├─ one wrote ─────────── end the readers ─ commit it in one phase ────────── committed, unknown
+//!            ├─ several, a carrier ── prepare the others ─ carrier commits with the row ─┐
+//!            ├─ several, one-phase ── prepare the others ─ commit it ─ force the log ────┤ phase two ─ forget
+//!            └─ several ───────────── prepare all ─ force the log ───────────────────────┘
+//! any no, any time before: roll back all
+//! ```
+//!
+//! Rules kept here: 1 (a `Commit` action exists only after the event that the decision is durable), 2 (the participants are fixed
+//! before the first prepare), 5 (`EnterLive` precedes the first action that uses a branch's id), 7 (after the decision there is
+//! only commit), 9 (answers), 10 (who may take part beside whom).
+//!
+//! Must not know: time, I/O, ids, error texts, how often a call was tried.
+
+use crate::branch::{Capability, Work};
+use crate::error::FailureKind;
+use crate::outcome::Decision;
+
+/// A branch as the protocol sees it before it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Spec {
+    /// What its store can promise.
+    pub capability: Capability,
+    /// Whether the application opted in to its taking part beside others that write (rule 10); matters for volatile and one-phase only.
+    pub allowed: bool,
+}
+
+/// What the driver is to do next, in this order. Actions on branches may run at the same time; each is answered by one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Put the transaction into the live table, at once. No event.
+    EnterLive,
+    /// Take it out again, at once. No event.
+    LeaveLive,
+    /// Flush; answered by [`Event::Flushed`].
+    Flush(usize),
+    /// Prepare; answered by [`Event::Voted`].
+    Prepare(usize),
+    /// Commit without prepare; answered by [`Event::OnePhase`].
+    CommitOnePhase(usize),
+    /// Commit with the decision's row; answered by [`Event::OnePhase`].
+    CommitCarrying(usize),
+    /// Ask the carrier's store what became of the decision; answered by [`Event::Resolved`].
+    AskCarrier(usize),
+    /// Make the decision to commit durable in the log; answered by [`Event::Decided`].
+    ForceDecision,
+    /// Phase two; answered by [`Event::Committed`]. Given again after a failure: the driver backs off.
+    Commit(usize),
+    /// Roll back; answered by [`Event::RolledBack`]. Given again after a failure: the driver backs off.
+    Rollback(usize),
+    /// Start the time that a caller waits for phase two; answered by [`Event::WaitElapsed`].
+    StartWait,
+    /// Recovery finishes this branch from now on. No event.
+    HandOver(usize),
+    /// All branches are confirmed: the decision may be forgotten. No event.
+    Forget,
+    /// Tell the caller. Once for each transaction. No event.
+    Answer(Answer),
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The application calls commit.
+    Commit,
+    /// The application calls abort, or the transaction is doomed.
+    Abort,
+    /// A flush came back.
+    Flushed(usize, Result<Work, FailureKind>),
+    /// A prepare came back.
+    Voted(usize, Result<(), FailureKind>),
+    /// A commit without prepare, or with the decision's row, came back.
+    OnePhase(usize, Result<(), FailureKind>),
+    /// The log answered.
+    Decided(DecisionAnswer),
+    /// The carrier's store answered; none when it can't be asked now.
+    Resolved(Option<Decision>),
+    /// A commit of phase two came back.
+    Committed(usize, Result<(), FailureKind>),
+    /// A rollback came back.
+    RolledBack(usize, Result<(), FailureKind>),
+    /// A limit of time has passed: votes that are out count as lost. Changes nothing once the decision is on its way.
+    GiveUp,
+    /// The caller has waited long enough for phase two.
+    WaitElapsed,
+}
+
+/// What the log said of a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DecisionAnswer {
+    /// It is durable.
+    Forced,
+    /// It was certainly not written.
+    Refused,
+    /// A sync failed: it may be durable.
+    Unknown,
+}
+
+/// What the caller is told (rule 9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// Durably decided.
+    Committed {
+        /// Branches that are not confirmed yet.
+        pending: usize,
+    },
+    /// Can never commit any more.
+    Aborted(Cause),
+    /// Nobody knows.
+    Unknown(Cause),
+}
+
+/// Why a transaction did not (surely) commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The application wanted it.
+    Requested,
+    /// This branch failed.
+    Branch(usize),
+    /// The log refused or lost the decision.
+    Log,
+    /// A limit of time passed before all had voted.
+    TimeLimit,
+    /// This volatile or one-phase branch wrote, another one too, and there was no opt-in.
+    NotAllowed(usize),
+    /// Two branches that wrote can't prepare.
+    TwoUnprepared(usize, usize),
+}
+
+/// How a branch ended, for reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// It had only read.
+    ReadOnly,
+    /// Committed and confirmed.
+    Committed,
+    /// Rolled back, or it can't have survived.
+    RolledBack,
+    /// Left to recovery.
+    Pending,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// The path that was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// No branch wrote.
+    ReadOnly,
+    /// This branch alone wrote.
+    OnePhase(usize),
+    /// This branch carries the decision.
+    Carrier(usize),
+    /// This branch can't prepare nor carry; its commit is the decision, on trust.
+    LastResource(usize),
+    /// The log decides.
+    Log,
+}
+
+/// An answer that no call is waiting for: a driver's bug. The protocol's state is unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unexpected(pub Event);
+
+impl std::fmt::Display for Unexpected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the protocol was not waiting for {:?}", self.0)
+    }
+}
+
+impl std::error::Error for Unexpected {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    /// Joined; the application's work may not have reached the store.
+    Joined,
+    Flushing,
+    Flushed,
+    /// A commit without prepare is out: a reader's, the only writer's, the carrier's.
+    EndingOnePhase,
+    Preparing,
+    Prepared,
+    Committing,
+    /// A rollback is out; whether a failure of it must be repeated, since the branch may be prepared.
+    RollingBack {
+        prepared: bool,
+    },
+    Ended(End),
+}
+
+impl State {
+    /// Whether a call on this branch has not come back.
+    fn is_out(self) -> bool {
+        match self {
+            State::Flushing
+            | State::EndingOnePhase
+            | State::Preparing
+            | State::Committing
+            | State::RollingBack { .. } => true,
+            State::Joined | State::Flushed | State::Prepared | State::Ended(_) => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Member {
+    spec: Spec,
+    wrote: bool,
+    state: State,
+    /// Recovery has it as well: failures are not repeated here any more.
+    handed_over: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Phase {
+    Active,
+    Flushing,
+    Voting,
+    /// The only writer, the carrier or the last resource commits.
+    LastCommit,
+    Asking,
+    Deciding,
+    PhaseTwo,
+    Aborting(Cause),
+    /// The outcome is unknown and nobody here may act.
+    Held,
+    Over,
+}
+
+/// The state of one transaction's end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Protocol {
+    members: Vec<Member>,
+    phase: Phase,
+    path: Option<Path>,
+    /// The only writer commits with a row of its own that can be asked, where it can carry one.
+    ask_single: bool,
+    live: bool,
+    answered: bool,
+    waited: bool,
+}
+
+impl Protocol {
+    /// The protocol of a transaction with these branches. With `ask_single`, a carrier that is the only writer carries its own
+    /// decision, so that a lost answer can be asked for.
+    pub fn new(branches: impl IntoIterator<Item = Spec>, ask_single: bool) -> Self {
+        let members = branches
+            .into_iter()
+            .map(|spec| Member { spec, wrote: false, state: State::Joined, handed_over: false })
+            .collect();
+        Self { members, phase: Phase::Active, path: None, ask_single, live: false, answered: false, waited: false }
+    }
+
+    /// The transition: takes what happened, appends what to do now.
+    ///
+    /// # Errors
+    ///
+    /// [`Unexpected`] when nothing waits for this event; nothing has changed then.
+    pub fn handle(&mut self, event: Event, out: &mut Vec<Action>) -> Result<(), Unexpected> {
+        match event {
+            Event::Commit if self.phase == Phase::Active => self.start_commit(out),
+            Event::Abort if self.phase == Phase::Active => self.abort(Cause::Requested, out),
+            Event::Flushed(i, answer) if self.is(i, State::Flushing) => self.flushed(i, answer, out),
+            Event::Voted(i, answer) if self.is(i, State::Preparing) => self.voted(i, answer, out),
+            Event::OnePhase(i, answer) if self.is(i, State::EndingOnePhase) => self.one_phase(i, answer, out),
+            Event::Decided(answer) if self.phase == Phase::Deciding => self.decided(answer, out),
+            Event::Resolved(answer) if self.phase == Phase::Asking => self.resolved(answer, out),
+            Event::Committed(i, answer) if self.is(i, State::Committing) => self.committed(i, answer, out),
+            Event::RolledBack(i, answer) if self.is_rolling_back(i) => self.rolled_back(i, answer, out),
+            Event::GiveUp => {
+                if matches!(self.phase, Phase::Flushing | Phase::Voting) {
+                    self.abort(Cause::TimeLimit, out);
+                }
+            }
+            Event::WaitElapsed => self.wait_elapsed(out),
+            _ => return Err(Unexpected(event)),
+        }
+        Ok(())
+    }
+
+    /// Whether everything has ended and no event is waited for.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over | Phase::Held) && !self.members.iter().any(|member| member.state.is_out())
+    }
+
+    /// Whether nobody here may act any more: the transaction must stay in the live table, so that recovery holds it too.
+    pub fn is_held(&self) -> bool {
+        self.phase == Phase::Held
+    }
+
+    /// The path, once it is chosen.
+    pub fn path(&self) -> Option<Path> {
+        self.path
+    }
+
+    /// Who prepares: the decision's list of participants, fixed before the first prepare (rule 2). Empty before the path is chosen.
+    pub fn participants(&self) -> impl Iterator<Item = usize> + '_ {
+        let last = match self.path {
+            Some(Path::Carrier(i) | Path::LastResource(i) | Path::OnePhase(i)) => Some(i),
+            _ => None,
+        };
+        let chosen = self.path.is_some();
+        (0..self.members.len()).filter(move |&i| chosen && self.members[i].wrote && Some(i) != last)
+    }
+
+    /// How a branch ended, or [`End::Pending`] where it has not.
+    pub fn end(&self, branch: usize) -> End {
+        match self.members[branch].state {
+            State::Ended(end) => end,
+            _ => End::Pending,
+        }
+    }
+
+    fn is(&self, branch: usize, state: State) -> bool {
+        self.members.get(branch).is_some_and(|member| member.state == state)
+    }
+
+    fn is_rolling_back(&self, branch: usize) -> bool {
+        self.members.get(branch).is_some_and(|member| matches!(member.state, State::RollingBack { .. }))
+    }
+
+    fn none_in(&self, state: State) -> bool {
+        self.members.iter().all(|member| member.state != state)
+    }
+
+    fn start_commit(&mut self, out: &mut Vec<Action>) {
+        self.phase = Phase::Flushing;
+        for (i, member) in self.members.iter_mut().enumerate() {
+            member.state = State::Flushing;
+            out.push(Action::Flush(i));
+        }
+        if self.members.is_empty() {
+            self.choose_path(out);
+        }
+    }
+
+    fn flushed(&mut self, i: usize, answer: Result<Work, FailureKind>, out: &mut Vec<Action>) {
+        self.members[i].state = State::Flushed;
+        self.members[i].wrote = answer != Ok(Work::ReadOnly);
+        match (self.phase, answer) {
+            (Phase::Aborting(_), _) => self.roll_back(i, false, out),
+            (_, Err(_)) => self.abort(Cause::Branch(i), out),
+            (_, Ok(_)) if self.none_in(State::Flushing) => self.choose_path(out),
+            (_, Ok(_)) => {}
+        }
+    }
+
+    fn choose_path(&mut self, out: &mut Vec<Action>) {
+        let wrote: Vec<usize> = (0..self.members.len()).filter(|&i| self.members[i].wrote).collect();
+        let path = match wrote[..] {
+            [] => Path::ReadOnly,
+            [only] if self.ask_single && self.members[only].spec.capability == Capability::Carrier => {
+                Path::Carrier(only)
+            }
+            [only] => Path::OnePhase(only),
+            _ => match self.path_of_several(&wrote) {
+                Ok(path) => path,
+                Err(cause) => return self.abort(cause, out),
+            },
+        };
+        self.path = Some(path);
+        self.phase = Phase::Voting;
+        if !self.members.is_empty() {
+            self.live = true;
+            out.push(Action::EnterLive);
+        }
+        let participants: Vec<usize> = self.participants().collect();
+        for i in 0..self.members.len() {
+            if participants.contains(&i) {
+                self.members[i].state = State::Preparing;
+                out.push(Action::Prepare(i));
+            } else if !self.members[i].wrote {
+                self.members[i].state = State::EndingOnePhase;
+                out.push(Action::CommitOnePhase(i));
+            }
+        }
+        self.votes_in(out);
+    }
+
+    /// Rule 10: at most one that can't prepare, and nobody on trust without an opt-in.
+    fn path_of_several(&self, wrote: &[usize]) -> Result<Path, Cause> {
+        let mut last = None;
+        for &i in wrote {
+            let spec = self.members[i].spec;
+            if matches!(spec.capability, Capability::OnePhase | Capability::Volatile) && !spec.allowed {
+                return Err(Cause::NotAllowed(i));
+            }
+            if !spec.capability.can_prepare() {
+                if let Some(first) = last.replace(i) {
+                    return Err(Cause::TwoUnprepared(first, i));
+                }
+            }
+        }
+        Ok(match last {
+            None => Path::Log,
+            Some(i) if self.members[i].spec.capability == Capability::Carrier => Path::Carrier(i),
+            Some(i) => Path::LastResource(i),
+        })
+    }
+
+    fn voted(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
+        self.members[i].state = State::Prepared;
+        match (self.phase, answer) {
+            // A definite no can never be prepared any more; a lost answer may be.
+            (Phase::Aborting(_), _) => self.roll_back(i, !is_definite(answer), out),
+            (_, Err(kind)) => {
+                if kind != FailureKind::Lost {
+                    self.members[i].state = State::Flushed;
+                }
+                self.abort(Cause::Branch(i), out);
+            }
+            (_, Ok(())) => self.votes_in(out),
+        }
+    }
+
+    /// All readers ended and all others prepared: the last step before the decision.
+    fn votes_in(&mut self, out: &mut Vec<Action>) {
+        if self.members.iter().any(|member| member.state.is_out()) {
+            return;
+        }
+        match self.path.expect("the path is chosen before the votes are counted") {
+            Path::ReadOnly => {
+                self.answer(Answer::Committed { pending: 0 }, out);
+                self.finish(out);
+            }
+            Path::OnePhase(i) | Path::LastResource(i) => {
+                self.phase = Phase::LastCommit;
+                self.members[i].state = State::EndingOnePhase;
+                out.push(Action::CommitOnePhase(i));
+            }
+            Path::Carrier(i) => {
+                self.phase = Phase::LastCommit;
+                self.members[i].state = State::EndingOnePhase;
+                out.push(Action::CommitCarrying(i));
+            }
+            Path::Log => {
+                self.phase = Phase::Deciding;
+                out.push(Action::ForceDecision);
+            }
+        }
+    }
+
+    fn one_phase(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Voting | Phase::Aborting(_) => self.reader_ended(i, answer, out),
+            _ => self.last_committed(i, answer, out),
+        }
+    }
+
+    fn reader_ended(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
+        self.members[i].state = State::Ended(End::ReadOnly);
+        if answer.is_err() {
+            // Nothing was written, so a lost answer hides nothing; the branch's session may still be open.
+            self.members[i].state = State::Flushed;
+        }
+        match (self.phase, answer) {
+            (Phase::Aborting(_), Err(_)) => self.roll_back(i, false, out),
+            (Phase::Aborting(_), Ok(())) => self.rolled_back_all(out),
+            (_, Err(_)) => self.abort(Cause::Branch(i), out),
+            (_, Ok(())) => self.votes_in(out),
+        }
+    }
+
+    fn last_committed(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
+        let path = self.path.expect("the path is chosen before the last commit");
+        match (path, answer) {
+            (_, Err(FailureKind::Conflict | FailureKind::Refused)) => {
+                self.members[i].state = State::Flushed;
+                self.abort(Cause::Branch(i), out);
+            }
+            (Path::Carrier(_), Err(FailureKind::Lost)) => {
+                self.members[i].state = State::Ended(End::Unknown);
+                self.phase = Phase::Asking;
+                out.push(Action::StartWait);
+                out.push(Action::AskCarrier(i));
+            }
+            (Path::LastResource(_), Err(FailureKind::Lost)) => {
+                // Nobody can be asked, so nobody may act: the others stay prepared, and live, so that recovery holds them.
+                self.members[i].state = State::Ended(End::Unknown);
+                self.hold(Cause::Branch(i), out);
+            }
+            (_, Err(FailureKind::Lost)) => {
+                self.members[i].state = State::Ended(End::Unknown);
+                self.answer(Answer::Unknown(Cause::Branch(i)), out);
+                self.finish(out);
+            }
+            (Path::LastResource(_), Ok(())) => {
+                // Its commit was the decision; the log is told for recovery's sake.
+                self.members[i].state = State::Ended(End::Committed);
+                self.phase = Phase::Deciding;
+                out.push(Action::ForceDecision);
+            }
+            (Path::Carrier(_), Ok(())) => {
+                self.members[i].state = State::Ended(End::Committed);
+                self.start_phase_two(out);
+            }
+            (_, Ok(())) => {
+                self.members[i].state = State::Ended(End::Committed);
+                self.answer(Answer::Committed { pending: 0 }, out);
+                self.finish(out);
+            }
+        }
+    }
+
+    fn resolved(&mut self, answer: Option<Decision>, out: &mut Vec<Action>) {
+        let Some(Path::Carrier(i)) = self.path else { return };
+        match answer {
+            Some(Decision::Commit) => {
+                self.members[i].state = State::Ended(End::Committed);
+                self.start_phase_two(out);
+            }
+            Some(Decision::Abort) => {
+                self.members[i].state = State::Flushed;
+                self.abort(Cause::Branch(i), out);
+            }
+            None if self.waited => self.stop_asking(i, out),
+            None => out.push(Action::AskCarrier(i)),
+        }
+    }
+
+    /// The caller is told "unknown"; recovery goes on asking.
+    fn stop_asking(&mut self, carrier: usize, out: &mut Vec<Action>) {
+        self.answer(Answer::Unknown(Cause::Branch(carrier)), out);
+        self.hand_over(out);
+        self.finish(out);
+    }
+
+    fn decided(&mut self, answer: DecisionAnswer, out: &mut Vec<Action>) {
+        match answer {
+            DecisionAnswer::Forced => self.start_phase_two(out),
+            // The last resource has committed: there is only commit (rule 7), whatever the log says.
+            _ if matches!(self.path, Some(Path::LastResource(_))) => self.start_phase_two(out),
+            DecisionAnswer::Refused => self.abort(Cause::Log, out),
+            DecisionAnswer::Unknown => self.hold(Cause::Log, out),
+        }
+    }
+
+    /// Rule 12: nothing is presumed before the next start, so the transaction stays in the live table.
+    fn hold(&mut self, cause: Cause, out: &mut Vec<Action>) {
+        self.answer(Answer::Unknown(cause), out);
+        self.phase = Phase::Held;
+    }
+
+    fn start_phase_two(&mut self, out: &mut Vec<Action>) {
+        self.phase = Phase::PhaseTwo;
+        let mut sent = false;
+        for (i, member) in self.members.iter_mut().enumerate() {
+            if member.state == State::Prepared {
+                member.state = State::Committing;
+                out.push(Action::Commit(i));
+                sent = true;
+            }
+        }
+        if self.waited {
+            self.hand_over(out);
+            self.leave_live(out);
+        } else if sent {
+            out.push(Action::StartWait);
+        }
+        self.committed_all(out);
+    }
+
+    fn committed(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
+        match answer {
+            Ok(()) => self.members[i].state = State::Ended(End::Committed),
+            Err(_) if self.members[i].handed_over => self.members[i].state = State::Ended(End::Pending),
+            Err(_) => return out.push(Action::Commit(i)),
+        }
+        self.committed_all(out);
+    }
+
+    fn committed_all(&mut self, out: &mut Vec<Action>) {
+        if self.members.iter().any(|member| member.state.is_out()) {
+            return;
+        }
+        let pending = self.members.iter().filter(|member| member.state == State::Ended(End::Pending)).count();
+        self.answer(Answer::Committed { pending }, out);
+        // Once anything was handed over the decision is recovery's, which forgets it when a list confirms it.
+        if !self.members.iter().any(|member| member.handed_over) {
+            out.push(Action::Forget);
+        }
+        self.finish(out);
+    }
+
+    fn abort(&mut self, cause: Cause, out: &mut Vec<Action>) {
+        self.phase = Phase::Aborting(cause);
+        if !self.waited {
+            out.push(Action::StartWait);
+        }
+        for i in 0..self.members.len() {
+            match self.members[i].state {
+                State::Joined | State::Flushed => self.roll_back(i, false, out),
+                State::Prepared => self.roll_back(i, true, out),
+                _ => {}
+            }
+        }
+        if self.waited {
+            self.hand_over(out);
+            self.leave_live(out);
+        }
+        self.rolled_back_all(out);
+    }
+
+    fn roll_back(&mut self, i: usize, prepared: bool, out: &mut Vec<Action>) {
+        self.members[i].state = State::RollingBack { prepared };
+        out.push(Action::Rollback(i));
+    }
+
+    fn rolled_back(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
+        let member = &mut self.members[i];
+        let prepared = member.state == State::RollingBack { prepared: true };
+        match answer {
+            Ok(()) => member.state = State::Ended(End::RolledBack),
+            // It was never prepared: it ends with its session.
+            Err(_) if !prepared => member.state = State::Ended(End::RolledBack),
+            Err(_) if self.waited => member.state = State::Ended(End::Pending),
+            Err(_) => return out.push(Action::Rollback(i)),
+        }
+        self.rolled_back_all(out);
+    }
+
+    fn rolled_back_all(&mut self, out: &mut Vec<Action>) {
+        let Phase::Aborting(cause) = self.phase else { return };
+        if self.members.iter().any(|member| member.state.is_out()) {
+            return;
+        }
+        self.answer(Answer::Aborted(cause), out);
+        self.finish(out);
+    }
+
+    fn wait_elapsed(&mut self, out: &mut Vec<Action>) {
+        self.waited = true;
+        match self.phase {
+            Phase::Aborting(cause) => {
+                self.answer(Answer::Aborted(cause), out);
+                self.hand_over(out);
+                self.leave_live(out);
+            }
+            Phase::PhaseTwo => {
+                let pending = self.members.iter().filter(|member| member.state == State::Committing).count();
+                self.answer(Answer::Committed { pending }, out);
+                self.hand_over(out);
+                // A volatile branch is repeated here for ever: nobody else could finish it.
+                self.leave_live(out);
+            }
+            // The answer to a question that is out decides what is said, unless it is late as well.
+            Phase::Asking => {
+                if let Some(Path::Carrier(i)) = self.path {
+                    self.answer(Answer::Unknown(Cause::Branch(i)), out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Recovery can finish what its stores list: branches that prepare and survive.
+    fn hand_over(&mut self, out: &mut Vec<Action>) {
+        for (i, member) in self.members.iter_mut().enumerate() {
+            let may_be_prepared = matches!(
+                member.state,
+                State::Preparing | State::Prepared | State::Committing | State::RollingBack { prepared: true }
+            );
+            if may_be_prepared && member.spec.capability == Capability::TwoPhase && !member.handed_over {
+                member.handed_over = true;
+                out.push(Action::HandOver(i));
+            }
+            if member.state == State::Prepared {
+                member.state = State::Ended(End::Pending);
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, out: &mut Vec<Action>) {
+        if !self.answered {
+            self.answered = true;
+            out.push(Action::Answer(answer));
+        }
+    }
+
+    fn leave_live(&mut self, out: &mut Vec<Action>) {
+        if self.live {
+            self.live = false;
+            out.push(Action::LeaveLive);
+        }
+    }
+
+    fn finish(&mut self, out: &mut Vec<Action>) {
+        self.phase = Phase::Over;
+        self.leave_live(out);
+    }
+}
+
+fn is_definite(vote: Result<(), FailureKind>) -> bool {
+    matches!(vote, Err(FailureKind::Conflict | FailureKind::Refused))
+}

@@ -1,1 +1,191 @@
-//! placeholder
+//! The contract's traits as trait objects: implementers write plain `async fn`, the driver and recovery call boxed futures.
+//!
+//! Must not know what is called when.
+
+use std::any::Any;
+use std::error::Error;
+use std::sync::{Arc, OnceLock};
+
+use unanimous_core::{
+    BoxError, Branch, BranchError, BranchId, Capability, DecideError, Decider, DecisionLog, DecisionRecord, Known,
+    Owner, ResourceManager, StoreError, StoreId, TransactionId, Work,
+};
+
+use crate::env::BoxFuture;
+
+pub(crate) trait DynBranch: Send + Sync {
+    fn capability(&self) -> Capability;
+    fn sort_key(&self) -> String;
+    fn flush(&self) -> BoxFuture<'_, Result<Work, BranchError>>;
+    fn prepare<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
+    fn commit(&self) -> BoxFuture<'_, Result<(), BranchError>>;
+    fn rollback(&self) -> BoxFuture<'_, Result<(), BranchError>>;
+    fn commit_one_phase<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
+    fn commit_carrying<'a>(&'a self, record: &'a DecisionRecord) -> BoxFuture<'a, Result<(), BranchError>>;
+    fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool;
+}
+
+impl<B: Branch> DynBranch for B {
+    fn capability(&self) -> Capability {
+        Branch::capability(self)
+    }
+
+    fn sort_key(&self) -> String {
+        Branch::sort_key(self)
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<Work, BranchError>> {
+        Box::pin(Branch::flush(self))
+    }
+
+    fn prepare<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>> {
+        Box::pin(Branch::prepare(self, id))
+    }
+
+    fn commit(&self) -> BoxFuture<'_, Result<(), BranchError>> {
+        Box::pin(Branch::commit(self))
+    }
+
+    fn rollback(&self) -> BoxFuture<'_, Result<(), BranchError>> {
+        Box::pin(Branch::rollback(self))
+    }
+
+    fn commit_one_phase<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>> {
+        Box::pin(Branch::commit_one_phase(self, id))
+    }
+
+    fn commit_carrying<'a>(&'a self, record: &'a DecisionRecord) -> BoxFuture<'a, Result<(), BranchError>> {
+        Box::pin(Branch::commit_carrying(self, record))
+    }
+
+    fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
+        Branch::is_retryable(self, error)
+    }
+}
+
+pub(crate) trait DynResource: Send + Sync {
+    fn identity(&self) -> BoxFuture<'_, Result<StoreId, StoreError>>;
+    fn in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>>;
+    fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
+    fn rollback<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
+    fn decision(&self, transaction: TransactionId, owner: Owner) -> BoxFuture<'_, Result<Known, StoreError>>;
+    fn unfinished(&self, owner: Owner) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
+    fn forget(&self, transaction: TransactionId);
+}
+
+impl<R: ResourceManager> DynResource for R {
+    fn identity(&self) -> BoxFuture<'_, Result<StoreId, StoreError>> {
+        Box::pin(ResourceManager::identity(self))
+    }
+
+    fn in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>> {
+        Box::pin(ResourceManager::in_doubt(self))
+    }
+
+    fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>> {
+        Box::pin(ResourceManager::commit(self, id))
+    }
+
+    fn rollback<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>> {
+        Box::pin(ResourceManager::rollback(self, id))
+    }
+
+    fn decision(&self, transaction: TransactionId, owner: Owner) -> BoxFuture<'_, Result<Known, StoreError>> {
+        Box::pin(ResourceManager::decision(self, transaction, owner))
+    }
+
+    fn unfinished(&self, owner: Owner) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>> {
+        Box::pin(ResourceManager::unfinished(self, owner))
+    }
+
+    fn forget(&self, transaction: TransactionId) {
+        ResourceManager::forget(self, transaction);
+    }
+}
+
+pub(crate) trait DynLog: Send + Sync {
+    fn owner(&self) -> Owner;
+    fn ready(&self) -> Result<(), BoxError>;
+    fn decide(&self, record: DecisionRecord) -> BoxFuture<'_, Result<(), DecideError>>;
+    fn lookup(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Known, StoreError>>;
+    fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
+    fn forget(&self, transaction: TransactionId);
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+impl<L: DecisionLog> DynLog for L {
+    fn owner(&self) -> Owner {
+        DecisionLog::owner(self)
+    }
+
+    fn ready(&self) -> Result<(), BoxError> {
+        DecisionLog::ready(self)
+    }
+
+    fn decide(&self, record: DecisionRecord) -> BoxFuture<'_, Result<(), DecideError>> {
+        Box::pin(DecisionLog::decide(self, record))
+    }
+
+    fn lookup(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Known, StoreError>> {
+        Box::pin(Decider::lookup(self, transaction))
+    }
+
+    fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>> {
+        Box::pin(Decider::unfinished(self))
+    }
+
+    fn forget(&self, transaction: TransactionId) {
+        Decider::forget(self, transaction);
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(DecisionLog::close(self))
+    }
+}
+
+/// A registered resource: the typed one for joins, the erased one for recovery.
+pub(crate) struct Registered {
+    pub(crate) name: String,
+    pub(crate) capability: Capability,
+    pub(crate) resource: Arc<dyn DynResource>,
+    typed: Arc<dyn Any + Send + Sync>,
+    identity: OnceLock<StoreId>,
+}
+
+impl Registered {
+    pub(crate) fn new<R: ResourceManager>(resource: R) -> Self {
+        let resource = Arc::new(resource);
+        Self {
+            name: resource.name().to_owned(),
+            capability: resource.capability(),
+            resource: resource.clone(),
+            typed: resource,
+            identity: OnceLock::new(),
+        }
+    }
+
+    /// The registered store itself: a join goes through it, whatever other object of the same name it was asked with, so that
+    /// what is joined is what recovery will look after.
+    pub(crate) fn typed<R: ResourceManager>(&self) -> Option<Arc<R>> {
+        self.typed.clone().downcast().ok()
+    }
+
+    /// The identity that the store had when it was first reached; none before.
+    pub(crate) fn known_identity(&self) -> Option<&StoreId> {
+        self.identity.get()
+    }
+
+    /// Asks the store who it is, and notices when it is not the store that it was.
+    pub(crate) async fn identity(&self) -> Result<&StoreId, StoreError> {
+        let now = self.resource.identity().await?;
+        let known = self.identity.get_or_init(|| now.clone());
+        if *known == now {
+            return Ok(known);
+        }
+        Err(StoreError::new(format!(
+            "the resource {:?} was the store {known} and is the store {now} now; \
+             put the right one back, or restart to use this one",
+            self.name
+        )))
+    }
+}

@@ -1,1 +1,399 @@
-//! placeholder
+//! The async driver: performs the protocol's actions on the branches and the log, and feeds the answers back.
+//!
+//! One detached task for each transaction's end (rule 6). It decides nothing: what happens when is the protocol's. What it adds is
+//! time (back-off, waits), the errors' texts, and the guard that takes the transaction out of the live table when the task is
+//! dropped or panics (rule 5).
+//!
+//! Must not know stores, or how the log writes.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::oneshot;
+use tracing::Instrument;
+use unanimous_core::protocol::{self, Action, Answer, DecisionAnswer, Event, Path, Protocol};
+use unanimous_core::{
+    BranchError, BranchId, DecideError, DeciderId, Decision, DecisionRecord, FailureKind, Known, Outcome, Participant,
+};
+
+use crate::env::{BoxFuture, NoRuntime};
+use crate::error::{Cause, CommitError};
+use crate::manager::{BranchReport, Report};
+use crate::transaction::{Committed, Shared, Slot};
+
+/// A call's answer, with the error that goes with it.
+struct Returned {
+    event: Event,
+    failure: Option<Failure>,
+}
+
+enum Failure {
+    Branch(usize, BranchError),
+    Log(DecideError),
+}
+
+type Reply = oneshot::Sender<Result<Committed, CommitError>>;
+
+/// One transaction's end.
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    slots: Vec<Slot>,
+    protocol: Protocol,
+    /// Why it is aborted, where the protocol does not know.
+    cause: Option<Cause>,
+    /// What is left of the time limit.
+    limit: Option<Duration>,
+    reply: Option<Reply>,
+    failures: Vec<Option<BranchError>>,
+    log_failure: Option<DecideError>,
+    tries: Vec<u32>,
+    asked: u32,
+    record: Option<DecisionRecord>,
+    live: bool,
+    calls: FuturesUnordered<BoxFuture<'static, Returned>>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        slots: Vec<Slot>,
+        protocol: Protocol,
+        cause: Option<Cause>,
+        limit: Option<Duration>,
+        reply: Reply,
+    ) -> Self {
+        let count = slots.len();
+        Self {
+            shared,
+            slots,
+            protocol,
+            cause,
+            limit,
+            reply: Some(reply),
+            failures: (0..count).map(|_| None).collect(),
+            log_failure: None,
+            tries: vec![0; count],
+            asked: 0,
+            record: None,
+            live: false,
+            calls: FuturesUnordered::new(),
+        }
+    }
+
+    /// Starts the driver's task, in the caller's tracing span.
+    pub(crate) fn spawn(self, event: Event) -> Result<(), NoRuntime> {
+        let env = self.shared.manager.env.clone();
+        let span = tracing::Span::current();
+        env.spawn(Box::pin(self.run(event).instrument(span)))
+    }
+
+    async fn run(mut self, first: Event) {
+        if let (Some(limit), Event::Commit) = (self.limit, first) {
+            self.after(limit, Event::GiveUp);
+        }
+        let mut next = Some(Returned { event: first, failure: None });
+        let mut actions = Vec::new();
+        while let Some(returned) = next {
+            match returned.failure {
+                Some(Failure::Branch(i, error)) => {
+                    tracing::debug!(transaction = %self.shared.id, branch = %self.slots[i].name, event = ?returned.event,
+                        error = &error as &(dyn std::error::Error + 'static), "a branch failed");
+                    self.failures[i] = Some(error);
+                }
+                Some(Failure::Log(error)) => self.log_failure = Some(error),
+                None => {}
+            }
+            if let Err(error) = self.protocol.handle(returned.event, &mut actions) {
+                tracing::error!(transaction = %self.shared.id, %error, "a bug in the driver; the event is ignored");
+            }
+            for action in VecDeque::from(std::mem::take(&mut actions)) {
+                self.perform(action);
+            }
+            if self.protocol.is_over() {
+                break;
+            }
+            next = self.calls.next().await;
+        }
+    }
+
+    fn after(&self, wait: Duration, event: Event) {
+        let sleep = self.shared.manager.env.sleep(wait);
+        self.calls.push(Box::pin(async move {
+            sleep.await;
+            Returned { event, failure: None }
+        }));
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::EnterLive => {
+                self.live = true;
+                self.shared.manager.live.enter(self.shared.id);
+            }
+            Action::LeaveLive => self.leave_live(),
+            Action::Flush(i) => {
+                let branch = self.slots[i].branch.clone();
+                self.call(i, Event::Flushed, async move { branch.flush().await });
+            }
+            Action::Prepare(i) => {
+                let branch = self.slots[i].branch.clone();
+                let id = self.id_of(i);
+                // No branch is prepared for a decision that the log could not take.
+                let ready = match self.protocol.path() {
+                    Some(Path::Log | Path::LastResource(_)) => {
+                        self.shared.manager.log.ready().map_err(BranchError::refused)
+                    }
+                    _ => Ok(()),
+                };
+                self.call(i, Event::Voted, async move {
+                    ready?;
+                    branch.prepare(&id).await
+                });
+            }
+            Action::CommitOnePhase(i) => {
+                let branch = self.slots[i].branch.clone();
+                let id = self.id_of(i);
+                self.call(i, Event::OnePhase, async move { branch.commit_one_phase(&id).await });
+            }
+            Action::CommitCarrying(i) => {
+                let branch = self.slots[i].branch.clone();
+                let record = self.decision();
+                self.call(i, Event::OnePhase, async move { branch.commit_carrying(&record).await });
+            }
+            Action::AskCarrier(i) => self.ask_carrier(i),
+            Action::ForceDecision => self.force_decision(),
+            Action::Commit(i) => {
+                let branch = self.slots[i].branch.clone();
+                let wait = self.back_off(i);
+                self.call(i, Event::Committed, async move {
+                    wait.await;
+                    branch.commit().await
+                });
+            }
+            Action::Rollback(i) => {
+                let branch = self.slots[i].branch.clone();
+                let wait = self.back_off(i);
+                self.call(i, Event::RolledBack, async move {
+                    wait.await;
+                    branch.rollback().await
+                });
+            }
+            Action::StartWait => self.after(self.shared.manager.phase_two_wait, Event::WaitElapsed),
+            Action::HandOver(i) => {
+                let error = self.failures[i].as_ref().map(|error| error as &(dyn std::error::Error + 'static));
+                tracing::warn!(transaction = %self.shared.id, branch = %self.slots[i].name, error,
+                    "the branch is not finished yet; recovery goes on with it");
+                self.shared.manager.recovery.wake();
+            }
+            Action::Forget => self.forget(),
+            Action::Answer(answer) => self.answer(answer),
+        }
+    }
+
+    /// Calls a branch; a panic is a lost answer.
+    fn call<T: Send + 'static>(
+        &self,
+        i: usize,
+        event: fn(usize, Result<T, FailureKind>) -> Event,
+        call: impl Future<Output = Result<T, BranchError>> + Send + 'static,
+    ) {
+        self.calls.push(Box::pin(async move {
+            let result = AssertUnwindSafe(call).catch_unwind().await;
+            let result = result.unwrap_or_else(|_panic| Err(BranchError::lost("the branch panicked")));
+            match result {
+                Ok(value) => Returned { event: event(i, Ok(value)), failure: None },
+                Err(error) => Returned { event: event(i, Err(error.kind())), failure: Some(Failure::Branch(i, error)) },
+            }
+        }));
+    }
+
+    /// A wait that grows with each try of the same branch; none before the first.
+    fn back_off(&mut self, i: usize) -> BoxFuture<'static, ()> {
+        let tries = self.tries[i];
+        self.tries[i] += 1;
+        if tries == 0 {
+            return Box::pin(std::future::ready(()));
+        }
+        self.shared.manager.env.sleep(self.shared.manager.retry_wait(tries))
+    }
+
+    fn id_of(&self, i: usize) -> BranchId {
+        let decider = match self.protocol.path() {
+            Some(Path::Carrier(carrier)) => {
+                let store = self.slots[carrier].registered.as_ref().and_then(|registered| registered.known_identity());
+                DeciderId::Store(store.expect("a carrier is registered, and its identity was read at its join").clone())
+            }
+            _ => DeciderId::Log,
+        };
+        let number = u16::try_from(i).expect("a transaction has fewer than 65536 branches");
+        BranchId { transaction: self.shared.id, decider, number }
+    }
+
+    fn decision(&mut self) -> DecisionRecord {
+        let participants = self.protocol.participants().map(|i| Participant {
+            number: self.id_of(i).number,
+            resource: self.slots[i].name.clone(),
+            store: self.slots[i].registered.as_ref().and_then(|registered| registered.known_identity()).cloned(),
+        });
+        let record = DecisionRecord {
+            transaction: self.shared.id,
+            participants: participants.collect(),
+            decided_at: self.shared.manager.env.wall_clock(),
+        };
+        self.record = Some(record.clone());
+        record
+    }
+
+    fn force_decision(&mut self) {
+        let record = self.decision();
+        let log = self.shared.manager.log.clone();
+        self.calls.push(Box::pin(async move {
+            let result = AssertUnwindSafe(async move { log.decide(record).await }).catch_unwind().await;
+            let result = result.unwrap_or_else(|_panic| Err(DecideError::Unknown("the log panicked".into())));
+            let answer = match &result {
+                Ok(()) => DecisionAnswer::Forced,
+                Err(DecideError::Refused(_)) => DecisionAnswer::Refused,
+                Err(_) => DecisionAnswer::Unknown,
+            };
+            Returned { event: Event::Decided(answer), failure: result.err().map(Failure::Log) }
+        }));
+    }
+
+    fn ask_carrier(&mut self, i: usize) {
+        let Some(registered) = self.slots[i].registered.clone() else { return };
+        let manager = self.shared.manager.clone();
+        let id = self.shared.id;
+        let asked = self.asked;
+        self.asked += 1;
+        self.calls.push(Box::pin(async move {
+            if asked > 0 {
+                manager.env.sleep(manager.retry_wait(asked)).await;
+            }
+            let asking = async { registered.resource.decision(id, manager.log.owner()).await };
+            let known = AssertUnwindSafe(asking).catch_unwind().await;
+            let decision = match known {
+                Ok(Ok(Known::Commit(_))) => Some(Decision::Commit),
+                Ok(Ok(Known::Abort)) => Some(Decision::Abort),
+                Ok(Ok(Known::Hold(reason))) => {
+                    tracing::warn!(transaction = %id, carrier = %registered.name, %reason, "the decision can't be told");
+                    None
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(transaction = %id, carrier = %registered.name,
+                        error = &error as &(dyn std::error::Error + 'static), "asking again for the decision");
+                    None
+                }
+                Err(_panic) => None,
+            };
+            Returned { event: Event::Resolved(decision), failure: None }
+        }));
+    }
+
+    fn forget(&self) {
+        match self.protocol.path() {
+            Some(Path::Carrier(i)) => {
+                if let Some(registered) = &self.slots[i].registered {
+                    registered.resource.forget(self.shared.id);
+                }
+            }
+            _ => self.shared.manager.log.forget(self.shared.id),
+        }
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let id = self.shared.id;
+        let (outcome, result) = match answer {
+            Answer::Committed { pending } => (Outcome::Committed, Ok(Committed::new(id, pending))),
+            Answer::Aborted(cause) => {
+                (Outcome::Aborted, Err(CommitError::Aborted { id, source: self.cause_of(cause) }))
+            }
+            Answer::Unknown(cause) => {
+                let source = self.cause_of(cause);
+                tracing::error!(transaction = %id, error = &source as &(dyn std::error::Error + 'static),
+                    "the outcome is unknown");
+                (Outcome::Unknown, Err(CommitError::Unknown { id, source }))
+            }
+        };
+        self.report(outcome, &result);
+        self.shared.run_after_end(outcome);
+        if let Some(reply) = self.reply.take() {
+            // A caller that went away doesn't change the outcome.
+            let _ = reply.send(result);
+        }
+    }
+
+    fn cause_of(&mut self, cause: protocol::Cause) -> Cause {
+        match cause {
+            protocol::Cause::Requested => self.cause.take().unwrap_or(Cause::Doomed),
+            protocol::Cause::TimeLimit => Cause::TimeLimit,
+            protocol::Cause::Branch(i) => Cause::Branch {
+                resource: self.slots[i].name.clone(),
+                source: self.failures[i].take().unwrap_or_else(|| BranchError::lost("the branch did not answer")),
+            },
+            protocol::Cause::Log => Cause::Log(
+                self.log_failure.take().unwrap_or_else(|| DecideError::Unknown("the log did not answer".into())),
+            ),
+            protocol::Cause::NotAllowed(i) => Cause::NotAllowed { resource: self.slots[i].name.clone() },
+            protocol::Cause::TwoUnprepared(i, j) => {
+                Cause::TwoUnprepared { resources: [self.slots[i].name.clone(), self.slots[j].name.clone()] }
+            }
+        }
+    }
+
+    fn report(&self, outcome: Outcome, result: &Result<Committed, CommitError>) {
+        let Some(observer) = &self.shared.manager.observer else { return };
+        let manager = &self.shared.manager;
+        let carrier = match self.protocol.path() {
+            Some(Path::Carrier(i)) => Some(i),
+            _ => None,
+        };
+        let branches = self.slots.iter().enumerate().map(|(i, slot)| BranchReport {
+            resource: slot.name.clone(),
+            capability: slot.capability,
+            end: self.protocol.end(i),
+            carried: carrier == Some(i),
+        });
+        let annotations = self.shared.annotations();
+        let report = Report {
+            id: self.shared.id,
+            outcome,
+            cause: result.as_ref().err().map(crate::error::chain),
+            branches: branches.collect(),
+            note: annotations.note,
+            user: annotations.user,
+            began_at: self.shared.began_at,
+            took: manager.env.monotonic().saturating_sub(self.shared.began),
+        };
+        if std::panic::catch_unwind(AssertUnwindSafe(|| observer(&report))).is_err() {
+            tracing::error!(transaction = %self.shared.id, "the observer panicked");
+        }
+    }
+
+    fn leave_live(&mut self) {
+        if self.live {
+            self.live = false;
+            self.shared.manager.live.leave(self.shared.id);
+        }
+    }
+}
+
+impl Drop for Driver {
+    /// Rule 5: also when the task is dropped with its runtime or unwinds. What it had in doubt is recovery's then: a decision that
+    /// the log is writing is waited for by its lookup, and a carrier that is late is fenced by its store.
+    fn drop(&mut self) {
+        if !self.protocol.is_held() {
+            self.leave_live();
+        }
+        if self.reply.is_some() {
+            tracing::error!(transaction = %self.shared.id, "the driver was dropped before the outcome was known");
+            self.shared.run_after_end(Outcome::Unknown);
+            self.shared.manager.recovery.wake();
+        }
+        self.shared.manager.open.remove();
+    }
+}

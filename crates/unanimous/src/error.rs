@@ -5,7 +5,9 @@
 use std::error::Error;
 use std::fmt;
 
-use unanimous_core::{BoxError, BranchError, FailureKind, TransactionId};
+use unanimous_core::{BoxError, BranchError, DecideError, FailureKind, TransactionId};
+
+use crate::env::NoRuntime;
 
 /// A resource could not be joined. The transaction goes on; whether it can still commit is the application's choice.
 #[derive(Debug)]
@@ -102,14 +104,14 @@ pub enum CommitError {
         /// The transaction.
         id: TransactionId,
         /// Why.
-        source: BoxError,
+        source: Cause,
     },
     /// It may have committed. Don't repeat it blindly; recovery finds out, and the id is in the log.
     Unknown {
         /// The transaction.
         id: TransactionId,
         /// Why nobody knows.
-        source: BoxError,
+        source: Cause,
     },
 }
 
@@ -124,7 +126,7 @@ impl CommitError {
     /// Whether repeating the whole transaction may help: aborted by a conflict. Never for an unknown outcome.
     pub fn is_retryable(&self) -> bool {
         match self {
-            CommitError::Aborted { source, .. } => is_conflict(&**source),
+            CommitError::Aborted { source, .. } => is_conflict(source),
             CommitError::Unknown { .. } => false,
         }
     }
@@ -145,7 +147,82 @@ impl fmt::Display for CommitError {
 impl Error for CommitError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            CommitError::Aborted { source, .. } | CommitError::Unknown { source, .. } => Some(&**source),
+            CommitError::Aborted { source, .. } | CommitError::Unknown { source, .. } => Some(source),
+        }
+    }
+}
+
+/// Why a transaction was aborted, or its outcome is unknown: the source of a [`CommitError`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Cause {
+    /// It was doomed.
+    Doomed,
+    /// A guard of a joined branch was still in use when commit was called; drop guards before the commit.
+    InUse {
+        /// How many guards.
+        guards: usize,
+    },
+    /// Its time limit passed.
+    TimeLimit,
+    /// The manager is shutting down.
+    ShuttingDown,
+    /// There is no runtime that could run the commit.
+    NoRuntime(NoRuntime),
+    /// The runtime ended, or the driver failed, before the outcome was known; the next start recovers.
+    Interrupted,
+    /// A branch failed.
+    Branch {
+        /// Its resource's or its own name.
+        resource: String,
+        /// What the store said.
+        source: BranchError,
+    },
+    /// The decision log refused or lost the decision.
+    Log(DecideError),
+    /// A volatile or one-phase branch wrote beside another that wrote (rule 10).
+    NotAllowed {
+        /// Its name.
+        resource: String,
+    },
+    /// Two branches that wrote can't prepare (rule 10).
+    TwoUnprepared {
+        /// Their names.
+        resources: [String; 2],
+    },
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Doomed => f.write_str("it was doomed"),
+            Cause::InUse { guards } => {
+                write!(f, "{guards} guard(s) of joined branches were in use when commit was called; drop them before")
+            }
+            Cause::TimeLimit => f.write_str("its time limit passed"),
+            Cause::ShuttingDown => f.write_str("the transaction manager is shutting down"),
+            Cause::NoRuntime(_) => f.write_str("the commit could not start"),
+            Cause::Interrupted => f.write_str("the commit was interrupted; recovery finds out"),
+            Cause::Branch { resource, .. } => write!(f, "the branch {resource:?} failed"),
+            Cause::Log(_) => f.write_str("the decision could not be made durable"),
+            Cause::NotAllowed { resource } => write!(
+                f,
+                "the branch {resource:?} could be torn from the others by a crash;                  allow it by name (Tx::allow) where that is acceptable"
+            ),
+            Cause::TwoUnprepared { resources: [one, other] } => {
+                write!(f, "neither {one:?} nor {other:?} can prepare, and both wrote; use two transactions")
+            }
+        }
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Cause::Branch { source, .. } => Some(source),
+            Cause::Log(source) => Some(source),
+            Cause::NoRuntime(source) => Some(source),
+            _ => None,
         }
     }
 }
@@ -156,6 +233,9 @@ pub(crate) fn is_conflict(error: &(dyn Error + 'static)) -> bool {
     while let Some(error) = next {
         if let Some(commit) = error.downcast_ref::<CommitError>() {
             return commit.is_retryable();
+        }
+        if let Some(join) = error.downcast_ref::<JoinError>() {
+            return join.is_retryable();
         }
         if let Some(branch) = error.downcast_ref::<BranchError>() {
             return branch.kind() == FailureKind::Conflict;
@@ -201,4 +281,16 @@ impl Error for RunError {
             RunError::Commit { source, .. } => Some(source),
         }
     }
+}
+
+/// An error with all its sources on one line, for reports and logs.
+pub(crate) fn chain(error: &(impl Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
 }

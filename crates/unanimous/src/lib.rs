@@ -1,21 +1,43 @@
 //! A transaction manager: work spread over several real data stores commits in all of them or in none.
+//!
+//! # In reading order
+//!
+//! - [`TransactionManager`]: begin, run, recover, shut down.
+//! - [`Transaction`] and [`Tx`]: the owner that ends a transaction, and the handle that is shared.
+//! - [`log`]: where decisions become durable.
+//! - [`sqlite`], [`files`]: adapters, each behind a feature of its name.
+//! - [`http`]: a transaction for each request.
+//! - [`env`](mod@env): clock, spawning, randomness and disk, replaceable.
+//! - The core's words and contracts, re-exported from `unanimous-core`: [`Branch`], [`ResourceManager`], [`Decider`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod current;
 mod dispatch;
 mod driver;
 pub mod env;
-pub mod error;
+mod error;
 #[cfg(feature = "files")]
 pub mod files;
 #[cfg(feature = "http")]
 pub mod http;
+mod live;
 pub mod log;
-pub mod manager;
+mod manager;
+mod recovery;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
-pub mod transaction;
+mod sync;
+mod transaction;
 
-pub use error::{CommitError, JoinError, RunError};
-pub use manager::{Builder, TransactionManager, current};
-pub use transaction::{Commit, Committed, Joined, Options, Transaction, Tx};
-pub use unanimous_core::*;
+pub use current::{current, scope};
+pub use error::{Cause, CommitError, JoinError, RunError};
+pub use manager::{BranchReport, BuildError, Builder, Report, TransactionManager, Undrained};
+pub use recovery::{Doubt, InDoubt};
+pub use transaction::{Abort, Commit, Committed, Joined, Options, Transaction, Tx};
+pub use unanimous_core::protocol::End;
+#[doc(inline)]
+pub use unanimous_core::{
+    BoxError, Branch, BranchContext, BranchError, BranchId, Capability, DecideError, Decider, DeciderId, Decision,
+    DecisionLog, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId, Outcome, Owner, ParseIdError,
+    Participant, ResourceManager, StoreError, StoreId, TransactionId, Work,
+};

@@ -1,47 +1,175 @@
-//! [`TransactionManager`] and its builder: begin, run, current, recovery, shutdown.
+//! [`TransactionManager`] and its builder: begin, run, recover, shut down.
+//!
+//! Must not know what a branch does, nor the protocol's steps.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use unanimous_core::{BoxError, Capability, DecisionLog, Outcome, ResourceManager, TransactionId};
+use unanimous_core::protocol::End;
+use unanimous_core::xid::MAX_SEQUENCE;
+use unanimous_core::{BoxError, Capability, DecisionLog, Outcome, Owner, ResourceManager, StoreId, TransactionId};
 
-use crate::env::Env;
+use crate::current::scope;
+use crate::dispatch::{DynLog, Registered};
+use crate::env::{Env, TokioEnv};
 use crate::error::RunError;
+use crate::live::Live;
+use crate::recovery::{self, InDoubt, Recovery};
+use crate::sync::Gauge;
 use crate::transaction::{Options, Transaction, Tx};
 
+/// Waits between tries grow from the first to the second, doubling, with jitter.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+type Observer = Box<dyn Fn(&Report) + Send + Sync>;
+
+/// What the manager, its transactions and its recovery share.
+pub(crate) struct Inner {
+    pub(crate) env: Arc<dyn Env>,
+    pub(crate) log: Arc<dyn DynLog>,
+    pub(crate) owner: Owner,
+    pub(crate) resources: BTreeMap<String, Arc<Registered>>,
+    pub(crate) live: Live,
+    pub(crate) recovery: Recovery,
+    /// Transactions that have joined something and have not ended.
+    pub(crate) open: Gauge,
+    pub(crate) phase_two_wait: Duration,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) store_wait: Duration,
+    pub(crate) observer: Option<Observer>,
+    sequence: AtomicU64,
+    closing: AtomicBool,
+}
+
+impl Inner {
+    pub(crate) fn registered(&self, name: &str) -> Option<Arc<Registered>> {
+        self.resources.get(name).cloned()
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// The wait before try number `tries` (from 1): doubled each time, between half and all of it.
+    pub(crate) fn retry_wait(&self, tries: u32) -> Duration {
+        let full = RETRY_FIRST.saturating_mul(1 << tries.saturating_sub(1).min(16)).min(RETRY_LAST);
+        jitter(&*self.env, full)
+    }
+}
+
+/// Between half and all of `full`, so that those who failed together don't meet again.
+pub(crate) fn jitter(env: &dyn Env, full: Duration) -> Duration {
+    let half = full / 2;
+    let span = u64::try_from(half.as_micros()).unwrap_or(u64::MAX).max(1);
+    half + Duration::from_micros(env.random() % span)
+}
+
 /// Builds a [`TransactionManager`].
-pub struct Builder {}
+#[must_use]
+pub struct Builder {
+    env: Arc<dyn Env>,
+    log: Arc<dyn DynLog>,
+    resources: Vec<Registered>,
+    phase_two_wait: Duration,
+    time_limit: Option<Duration>,
+    store_wait: Duration,
+    recovery_interval: Duration,
+    observer: Option<Observer>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("owner", &self.log.owner()).finish_non_exhaustive()
+    }
+}
 
 impl Builder {
-    /// Registers a store.
-    #[must_use]
-    pub fn resource<R: ResourceManager>(self, _resource: R) -> Self {
-        todo!()
+    /// Registers a store under its own name, so that it can be joined and recovered.
+    pub fn resource<R: ResourceManager>(mut self, resource: R) -> Self {
+        self.resources.push(Registered::new(resource));
+        self
     }
-    /// Replaces clock, spawning and randomness.
-    #[must_use]
-    pub fn env(self, _env: Arc<dyn Env>) -> Self {
-        todo!()
+
+    /// Replaces clock, spawning and randomness; [`TokioEnv`] by default.
+    pub fn env(mut self, env: Arc<dyn Env>) -> Self {
+        self.env = env;
+        self
     }
-    /// How long a caller waits for phase two; 5 s by default.
-    #[must_use]
-    pub fn phase_two_wait(self, _wait: Duration) -> Self {
-        todo!()
+
+    /// How long a caller waits for branches to confirm after the decision; 5 s by default. Then commit says how many are pending.
+    pub fn phase_two_wait(mut self, wait: Duration) -> Self {
+        self.phase_two_wait = wait;
+        self
     }
-    /// Time limit of transactions that have none of their own; none by default.
-    #[must_use]
-    pub fn time_limit(self, _limit: Duration) -> Self {
-        todo!()
+
+    /// The time limit of transactions that have none of their own, from begin to the decision; none by default.
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
     }
-    /// Called for each transaction that has ended and had joined something. Must return soon.
-    #[must_use]
-    pub fn observer(self, _observer: impl Fn(&Report) + Send + Sync + 'static) -> Self {
-        todo!()
+
+    /// How long one pass of recovery waits for one call of one store; 10 s by default. Other stores don't wait for it.
+    pub fn store_wait(mut self, wait: Duration) -> Self {
+        self.store_wait = wait;
+        self
     }
-    /// Recovers what can be recovered now, and starts the background recovery.
+
+    /// How often the stores' in-doubt branches are listed although nothing is known to be in doubt; 60 s by default. Listing goes
+    /// on for the manager's life, since a prepare can land late (rule 8).
+    pub fn recovery_interval(mut self, interval: Duration) -> Self {
+        self.recovery_interval = interval;
+        self
+    }
+
+    /// Called for each transaction that had joined something, when its outcome is known, on the driver's task. Must not block.
+    pub fn observer(mut self, observer: impl Fn(&Report) + Send + Sync + 'static) -> Self {
+        self.observer = Some(Box::new(observer));
+        self
+    }
+
+    /// Recovers what can be recovered now, and goes on with the rest in the background. A store that is down stops nobody (rule 13).
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`]: two resources of one name, one store under two names, no runtime.
     pub async fn build(self) -> Result<TransactionManager, BuildError> {
-        todo!()
+        let mut resources = BTreeMap::new();
+        for resource in self.resources {
+            let name = resource.name.clone();
+            if resources.insert(name.clone(), Arc::new(resource)).is_some() {
+                return Err(BuildError::DuplicateName { name });
+            }
+        }
+        let inner = Arc::new(Inner {
+            owner: self.log.owner(),
+            env: self.env,
+            log: self.log,
+            resources,
+            live: Live::default(),
+            recovery: Recovery::new(self.recovery_interval),
+            open: Gauge::new(),
+            phase_two_wait: self.phase_two_wait,
+            time_limit: self.time_limit,
+            store_wait: self.store_wait,
+            observer: self.observer,
+            sequence: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+        });
+        recovery::pass(&inner).await;
+        let mut stores: BTreeMap<&StoreId, &str> = BTreeMap::new();
+        for (name, registered) in &inner.resources {
+            let Some(store) = registered.known_identity() else { continue };
+            if let Some(other) = stores.insert(store, name) {
+                return Err(BuildError::SameStore { names: [other.to_owned(), name.clone()], store: store.clone() });
+            }
+        }
+        recovery::start(&inner).map_err(|_| BuildError::NoRuntime)?;
+        Ok(TransactionManager { inner })
     }
 }
 
@@ -49,18 +177,36 @@ impl Builder {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// Two resources of one name.
-    DuplicateName(String),
-    /// One store under two names.
-    SameStore(String, String),
-    /// No runtime.
+    /// Two resources have the same name.
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// Two names stand for one store.
+    SameStore {
+        /// The names.
+        names: [String; 2],
+        /// The store's identity.
+        store: StoreId,
+    },
+    /// There is no tokio runtime to run recovery.
     NoRuntime,
 }
-impl std::fmt::Display for BuildError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self:?}")
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BuildError::DuplicateName { name } => {
+                write!(f, "two resources are named {name:?}; give each a name of its own, and keep it over restarts")
+            }
+            BuildError::SameStore { names: [one, other], store } => {
+                write!(f, "{one:?} and {other:?} are the same store, {store}; register it once")
+            }
+            BuildError::NoRuntime => f.write_str("there is no tokio runtime to run recovery; build from within one"),
+        }
     }
 }
+
 impl std::error::Error for BuildError {}
 
 /// How a transaction ended, for pages, metrics and logs.
@@ -71,89 +217,180 @@ pub struct Report {
     pub id: TransactionId,
     /// How it ended.
     pub outcome: Outcome,
-    /// Why it did not commit.
+    /// Why it did not commit, with all sources: for operators, not for clients.
     pub cause: Option<String>,
-    /// Its branches in the order of joining.
+    /// Its branches, in the order of their numbers.
     pub branches: Vec<BranchReport>,
     /// The note's lines.
     pub note: String,
     /// The user.
     pub user: String,
-    /// When it began, microseconds since 1970, UTC.
+    /// When it began: microseconds since 1970, UTC.
     pub began_at: u64,
-    /// From begin to the outcome.
+    /// From begin to the answer.
     pub took: Duration,
 }
 
-/// How a branch ended.
+/// How a branch had ended when the caller was answered.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BranchReport {
-    /// The resource's or branch's name.
+    /// The resource's or the branch's name.
     pub resource: String,
     /// What it could promise.
     pub capability: Capability,
-    /// "committed", "committed, carrying the decision", "read only", "rolled back", "pending", "unknown"
-    pub end: &'static str,
+    /// How it ended; pending where it has not.
+    pub end: End,
+    /// Whether its commit carried the decision.
+    pub carried: bool,
 }
 
-/// What is in doubt here, and why.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct InDoubt {
-    /// The resource's name.
-    pub resource: String,
-    /// The branch, where the store could be asked.
-    pub branch: Option<unanimous_core::BranchId>,
-    /// Why it is held.
-    pub why: String,
+/// Begins transactions over registered stores, commits them in all or in none, and recovers them. Cheap to clone.
+///
+/// When the last clone and the last transaction are dropped, its background work ends and the log is given up;
+/// [`shutdown`](Self::shutdown) does it in order.
+#[derive(Clone)]
+pub struct TransactionManager {
+    pub(crate) inner: Arc<Inner>,
 }
 
-/// Begins transactions over registered stores, and recovers them. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct TransactionManager {}
+impl fmt::Debug for TransactionManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionManager").field("owner", &self.inner.owner).finish_non_exhaustive()
+    }
+}
 
 impl TransactionManager {
-    /// A builder over a decision log.
-    pub fn builder(_log: impl DecisionLog) -> Builder {
-        todo!()
+    /// A builder over the decision log that this process owns.
+    pub fn builder(log: impl DecisionLog) -> Builder {
+        Builder {
+            env: TokioEnv::shared(),
+            log: Arc::new(log),
+            resources: Vec::new(),
+            phase_two_wait: Duration::from_secs(5),
+            time_limit: None,
+            store_wait: Duration::from_secs(10),
+            recovery_interval: Duration::from_secs(60),
+            observer: None,
+        }
     }
-    /// Begins a transaction. Infallible; costs next to nothing until something joins.
+
+    /// Begins a transaction. Costs next to nothing until something joins.
+    ///
+    /// # Panics
+    ///
+    /// After 10^15 - 1 transactions of one incarnation; restart the process within 31 years at a million a second.
     pub fn begin(&self) -> Transaction {
-        todo!()
+        self.begin_with(Options::default())
     }
+
     /// The same with options.
-    pub fn begin_with(&self, _options: Options) -> Transaction {
-        todo!()
+    ///
+    /// # Panics
+    ///
+    /// As [`begin`](Self::begin).
+    pub fn begin_with(&self, options: Options) -> Transaction {
+        let sequence = self.inner.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        assert!(sequence <= MAX_SEQUENCE, "an incarnation has at most 10^15 - 1 transactions; restart the process");
+        Transaction::new(self.inner.clone(), self.inner.owner.transaction(sequence), options)
     }
-    /// Runs work in a transaction and commits it; repeats it on conflicts, at most `attempts` times.
-    pub async fn run<T, F, Fut>(&self, _attempts: u32, _work: F) -> Result<T, RunError>
+
+    /// Runs work in a transaction and commits it. A conflict in the work, in prepare or in commit repeats it, after a wait that
+    /// grows, at most `attempts` times in all (at least once). An unknown outcome is never repeated.
+    ///
+    /// The work gets a handle: it can doom the transaction, but not end it. It is the [`current`](crate::current) transaction
+    /// while it runs.
+    ///
+    /// Cancel safety: dropped during the work, the transaction is aborted; dropped during the commit, it is finished.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`]: the work's or the commit's.
+    pub async fn run<T, F, Fut>(&self, attempts: u32, mut work: F) -> Result<T, RunError>
     where
         F: FnMut(Tx) -> Fut + Send,
         Fut: Future<Output = Result<T, BoxError>> + Send,
         T: Send,
     {
-        todo!()
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let transaction = self.begin();
+            let tx = transaction.handle();
+            let failed = match scope(tx.clone(), work(tx)).await {
+                Ok(value) => match transaction.commit().await {
+                    Ok(_) => return Ok(value),
+                    Err(source) if attempt < attempts && source.is_retryable() => None,
+                    Err(source) => Some(RunError::Commit { attempts: attempt, source }),
+                },
+                Err(source) => {
+                    let retry = attempt < attempts && transaction.is_retryable(&*source);
+                    transaction.abort().await;
+                    (!retry).then_some(RunError::Work { attempts: attempt, source })
+                }
+            };
+            match failed {
+                Some(error) => return Err(error),
+                None => self.inner.env.sleep(self.inner.retry_wait(attempt)).await,
+            }
+        }
     }
-    /// Runs `future` with `tx` as its [`current`] transaction.
-    pub async fn scope<F: Future>(_tx: Tx, _future: F) -> F::Output {
-        todo!()
-    }
-    /// One pass of recovery over all stores, now.
+
+    /// One pass of recovery over all stores, now; returns what it left in doubt.
     pub async fn recover(&self) -> Vec<InDoubt> {
-        todo!()
+        recovery::pass(&self.inner).await;
+        self.in_doubt()
     }
+
     /// What the last pass of recovery left in doubt, and why.
     pub fn in_doubt(&self) -> Vec<InDoubt> {
-        todo!()
+        self.inner.recovery.in_doubt()
     }
-    /// Refuses new work, waits for commits under way, stops recovery, closes the log. Err: how many were still under way.
-    pub async fn shutdown(&self, _deadline: Duration) -> Result<(), usize> {
-        todo!()
+
+    /// Whose transactions these are: the log and its incarnation.
+    pub fn owner(&self) -> Owner {
+        self.inner.owner
+    }
+
+    /// Refuses new work, waits until what has joined something has ended, stops recovery and gives the log up.
+    ///
+    /// # Errors
+    ///
+    /// [`Undrained`] when the deadline passed first. The log is given up all the same: what is not decided by then aborts, what is
+    /// decided is finished by the next start.
+    pub async fn shutdown(&self, deadline: Duration) -> Result<(), Undrained> {
+        self.inner.closing.store(true, Ordering::Release);
+        let expired = self.inner.env.sleep(deadline);
+        tokio::select! {
+            biased;
+            () = self.inner.open.none() => {}
+            () = expired => {}
+        }
+        self.inner.recovery.stop();
+        self.inner.log.close().await;
+        match self.inner.open.count() {
+            0 => Ok(()),
+            transactions => Err(Undrained { transactions }),
+        }
     }
 }
 
-/// The current task's transaction: the one that an HTTP layer, `run` or `scope` runs it in.
-pub fn current() -> Option<Tx> {
-    todo!()
+/// Transactions that had not ended at the deadline of a shutdown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Undrained {
+    /// How many.
+    pub transactions: usize,
 }
+
+impl fmt::Display for Undrained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} transaction(s) had not ended at the deadline; the next start finishes what was decided",
+            self.transactions
+        )
+    }
+}
+
+impl std::error::Error for Undrained {}

@@ -1,49 +1,360 @@
 //! [`Transaction`], the owner that ends a transaction, and [`Tx`], the handle that is shared.
 //!
-//! Must not know the protocol: it gathers branches and hands them to the driver.
+//! A transaction gathers branches; its end hands them to the driver. Must not know the protocol, nor any store.
 
+use std::any::Any;
+use std::error::Error;
+use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use unanimous_core::{Branch, Outcome, ResourceManager, TransactionId};
+use tokio::sync::oneshot;
+use unanimous_core::protocol::{Event, Protocol, Spec};
+use unanimous_core::{Branch, BranchContext, BranchError, Capability, Outcome, ResourceManager, TransactionId};
 
-use crate::error::{CommitError, JoinError};
+use crate::dispatch::{DynBranch, Registered};
+use crate::driver::Driver;
+use crate::error::{Cause, CommitError, JoinError};
+use crate::manager::Inner;
+use crate::sync::lock;
 
 /// How a transaction begins.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Options {
-    /// Aborted when commit has not started by then.
+    /// Aborted when its commit has not been decided by then, counted from begin. None: the manager's.
     pub time_limit: Option<Duration>,
     /// Names of branches that may take part beside others that write although they are volatile or one-phase (rule 10).
     pub allow: Vec<String>,
+    /// A carrier that is the only writer carries a decision of its own, so that an answer that was lost can be asked for.
+    /// Costs a row; without it such a loss is an unknown outcome.
+    pub ask_single: bool,
 }
 
-/// The owner of a transaction. Not `Clone`; ends it. Dropped without an end, it is aborted in the background, with a warning.
+impl Options {
+    /// Sets the time limit.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
+    /// Opts in to a volatile or one-phase branch of this name beside others that write.
+    #[must_use]
+    pub fn allow(mut self, name: impl Into<String>) -> Self {
+        self.allow.push(name.into());
+        self
+    }
+
+    /// Lets a carrier that is the only writer carry its own decision.
+    #[must_use]
+    pub fn ask_single(mut self) -> Self {
+        self.ask_single = true;
+        self
+    }
+}
+
+/// A branch that has joined.
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) capability: Capability,
+    pub(crate) sort_key: String,
+    pub(crate) branch: Arc<dyn DynBranch>,
+    typed: Arc<dyn Any + Send + Sync>,
+    pub(crate) registered: Option<Arc<Registered>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Active,
+    Ending,
+    TimedOut,
+}
+
+struct State {
+    status: Status,
+    doomed: bool,
+    slots: Vec<Slot>,
+    leases: usize,
+    options: Options,
+    note: String,
+    user: String,
+    after_end: Vec<Box<dyn FnOnce(Outcome) + Send>>,
+}
+
+/// What the owner, its handles, its guards and its driver share.
+pub(crate) struct Shared {
+    pub(crate) id: TransactionId,
+    pub(crate) manager: Arc<Inner>,
+    pub(crate) began: Duration,
+    pub(crate) began_at: u64,
+    state: Mutex<State>,
+    /// One join at a time begins a branch, so that two that meet get the same one.
+    joining: tokio::sync::Mutex<()>,
+}
+
+/// What a transaction says of itself, for reports.
+pub(crate) struct Annotations {
+    pub(crate) note: String,
+    pub(crate) user: String,
+}
+
+impl Shared {
+    pub(crate) fn annotations(&self) -> Annotations {
+        let state = lock(&self.state);
+        Annotations { note: state.note.clone(), user: state.user.clone() }
+    }
+
+    /// Runs the callbacks, outside of any lock; one that panics is reported and changes nothing.
+    pub(crate) fn run_after_end(&self, outcome: Outcome) {
+        let callbacks = std::mem::take(&mut lock(&self.state).after_end);
+        for callback in callbacks {
+            let call = std::panic::AssertUnwindSafe(move || callback(outcome));
+            if std::panic::catch_unwind(call).is_err() {
+                tracing::error!(transaction = %self.id, "an after-end callback panicked; the outcome stays {outcome}");
+            }
+        }
+    }
+
+    fn not_active(&self, status: Status) -> JoinError {
+        let why = match status {
+            Status::TimedOut => "its time limit passed; begin another",
+            Status::Active | Status::Ending => "it has ended or is ending; begin another",
+        };
+        JoinError::NotActive { id: self.id, why }
+    }
+
+    fn lease(self: &Arc<Self>) -> Result<Lease, JoinError> {
+        let mut state = lock(&self.state);
+        if state.status != Status::Active {
+            return Err(self.not_active(state.status));
+        }
+        if state.slots.is_empty() && self.manager.is_closing() {
+            return Err(JoinError::NotActive { id: self.id, why: "the transaction manager is shutting down" });
+        }
+        state.leases += 1;
+        drop(state);
+        Ok(Lease { shared: self.clone() })
+    }
+
+    fn joined<B: Branch>(&self, name: &str) -> Result<Option<Arc<B>>, JoinError> {
+        let state = lock(&self.state);
+        let Some(slot) = state.slots.iter().find(|slot| slot.name == name) else { return Ok(None) };
+        match slot.typed.clone().downcast() {
+            Ok(branch) => Ok(Some(branch)),
+            Err(_) => Err(JoinError::Duplicate { resource: name.to_owned() }),
+        }
+    }
+
+    /// Rule 10: a second branch that can't prepare is refused when it joins, both named.
+    fn check_second(&self, name: &str, capability: Capability) -> Result<(), JoinError> {
+        if capability.can_prepare() {
+            return Ok(());
+        }
+        match lock(&self.state).slots.iter().find(|slot| !slot.capability.can_prepare()) {
+            None => Ok(()),
+            Some(first) => Err(JoinError::SecondUnprepared { joined: first.name.clone(), refused: name.to_owned() }),
+        }
+    }
+
+    fn add<B: Branch>(
+        self: &Arc<Self>,
+        name: &str,
+        branch: B,
+        registered: Option<Arc<Registered>>,
+    ) -> Result<Arc<B>, JoinError> {
+        let branch = Arc::new(branch);
+        let slot = Slot {
+            name: name.to_owned(),
+            capability: DynBranch::capability(&*branch),
+            sort_key: DynBranch::sort_key(&*branch),
+            branch: branch.clone(),
+            typed: branch.clone(),
+            registered,
+        };
+        let mut state = lock(&self.state);
+        if state.status != Status::Active {
+            // Aborted while the branch began; it was never prepared, and rolls back as it is dropped.
+            return Err(self.not_active(state.status));
+        }
+        state.slots.push(slot);
+        let first = state.slots.len() == 1;
+        let limit = state.options.time_limit.or(self.manager.time_limit);
+        drop(state);
+        if first {
+            self.manager.open.add();
+            if let Some(limit) = limit {
+                self.watch(limit);
+            }
+        }
+        Ok(branch)
+    }
+
+    /// Aborts the transaction when its time limit passes before commit is called; from then on the driver watches.
+    fn watch(self: &Arc<Self>, limit: Duration) {
+        let watched = Arc::downgrade(self);
+        let sleep = self.manager.env.sleep(self.left_of(limit));
+        let task = async move {
+            sleep.await;
+            let Some(shared) = watched.upgrade() else { return };
+            let Some(end) = shared.take(Status::TimedOut) else { return };
+            tracing::warn!(transaction = %shared.id, ?limit, "aborting: its time limit passed before commit");
+            // Nobody waits for it: the owner learns it when it commits.
+            drop(shared.drive(end, Event::Abort, Some(Cause::TimeLimit)));
+        };
+        if let Err(error) = self.manager.env.spawn(Box::pin(task)) {
+            tracing::warn!(transaction = %self.id, %error, "its time limit is not watched before commit");
+        }
+    }
+
+    fn left_of(&self, limit: Duration) -> Duration {
+        limit.saturating_sub(self.manager.env.monotonic().saturating_sub(self.began))
+    }
+
+    /// Ends the active state, once; none where something else has ended it.
+    fn take(&self, status: Status) -> Option<Taken> {
+        let mut state = lock(&self.state);
+        if state.status != Status::Active {
+            return None;
+        }
+        state.status = status;
+        Some(Taken {
+            slots: std::mem::take(&mut state.slots),
+            leases: state.leases,
+            doomed: state.doomed,
+            options: state.options.clone(),
+        })
+    }
+
+    fn timed_out(&self) -> bool {
+        lock(&self.state).status == Status::TimedOut
+    }
+
+    /// Hands the branches to a driver of their own; what is returned may be dropped.
+    fn drive(self: &Arc<Self>, taken: Taken, event: Event, cause: Option<Cause>) -> Commit {
+        let Taken { mut slots, options, .. } = taken;
+        if slots.is_empty() {
+            let outcome = if event == Event::Commit { Outcome::Committed } else { Outcome::Aborted };
+            self.run_after_end(outcome);
+            return Commit::ready(match cause {
+                None if event == Event::Commit => Ok(Committed { id: self.id, pending: 0 }),
+                cause => Err(CommitError::Aborted { id: self.id, source: cause.unwrap_or(Cause::Doomed) }),
+            });
+        }
+        // Stable: joins of the same key keep their order.
+        slots.sort_by(|a, b| (&a.sort_key, &a.name).cmp(&(&b.sort_key, &b.name)));
+        let specs =
+            slots.iter().map(|slot| Spec { capability: slot.capability, allowed: options.allow.contains(&slot.name) });
+        let protocol = Protocol::new(specs, options.ask_single);
+        let limit = options.time_limit.or(self.manager.time_limit).map(|limit| self.left_of(limit));
+        let (reply, answer) = oneshot::channel();
+        let driver = Driver::new(self.clone(), slots, protocol, cause, limit, reply);
+        match driver.spawn(event) {
+            Ok(()) => Commit { id: self.id, answer: Answer::Waiting(answer) },
+            Err(error) => {
+                self.run_after_end(Outcome::Aborted);
+                Commit::ready(Err(CommitError::Aborted { id: self.id, source: Cause::NoRuntime(error) }))
+            }
+        }
+    }
+}
+
+struct Taken {
+    slots: Vec<Slot>,
+    leases: usize,
+    doomed: bool,
+    options: Options,
+}
+
+/// Keeps commit from starting while a guard is in use.
+struct Lease {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        lock(&self.shared.state).leases -= 1;
+    }
+}
+
+/// The owner of a transaction: not `Clone`, and what ends it. It can do all that its handle [`Tx`] can.
+///
+/// Dropped without an end, the transaction is aborted in the background, with a warning that names it.
 #[derive(Debug)]
+#[must_use = "a transaction that is dropped is aborted"]
 pub struct Transaction {
     tx: Tx,
 }
 
 impl Transaction {
-    /// Commits. Starts at the call, detached: dropping the future changes nothing.
+    pub(crate) fn new(manager: Arc<Inner>, id: TransactionId, options: Options) -> Self {
+        let began = manager.env.monotonic();
+        let began_at = manager.env.wall_clock();
+        let state = State {
+            status: Status::Active,
+            doomed: false,
+            slots: Vec::new(),
+            leases: 0,
+            options,
+            note: String::new(),
+            user: String::new(),
+            after_end: Vec::new(),
+        };
+        let shared =
+            Shared { id, manager, began, began_at, state: Mutex::new(state), joining: tokio::sync::Mutex::new(()) };
+        Self { tx: Tx { shared: Arc::new(shared) } }
+    }
+
+    /// Commits. It starts at the call, not at the first poll, and runs detached to its end: dropping the future changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError::Aborted`]: surely not committed, anywhere. [`CommitError::Unknown`]: nobody can say yet, and it must not be
+    /// repeated blindly. A doomed transaction, one past its time limit, and one with a guard in use are aborted.
     pub fn commit(self) -> Commit {
-        todo!()
+        let shared = &self.tx.shared;
+        let Some(taken) = shared.take(Status::Ending) else {
+            // Only the time limit ends it behind its owner's back.
+            return Commit::ready(Err(CommitError::Aborted { id: shared.id, source: Cause::TimeLimit }));
+        };
+        if taken.doomed {
+            return shared.drive(taken, Event::Abort, Some(Cause::Doomed));
+        }
+        if taken.leases > 0 {
+            let guards = taken.leases;
+            return shared.drive(taken, Event::Abort, Some(Cause::InUse { guards }));
+        }
+        shared.drive(taken, Event::Commit, None)
     }
 
-    /// Gives the transaction up; returns when its branches are rolled back, or after `phase_two_wait`.
-    pub async fn abort(self) {
-        todo!()
+    /// Gives the transaction up. Starts at the call, detached; the future ends when its branches are rolled back, or after the
+    /// manager's `phase_two_wait`, when the rest is left to the background. It can't fail: nothing will commit.
+    pub fn abort(self) -> Abort {
+        let shared = &self.tx.shared;
+        Abort {
+            commit: shared.take(Status::Ending).map(|taken| shared.drive(taken, Event::Abort, Some(Cause::Doomed))),
+        }
     }
 
-    /// A handle to share.
+    /// A handle to share. It can do everything but end the transaction.
     pub fn handle(&self) -> Tx {
         self.tx.clone()
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        let shared = &self.tx.shared;
+        let Some(taken) = shared.take(Status::Ending) else { return };
+        if !taken.slots.is_empty() {
+            tracing::warn!(transaction = %shared.id, "dropped without commit or abort; aborting in the background");
+        }
+        // Nobody waits for it.
+        drop(shared.drive(taken, Event::Abort, Some(Cause::Doomed)));
     }
 }
 
@@ -55,98 +366,244 @@ impl Deref for Transaction {
     }
 }
 
-/// A commit under way; its future may be dropped or forgotten.
-#[derive(Debug)]
+enum Answer {
+    Ready(Option<Result<Committed, CommitError>>),
+    Waiting(oneshot::Receiver<Result<Committed, CommitError>>),
+}
+
+/// A commit under way. Dropping it changes nothing; awaiting it gives the outcome.
 #[must_use = "the outcome is known only to those who wait for it"]
 pub struct Commit {
-    _todo: (),
+    id: TransactionId,
+    answer: Answer,
+}
+
+impl Commit {
+    fn ready(result: Result<Committed, CommitError>) -> Self {
+        let id = match &result {
+            Ok(committed) => committed.id,
+            Err(error) => error.id(),
+        };
+        Self { id, answer: Answer::Ready(Some(result)) }
+    }
+}
+
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Commit").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Future for Commit {
     type Output = Result<Committed, CommitError>;
 
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        todo!()
+    /// # Panics
+    ///
+    /// When polled again after it was ready.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let id = self.id;
+        match &mut self.answer {
+            Answer::Ready(result) => Poll::Ready(result.take().expect("a commit is not polled after it was ready")),
+            Answer::Waiting(receiver) => Pin::new(receiver).poll(cx).map(|answer| {
+                // The driver answers before it ends; it was dropped with its runtime.
+                answer.unwrap_or_else(|_| Err(CommitError::Unknown { id, source: Cause::Interrupted }))
+            }),
+        }
     }
 }
 
-/// The transaction has committed.
+/// An abort under way. Dropping it changes nothing.
+#[derive(Debug)]
+#[must_use = "await it to know that the branches are rolled back"]
+pub struct Abort {
+    commit: Option<Commit>,
+}
+
+impl Future for Abort {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.commit {
+            None => Poll::Ready(()),
+            Some(commit) => Pin::new(commit).poll(cx).map(|_aborted| ()),
+        }
+    }
+}
+
+/// The transaction has committed: the decision is durable, and every branch has committed or will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Committed {
     /// The transaction.
     pub id: TransactionId,
-    /// Branches that had not confirmed within `phase_two_wait`; they are committed in the background.
+    /// Branches that had not confirmed within `phase_two_wait`; they are committed in the background, or after a restart.
     pub pending: usize,
 }
 
-/// A handle of a transaction: joins, dooms, annotates, but does not end it.
-#[derive(Clone, Debug)]
+impl Committed {
+    pub(crate) fn new(id: TransactionId, pending: usize) -> Self {
+        Self { id, pending }
+    }
+}
+
+/// A handle of a transaction, for handlers, extractors and everything else that takes part: it joins, dooms and annotates, but
+/// does not end it.
+#[derive(Clone)]
 pub struct Tx {
-    shared: Arc<()>,
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Tx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tx").field("id", &self.shared.id).finish_non_exhaustive()
+    }
 }
 
 impl Tx {
     /// The transaction's id.
     pub fn id(&self) -> TransactionId {
-        todo!()
+        self.shared.id
     }
 
     /// Joins a registered resource: its branch begins, or is given again where it had joined before.
+    ///
+    /// The guard borrows this handle. A commit that starts while a guard is in use aborts.
+    ///
+    /// Cancel safety: a join that is dropped has joined or not; a branch that had begun is rolled back.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError`]; the transaction goes on without that branch.
     pub async fn join<'t, R: ResourceManager>(&'t self, resource: &R) -> Result<Joined<'t, R::Branch>, JoinError> {
         self.join_with(resource, R::Options::default()).await
     }
 
     /// The same, with the resource's own options; they count where the branch begins now.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Self::join).
     pub async fn join_with<'t, R: ResourceManager>(
         &'t self,
-        _resource: &R,
-        _options: R::Options,
+        resource: &R,
+        options: R::Options,
     ) -> Result<Joined<'t, R::Branch>, JoinError> {
-        todo!()
+        let shared = &self.shared;
+        let name = resource.name();
+        let lease = shared.lease()?;
+        if let Some(branch) = shared.joined(name)? {
+            return Ok(Joined { branch, lease, tx: self });
+        }
+        let _one_at_a_time = shared.joining.lock().await;
+        if let Some(branch) = shared.joined(name)? {
+            return Ok(Joined { branch, lease, tx: self });
+        }
+        let not_registered = || JoinError::NotRegistered { resource: name.to_owned() };
+        let registered = shared.manager.registered(name).ok_or_else(not_registered)?;
+        let resource = registered.typed::<R>().ok_or_else(not_registered)?;
+        shared.check_second(name, registered.capability)?;
+        let store = |source: BranchError| JoinError::Store { resource: name.to_owned(), source };
+        if registered.known_identity().is_none() {
+            // The store was down when the manager was built; its identity is part of every decision.
+            registered.identity().await.map_err(|error| store(BranchError::refused(error)))?;
+        }
+        let branch = resource.begin(&BranchContext::new(shared.id), options).await.map_err(store)?;
+        let branch = shared.add(name, branch, Some(registered))?;
+        Ok(Joined { branch, lease, tx: self })
     }
 
-    /// Joins a branch that no registered resource stands behind: volatile or one-phase.
-    pub fn join_branch<B: Branch>(&self, _name: &str, _branch: B) -> Result<Joined<'_, B>, JoinError> {
-        todo!()
+    /// Joins a branch that no registered resource stands behind: a volatile or one-phase one, under a name of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError`]; the transaction goes on without that branch.
+    pub fn join_branch<B: Branch>(&self, name: &str, branch: B) -> Result<Joined<'_, B>, JoinError> {
+        let shared = &self.shared;
+        let lease = shared.lease()?;
+        let capability = DynBranch::capability(&branch);
+        if matches!(capability, Capability::TwoPhase | Capability::Carrier) {
+            return Err(JoinError::Unrecoverable { resource: name.to_owned() });
+        }
+        if lock(&shared.state).slots.iter().any(|slot| slot.name == name) {
+            return Err(JoinError::Duplicate { resource: name.to_owned() });
+        }
+        shared.check_second(name, capability)?;
+        let branch = shared.add(name, branch, None)?;
+        Ok(Joined { branch, lease, tx: self })
     }
 
-    /// From now on it can only be aborted.
+    /// From now on it can only be aborted; commit will say so.
     pub fn doom(&self) {
-        todo!()
+        lock(&self.shared.state).doomed = true;
     }
 
-    /// Whether it was doomed.
+    /// Whether it can only be aborted: doomed, or past its time limit.
     pub fn is_doomed(&self) -> bool {
-        todo!()
+        lock(&self.shared.state).doomed || self.shared.timed_out()
+    }
+
+    /// Whether it can still be joined.
+    pub fn is_active(&self) -> bool {
+        lock(&self.shared.state).status == Status::Active
+    }
+
+    /// Whether something has joined.
+    pub fn has_branches(&self) -> bool {
+        !lock(&self.shared.state).slots.is_empty()
     }
 
     /// Adds a line to the transaction's note.
-    pub fn note(&self, _text: &str) {
-        todo!()
+    pub fn note(&self, text: &str) {
+        let mut state = lock(&self.shared.state);
+        if !state.note.is_empty() {
+            state.note.push('\n');
+        }
+        state.note.push_str(text);
     }
 
     /// Sets the user on whose behalf it runs.
-    pub fn set_user(&self, _user: &str) {
-        todo!()
+    pub fn set_user(&self, user: &str) {
+        lock(&self.shared.state).user = user.to_owned();
     }
 
-    /// Lets the branch of this name take part beside others that write although it is volatile or one-phase (rule 10).
-    pub fn allow(&self, _name: &str) {
-        todo!()
+    /// Lets the branch of this name take part beside others that write although it is volatile or one-phase: a crash between
+    /// them may tear it from the others (rule 10).
+    pub fn allow(&self, name: &str) {
+        lock(&self.shared.state).options.allow.push(name.to_owned());
     }
 
-    /// Called once when the transaction has ended, however it did.
-    pub fn after_end(&self, _callback: impl FnOnce(Outcome) + Send + 'static) {
-        todo!()
+    /// Called once when the transaction has ended: committed, aborted, or with an unknown outcome. Runs on the driver's task, must
+    /// not block; a panic in it is reported and changes nothing.
+    pub fn after_end(&self, callback: impl FnOnce(Outcome) + Send + 'static) {
+        lock(&self.shared.state).after_end.push(Box::new(callback));
+    }
+
+    /// Whether an error of the work is worth repeating the transaction for: a conflict among its sources, or one that a joined
+    /// branch recognizes as its store's. Never for an unknown outcome.
+    pub fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
+        let branches: Vec<_> = lock(&self.shared.state).slots.iter().map(|slot| slot.branch.clone()).collect();
+        crate::error::is_conflict(error) || branches.iter().any(|branch| branch.is_retryable(error))
     }
 }
 
-/// A branch in use. Commit with one of these outstanding aborts with "in use".
-#[derive(Debug)]
+/// A branch in use: dereferences to the branch's own methods.
 pub struct Joined<'t, B: Branch> {
     branch: Arc<B>,
-    _tx: PhantomData<&'t Tx>,
+    lease: Lease,
+    tx: &'t Tx,
+}
+
+impl<B: Branch> fmt::Debug for Joined<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Joined").field("transaction", &self.lease.shared.id).finish_non_exhaustive()
+    }
+}
+
+impl<'t, B: Branch> Joined<'t, B> {
+    /// The handle that it was joined through.
+    pub fn tx(&self) -> &'t Tx {
+        self.tx
+    }
 }
 
 impl<B: Branch> Deref for Joined<'_, B> {

@@ -1,0 +1,361 @@
+//! Recovery: at start, and in the background for the manager's life, with back-off while something is in doubt.
+//!
+//! A pass looks in the order that the pure plan ([`unanimous_core::recovery`]) states: unfinished decisions, the stores' lists, the
+//! live table, the deciders. Stores are asked at the same time and each within its own limit, so that a dead one stops nobody
+//! (rule 13).
+//!
+//! Must not know drivers, nor what a store does to list and finish.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
+use unanimous_core::recovery::{Ask, Lists, Verdict, is_finished, verdict, whom_to_ask};
+use unanimous_core::{BranchId, Capability, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
+
+use crate::dispatch::Registered;
+use crate::env::NoRuntime;
+use crate::manager::{Inner, jitter};
+use crate::sync::lock;
+
+/// The wait after a pass that left something in doubt: doubled from the first to the last.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LAST_WAIT: Duration = Duration::from_secs(15);
+
+/// Something that recovery could not finish in its last pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InDoubt {
+    /// The resource's name.
+    pub resource: String,
+    /// The transaction; none where the store could not be asked at all.
+    pub transaction: Option<TransactionId>,
+    /// The branch, where its store lists it.
+    pub branch: Option<BranchId>,
+    /// Why it is not finished.
+    pub why: Doubt,
+}
+
+/// Why something is in doubt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Doubt {
+    /// Nothing may be presumed.
+    Held(HoldReason),
+    /// The store can't be asked; the error's text.
+    Unreachable(String),
+    /// It is decided, and the store did not finish the branch; the error's text. It is tried again.
+    NotFinished(String),
+    /// It is decided Commit, and the participant's store is not registered here.
+    Unregistered,
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Doubt::Held(reason) => write!(f, "held: {reason}"),
+            Doubt::Unreachable(error) => write!(f, "the store can't be asked: {error}"),
+            Doubt::NotFinished(error) => write!(f, "decided, but its store did not finish it: {error}"),
+            Doubt::Unregistered => f.write_str("decided to commit, but its store is not registered here; register it"),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Signals {
+    wake: Notify,
+    stop: Notify,
+}
+
+/// The background's own state.
+pub(crate) struct Recovery {
+    interval: Duration,
+    doubts: Mutex<Vec<InDoubt>>,
+    signals: Arc<Signals>,
+    one_pass_at_a_time: AsyncMutex<()>,
+}
+
+impl Recovery {
+    pub(crate) fn new(interval: Duration) -> Self {
+        Self { interval, doubts: Mutex::default(), signals: Arc::default(), one_pass_at_a_time: AsyncMutex::new(()) }
+    }
+
+    /// Something was left to recovery: don't wait for the interval.
+    pub(crate) fn wake(&self) {
+        self.signals.wake.notify_one();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.signals.stop.notify_one();
+    }
+
+    /// Not empty: the next pass comes soon.
+    pub(crate) fn in_doubt(&self) -> Vec<InDoubt> {
+        lock(&self.doubts).clone()
+    }
+}
+
+impl Drop for Recovery {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Starts the background passes; they end with the manager.
+pub(crate) fn start(inner: &Arc<Inner>) -> Result<(), NoRuntime> {
+    // The manager must not live on in its own background: only a pass holds it.
+    let weak = Arc::downgrade(inner);
+    let signals = inner.recovery.signals.clone();
+    let env = inner.env.clone();
+    env.clone().spawn(Box::pin(async move {
+        let mut doubtful_passes = 0_u32;
+        loop {
+            let Some(inner) = weak.upgrade() else { return };
+            let wait = if inner.recovery.in_doubt().is_empty() {
+                doubtful_passes = 0;
+                inner.recovery.interval
+            } else {
+                doubtful_passes = doubtful_passes.saturating_add(1);
+                FIRST_WAIT
+                    .saturating_mul(1 << (doubtful_passes - 1).min(16))
+                    .min(LAST_WAIT)
+                    .min(inner.recovery.interval)
+            };
+            drop(inner);
+            let woken = tokio::select! {
+                biased;
+                () = signals.stop.notified() => return,
+                () = signals.wake.notified() => true,
+                () = env.sleep(jitter(&*env, wait)) => false,
+            };
+            if woken {
+                doubtful_passes = 0;
+            }
+            match weak.upgrade() {
+                Some(inner) => pass(&inner).await,
+                None => return,
+            }
+        }
+    }))
+}
+
+/// One look at every store, and what follows from it.
+pub(crate) async fn pass(inner: &Inner) {
+    let _one = inner.recovery.one_pass_at_a_time.lock().await;
+    let mut doubts = Vec::new();
+
+    let unfinished = unfinished(inner, &mut doubts).await;
+    let mut listed = list(inner, &mut doubts).await;
+    let live = inner.live.snapshot();
+
+    let stores: Vec<_> = std::mem::take(&mut listed).into_iter().collect();
+    let finished = stores.into_iter().map(|(store, (registered, branches))| {
+        let live = &live;
+        async move {
+            let mut left = Left { prepared: BTreeSet::new(), doubts: Vec::new() };
+            for branch in branches {
+                if live.contains(&branch.transaction) {
+                    left.prepared.insert(branch);
+                } else if let Err(why) = finish(inner, &registered, &branch).await {
+                    left.doubts.push(InDoubt {
+                        resource: registered.name.clone(),
+                        transaction: Some(branch.transaction),
+                        branch: Some(branch.clone()),
+                        why,
+                    });
+                    left.prepared.insert(branch);
+                }
+            }
+            (store, left)
+        }
+    });
+    let mut after = After::default();
+    for (store, left) in join_all(finished).await {
+        doubts.extend(left.doubts);
+        after.prepared.insert(store, left.prepared);
+    }
+    for (decider, record) in unfinished {
+        forget_or_report(inner, decider.as_deref(), &record, &after, &mut doubts);
+    }
+    report(&doubts);
+    *lock(&inner.recovery.doubts) = doubts;
+}
+
+struct Left {
+    prepared: BTreeSet<BranchId>,
+    doubts: Vec<InDoubt>,
+}
+
+/// What is still prepared after a pass, for each store whose list was to be had.
+#[derive(Default)]
+struct After {
+    prepared: BTreeMap<StoreId, BTreeSet<BranchId>>,
+}
+
+impl Lists for After {
+    fn still_prepared(&self, store: &StoreId) -> Option<&BTreeSet<BranchId>> {
+        self.prepared.get(store)
+    }
+}
+
+/// An answer within the limit; a panic and silence are errors.
+async fn within<T>(inner: &Inner, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let call = AssertUnwindSafe(call).catch_unwind();
+    tokio::select! {
+        biased;
+        answer = call => answer.unwrap_or_else(|_panic| Err(StoreError::new("its adapter panicked"))),
+        () = inner.env.sleep(inner.store_wait) => {
+            Err(StoreError::new(format!("no answer within {:?}", inner.store_wait)))
+        }
+    }
+}
+
+fn unreachable(registered: &Registered, error: &StoreError) -> InDoubt {
+    InDoubt {
+        resource: registered.name.clone(),
+        transaction: None,
+        branch: None,
+        why: Doubt::Unreachable(crate::error::chain(error)),
+    }
+}
+
+type Unfinished = Vec<(Option<Arc<Registered>>, DecisionRecord)>;
+
+/// Decisions that no driver works on and that are not known to be finished; with the carrier that keeps them, or none for the log.
+async fn unfinished(inner: &Inner, doubts: &mut Vec<InDoubt>) -> Unfinished {
+    let mut all = Vec::new();
+    match within(inner, inner.log.unfinished()).await {
+        Ok(records) => all.extend(records.into_iter().map(|record| (None, record))),
+        Err(error) => {
+            tracing::error!(error = &error as &(dyn std::error::Error + 'static), "the decision log can't be asked")
+        }
+    }
+    let carriers = inner.resources.values().filter(|registered| registered.capability == Capability::Carrier);
+    let asked = join_all(carriers.map(|registered| async move {
+        let answer = within(inner, registered.resource.unfinished(inner.owner)).await;
+        (registered, answer)
+    }));
+    for (registered, answer) in asked.await {
+        match answer {
+            Ok(records) => all.extend(records.into_iter().map(|record| (Some(registered.clone()), record))),
+            Err(error) => doubts.push(unreachable(registered, &error)),
+        }
+    }
+    // The live table is read after the decisions: what is not in it now was left by its driver before.
+    all.retain(|(_, record)| !inner.live.contains(record.transaction));
+    all
+}
+
+type Listed = BTreeMap<StoreId, (Arc<Registered>, Vec<BranchId>)>;
+
+async fn list(inner: &Inner, doubts: &mut Vec<InDoubt>) -> Listed {
+    let asked = join_all(inner.resources.values().map(|registered| async move {
+        let answer = within(inner, async {
+            let store = registered.identity().await?.clone();
+            Ok((store, registered.resource.in_doubt().await?))
+        });
+        (registered, answer.await)
+    }));
+    let mut listed = Listed::new();
+    for (registered, answer) in asked.await {
+        match answer {
+            Ok((store, branches)) => {
+                listed.insert(store, (registered.clone(), branches));
+            }
+            Err(error) => {
+                let doubt = unreachable(registered, &error);
+                if !doubts.contains(&doubt) {
+                    doubts.push(doubt);
+                }
+            }
+        }
+    }
+    listed
+}
+
+/// What the branch's decider says, asked last (rules 2, 4 and 5).
+async fn ask(inner: &Inner, branch: &BranchId) -> Known {
+    let answer = match whom_to_ask(branch, inner.owner) {
+        Ask::Nobody(reason) => return Known::Hold(reason),
+        Ask::Log => within(inner, inner.log.lookup(branch.transaction)).await,
+        Ask::Store(store) => {
+            let decider = inner.resources.values().find(|registered| registered.known_identity() == Some(store));
+            let Some(decider) = decider else {
+                return Known::Hold(HoldReason::UnregisteredDecider(store.clone()));
+            };
+            within(inner, async {
+                decider.identity().await?;
+                decider.resource.decision(branch.transaction, inner.owner).await
+            })
+            .await
+        }
+    };
+    answer.unwrap_or_else(|error| {
+        tracing::warn!(%branch, error = &error as &(dyn std::error::Error + 'static), "the decider can't be asked");
+        Known::Hold(HoldReason::Unreachable)
+    })
+}
+
+async fn finish(inner: &Inner, registered: &Registered, branch: &BranchId) -> Result<(), Doubt> {
+    let known = ask(inner, branch).await;
+    let (done, what) = match verdict(branch, &known) {
+        Verdict::Hold(reason) => return Err(Doubt::Held(reason)),
+        Verdict::Commit => (
+            within(inner, async { registered.resource.commit(branch).await.map_err(StoreError::new) }).await,
+            "committed",
+        ),
+        Verdict::Rollback => (
+            within(inner, async { registered.resource.rollback(branch).await.map_err(StoreError::new) }).await,
+            "rolled back",
+        ),
+    };
+    match done {
+        Ok(()) => {
+            tracing::info!(%branch, resource = %registered.name, "recovery {what} the branch");
+            Ok(())
+        }
+        Err(error) => Err(Doubt::NotFinished(crate::error::chain(&error))),
+    }
+}
+
+fn forget_or_report(
+    inner: &Inner,
+    decider: Option<&Registered>,
+    record: &DecisionRecord,
+    after: &After,
+    doubts: &mut Vec<InDoubt>,
+) {
+    if is_finished(record, after) {
+        match decider {
+            None => inner.log.forget(record.transaction),
+            Some(carrier) => carrier.resource.forget(record.transaction),
+        }
+        return;
+    }
+    let known = |store: &StoreId| inner.resources.values().any(|registered| registered.known_identity() == Some(store));
+    for participant in &record.participants {
+        let Some(store) = &participant.store else { continue };
+        if !known(store) {
+            doubts.push(InDoubt {
+                resource: participant.resource.clone(),
+                transaction: Some(record.transaction),
+                branch: None,
+                why: Doubt::Unregistered,
+            });
+        }
+    }
+}
+
+fn report(doubts: &[InDoubt]) {
+    for doubt in doubts {
+        let transaction = doubt.transaction.map(tracing::field::display);
+        let branch = doubt.branch.as_ref().map(tracing::field::display);
+        tracing::warn!(resource = %doubt.resource, transaction, branch, "in doubt: {}", doubt.why);
+    }
+}
