@@ -6,8 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use unanimous::Outcome;
-use unanimous::manager::Report;
+use unanimous::{BranchReport, End, Outcome, Report};
 
 /// How many are kept.
 const KEPT: usize = 50;
@@ -35,10 +34,23 @@ impl From<&Report> for Ended {
             outcome: report.outcome,
             cause: report.cause.clone(),
             note: report.note.clone(),
-            branches: report.branches.iter().map(|branch| (branch.resource.clone(), branch.end)).collect(),
+            branches: report.branches.iter().map(|branch| (branch.resource.clone(), words(branch))).collect(),
             began_at: report.began_at,
             took: report.took,
         }
+    }
+}
+
+const READ_ONLY: &str = "read only";
+
+fn words(branch: &BranchReport) -> &'static str {
+    match branch.end {
+        End::ReadOnly => READ_ONLY,
+        End::Committed if branch.carried => "committed, carrying the decision",
+        End::Committed => "committed",
+        End::RolledBack => "rolled back",
+        End::Pending => "pending",
+        End::Unknown => "unknown",
     }
 }
 
@@ -52,7 +64,7 @@ impl History {
     /// Remembers a transaction, and forgets the oldest one where there are too many. Those that have only read are left out: each
     /// look at the page would push an order's transaction out of it.
     pub(crate) fn add(&self, ended: Ended) {
-        let only_read = ended.branches.iter().all(|(_, end)| *end == "read only");
+        let only_read = ended.branches.iter().all(|(_, end)| *end == READ_ONLY);
         if ended.outcome == Outcome::Committed && only_read {
             return;
         }
@@ -85,9 +97,9 @@ mod tests {
         };
         for id in 0..60 {
             history.add(ended(id, Outcome::Committed, "committed"));
-            history.add(ended(1000, Outcome::Committed, "read only"));
+            history.add(ended(1000, Outcome::Committed, READ_ONLY));
         }
-        history.add(ended(60, Outcome::Aborted, "read only"));
+        history.add(ended(60, Outcome::Aborted, READ_ONLY));
         let last: Vec<usize> = history.last().iter().map(|ended| ended.id.parse().unwrap()).collect();
         assert_eq!(last, (11..=60).rev().collect::<Vec<_>>());
     }
