@@ -18,13 +18,12 @@ pub(crate) struct Failure {
     message: String,
     causes: Vec<String>,
     hint: Option<String>,
-    code: u8,
 }
 
 impl Failure {
     /// The command could not be done.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), causes: Vec::new(), hint: None, code: NOT_DONE }
+        Self { message: message.into(), causes: Vec::new(), hint: None }
     }
 
     /// Adds an error and its sources, except what is said already.
@@ -48,15 +47,9 @@ impl Failure {
         self
     }
 
-    /// A check that found something wrong.
-    #[must_use]
-    pub(crate) fn found(message: impl Into<String>) -> Self {
-        Self { code: FOUND, ..Self::new(message) }
-    }
-
     /// The exit code.
-    pub(crate) fn code(&self) -> ExitCode {
-        ExitCode::from(self.code)
+    pub(crate) fn code() -> ExitCode {
+        ExitCode::from(NOT_DONE)
     }
 }
 

@@ -16,9 +16,10 @@ fn main() -> ExitCode {
     let cli = commands::Cli::parse();
     // What the library reports goes to the standard error; RUST_LOG says how much of it.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Its complaint about a standard error that nobody reads any more would be a panic in whoever had reported something.
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false).init();
     cli.run().unwrap_or_else(|failure| {
         output::warn(failure.to_string());
-        failure.code()
+        failure::Failure::code()
     })
 }

@@ -17,7 +17,7 @@ const MAX_BODY: u64 = 1 << 30;
 #[derive(Clone, Debug)]
 pub struct Client {
     agent: Agent,
-    base: String,
+    address: String,
 }
 
 /// What a server answered.
@@ -80,7 +80,12 @@ impl Client {
             .max_redirects_will_error(false)
             .timeout_global(Some(TIME_LIMIT))
             .build();
-        Self { agent: config.into(), base: format!("http://{address}") }
+        Self { agent: config.into(), address: address.to_string() }
+    }
+
+    /// Where the server is: `127.0.0.1:8080`.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// GET with headers.
@@ -89,7 +94,7 @@ impl Client {
     ///
     /// When no answer came.
     pub fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer, NoAnswer> {
-        let mut request = self.agent.get(format!("{}{path}", self.base));
+        let mut request = self.agent.get(format!("http://{}{path}", self.address));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -111,7 +116,7 @@ impl Client {
     ///
     /// When no answer came.
     pub fn post_with(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Answer, NoAnswer> {
-        let mut request = self.agent.post(format!("{}{path}", self.base));
+        let mut request = self.agent.post(format!("http://{}{path}", self.address));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -5,10 +5,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::header::{ACCEPT, CONTENT_SECURITY_POLICY, LOCATION, RETRY_AFTER};
+use axum::http::header::{ACCEPT, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse as _, Response};
@@ -25,13 +24,15 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// 201: the order is committed in both stores.
 pub(crate) fn placed(id: i64, transaction: TransactionId) -> Response {
-    let location = [(LOCATION, format!("/receipts/{id}"))];
-    (StatusCode::CREATED, location, Json(json!({"id": id, "transaction": transaction.to_string()}))).into_response()
+    let mut response = with_json(StatusCode::CREATED, &json!({"id": id, "transaction": transaction.to_string()}));
+    let location = HeaderValue::try_from(format!("/receipts/{id}")).expect("a number and plain letters");
+    response.headers_mut().insert(LOCATION, location);
+    response
 }
 
 /// The request is refused as it stands: nothing was begun for it.
 pub(crate) fn refused(status: StatusCode, error: impl ToString) -> Response {
-    (status, Json(json!({"error": error.to_string()}))).into_response()
+    with_json(status, &json!({"error": error.to_string()}))
 }
 
 /// The transaction is aborted, or will be before this answer goes out.
@@ -40,7 +41,12 @@ pub(crate) fn aborted(status: StatusCode, error: impl ToString, transaction: Opt
     if let Some(transaction) = transaction {
         body["transaction"] = Value::String(transaction.to_string());
     }
-    (status, Json(body)).into_response()
+    with_json(status, &body)
+}
+
+/// A line of JSON, so that a terminal's prompt begins on its own.
+fn with_json(status: StatusCode, body: &Value) -> Response {
+    (status, [(CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
 }
 
 /// What the layer answers when a commit did not succeed.
@@ -50,7 +56,7 @@ pub(crate) fn commit_failed(error: &CommitError) -> Response {
         CommitError::Unknown { .. } => {
             let text = "nobody can say yet whether the order was committed; look at the orders before you repeat it";
             let body = json!({"error": text, "outcome": "unknown", "transaction": id.to_string()});
-            let mut response = (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response();
+            let mut response = with_json(StatusCode::INTERNAL_SERVER_ERROR, &body);
             let id = HeaderValue::try_from(id.to_string()).expect("an id has digits, letters and dots only");
             response.headers_mut().insert(TRANSACTION_HEADER, id);
             response

@@ -151,7 +151,8 @@ impl Stores {
         let orders = select.query_map([], order_of).map_err(ReadError::Orders)?;
         for order in orders {
             let order = order.map_err(ReadError::Orders)?;
-            comparison.pairs.entry(order.id).or_default().order = Some(order);
+            let pair: &mut Pair = comparison.pairs.entry(order.id).or_default();
+            pair.order = Some(order);
         }
         Ok(comparison)
     }

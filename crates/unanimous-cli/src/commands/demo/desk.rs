@@ -241,9 +241,9 @@ impl Desk {
             Ok(last.await?)
         })
         .await;
-        // It has only read.
-        tx.abort().await;
         let orders = orders?;
+        // It has only read: there is nothing that could fail to become durable.
+        let _ = tx.commit().await;
         Ok(page::page(told(&orders).as_ref(), &orders, &self.history.last()))
     }
 }
@@ -284,7 +284,7 @@ fn for_each_order(
     mut each: impl FnMut(Order) -> rusqlite::Result<()>,
 ) -> rusqlite::Result<()> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut select = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM orders ORDER BY id DESC LIMIT ?1"))?;
+    let mut select = connection.prepare(&format!("SELECT {COLUMNS} FROM orders ORDER BY id DESC LIMIT ?1"))?;
     let mut rows = select.query([limit])?;
     while let Some(row) = rows.next()? {
         each(order_of(row)?)?;

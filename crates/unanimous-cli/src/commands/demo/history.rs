@@ -32,13 +32,19 @@ impl From<&Report> for Ended {
         Self {
             id: report.id.to_string(),
             outcome: report.outcome,
-            cause: report.cause.clone(),
+            cause: report.cause.as_deref().map(|cause| reason(cause, report)),
             note: report.note.clone(),
             branches: report.branches.iter().map(|branch| (branch.resource.clone(), words(branch))).collect(),
             began_at: report.began_at,
             took: report.took,
         }
     }
+}
+
+/// The cause without what the rest of its line says already.
+fn reason(cause: &str, report: &Report) -> String {
+    let told = format!("the transaction {} was {}: ", report.id, report.outcome);
+    cause.strip_prefix(&told).unwrap_or(cause).to_owned()
 }
 
 const READ_ONLY: &str = "read only";

@@ -66,7 +66,7 @@ fn orders_html(orders: &[Order]) -> String {
         return r#"<p class="soft">None yet.</p>"#.into();
     }
     let mut html = String::from(
-        r#"<table><thead><tr><th class="number">No.</th><th>Customer</th><th>Item</th><th class="number">Quantity</th><th>Placed</th><th>Receipt</th><th>Transaction</th></tr></thead><tbody>"#,
+        r#"<table><thead><tr><th class="number">No.</th><th>Customer</th><th>Item</th><th class="number">Quantity</th><th>Placed (UTC)</th><th>Receipt</th><th>Transaction</th></tr></thead><tbody>"#,
     );
     for order in orders {
         let id = order.id;
@@ -76,7 +76,7 @@ fn orders_html(orders: &[Order]) -> String {
             escaped(&order.customer),
             escaped(&order.item),
             order.quantity,
-            escaped(&order.placed_at.replace('T', " ")),
+            escaped(&without_milliseconds(&order.placed_at)),
             transaction_html(&order.transaction),
         );
     }
@@ -120,6 +120,10 @@ fn outcome_words(outcome: Outcome) -> (&'static str, &'static str) {
         Outcome::Aborted => ("aborted", "aborted"),
         Outcome::Unknown => ("unknown", "unknown"),
     }
+}
+
+fn without_milliseconds(time: &str) -> String {
+    time.split('.').next().unwrap_or(time).replace('T', " ")
 }
 
 fn time_of_day(micros: u64) -> String {

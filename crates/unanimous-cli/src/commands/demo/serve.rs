@@ -125,20 +125,17 @@ fn signals() -> io::Result<[Signal; 2]> {
     Ok([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?])
 }
 
-/// The first signal stops it in order; a second one ends it at once, which is a crash like any other.
+/// The first signal stops the server in order, within two [`DRAIN`]s. Others change nothing: some programs send each twice, and who
+/// can't wait has kill -9, which is as safe.
 async fn wait_for_signals([mut interrupt, mut terminate]: [Signal; 2], stop: watch::Sender<bool>) {
-    for nth in 0.. {
+    loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if nth > 0 {
-            warn("stopped at once; the next start finishes what was decided");
-            std::process::exit(130);
+        if !stop.send_replace(true) {
+            say("stopping: what is committing is finished first");
         }
-        say("stopping: what is committing is finished first (a second signal stops at once)");
-        // Without a receiver there is nobody left to stop.
-        let _ = stop.send(true);
     }
 }
 
