@@ -536,8 +536,9 @@ impl Protocol {
     fn decided(&mut self, answer: DecisionAnswer, out: &mut Vec<Action>) {
         match answer {
             DecisionAnswer::Forced => self.start_phase_two(out),
-            // The last resource has committed: there is only commit (rule 7), whatever the log says.
-            _ if matches!(self.path, Some(Path::LastResource(_))) => self.start_phase_two(out),
+            // The last resource has committed, and without a durable decision the others must not be told to (rule 1): a crash
+            // would then tear them from each other too. They are held; being torn from the last one is what was opted in to.
+            _ if matches!(self.path, Some(Path::LastResource(_))) => self.hold(Cause::Log, out),
             DecisionAnswer::Refused => self.abort(Cause::Log, out),
             DecisionAnswer::Unknown => self.hold(Cause::Log, out),
         }
