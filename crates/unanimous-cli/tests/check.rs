@@ -87,8 +87,10 @@ fn what_stays_prepared_is_in_doubt() {
     let (_folder, data) = three_orders();
     let manifest = data.join("receipts/.unanimous/prepared/u1:00000000000000000000000001.1.00000001.1:log.0.prepared");
     fs::write(&manifest, "").unwrap();
-    let expected =
-        format!("in doubt: {}\nhint: start the demo on this folder; it finishes what is in doubt\n", manifest.display());
+    let expected = format!(
+        "in doubt: {}\nhint: start the demo on this folder; it finishes what is in doubt\n",
+        manifest.display()
+    );
     assert_eq!(told_of(&data), (Some(1), "orders 3, receipts 3, mismatches 0, in doubt 1\n".into(), expected));
 }
 
@@ -121,7 +123,8 @@ fn it_is_clean_beside_a_busy_server() {
                         break;
                     }
                     let fail = ["", "vote", "error"][number % 3];
-                    let order = json!({"customer": "Ada", "item": format!("{client}-{number}"), "quantity": 1, "fail": fail});
+                    let order =
+                        json!({"customer": "Ada", "item": format!("{client}-{number}"), "quantity": 1, "fail": fail});
                     let status = desk.client.post_json("/orders", &order).unwrap().status;
                     placed.fetch_add(usize::from(status == 201), Ordering::Relaxed);
                 }

@@ -7,13 +7,7 @@ use crate::support::binary;
 #[test]
 fn what_was_acknowledged_survives_kill_9_and_nothing_is_torn() {
     let folder = tempfile::tempdir().unwrap();
-    let plan = Plan {
-        binary: binary().to_owned(),
-        data: folder.path().join("data"),
-        rounds: 4,
-        seed: 1,
-        clients: 16,
-    };
+    let plan = Plan { binary: binary().to_owned(), data: folder.path().join("data"), rounds: 4, seed: 1, clients: 16 };
     let mut told = Vec::new();
     let summary = run(&plan, |line| told.push(line.to_owned())).unwrap();
     assert_eq!(summary.violations, Vec::<String>::new(), "{told:#?}");

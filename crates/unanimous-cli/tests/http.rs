@@ -87,14 +87,28 @@ fn each_way_to_abort_leaves_nothing() {
 fn bad_input_says_what_is_wrong_and_leaves_nothing() {
     let desk = Running::start();
     let json = ("content-type", "application/json");
-    let post = |headers: &[(&str, &str)], body: &str| desk.client.post_with("/orders", headers, body.as_bytes()).unwrap();
+    let post =
+        |headers: &[(&str, &str)], body: &str| desk.client.post_with("/orders", headers, body.as_bytes()).unwrap();
     let wrong = |answer: Answer, status: u16, part: &str| {
         let error = answer.json()["error"].as_str().unwrap_or_default().to_owned();
-        assert!(answer.status == status && error.contains(part), "{status} {part:?}: {} {}", answer.status, answer.text());
+        assert!(
+            answer.status == status && error.contains(part),
+            "{status} {part:?}: {} {}",
+            answer.status,
+            answer.text()
+        );
     };
     wrong(post(&[json], r#"{"customer": "Ada", "quantity": 1}"#), 422, "item: is missing");
-    wrong(post(&[json], r#"{"customer": "Ada", "item": "", "quantity": 1}"#), 422, "item: must be text that is not empty");
-    wrong(post(&[json], r#"{"customer": "Ada", "item": "tea", "quantity": 0}"#), 422, "quantity: must be a whole number");
+    wrong(
+        post(&[json], r#"{"customer": "Ada", "item": "", "quantity": 1}"#),
+        422,
+        "item: must be text that is not empty",
+    );
+    wrong(
+        post(&[json], r#"{"customer": "Ada", "item": "tea", "quantity": 0}"#),
+        422,
+        "quantity: must be a whole number",
+    );
     wrong(post(&[json], r#"{"customer": "Ada", "item": "tea", "quantity": "three"}"#), 422, "\"three\"");
     wrong(post(&[json], r#"{"customer": "Ada", "item": "tea", "quantity": 1, "fail": "perhaps"}"#), 422, "\"perhaps\"");
     wrong(post(&[json], "customer, item, quantity"), 400, "not a JSON object");
@@ -167,7 +181,11 @@ fn a_browser_gets_the_page() {
 
     for (fail, status) in [("error", 500), ("veto", 409), ("panic", 500), ("doom", 409), ("vote", 503)] {
         let failed = post(fail, "3");
-        assert_eq!((failed.status, failed.header("content-type")), (status, Some("text/html; charset=utf-8")), "{fail}");
+        assert_eq!(
+            (failed.status, failed.header("content-type")),
+            (status, Some("text/html; charset=utf-8")),
+            "{fail}"
+        );
         assert!(failed.text().contains(r#"class="card told aborted""#), "{fail}: {}", failed.text());
         assert!(failed.text().contains("nothing is stored"), "{fail}: {}", failed.text());
         assert!(failed.text().contains("rolled back"), "{fail}: {}", failed.text());

@@ -52,7 +52,8 @@ fn it_says_what_to_try_and_what_it_says_works() {
 fn signals_stop_it_in_order() {
     for signal in [Signal::TERM, Signal::INT] {
         let desk = Running::start();
-        let answer = desk.client.post_json("/orders", &json!({"customer": "Ada", "item": "tea", "quantity": 1})).unwrap();
+        let answer =
+            desk.client.post_json("/orders", &json!({"customer": "Ada", "item": "tea", "quantity": 1})).unwrap();
         assert_eq!(answer.status, 201);
         // A connection that is open and silent, and one whose request never ends, don't hold it up for ever.
         let _silent = TcpStream::connect(desk.client.address()).unwrap();

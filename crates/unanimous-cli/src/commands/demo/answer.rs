@@ -81,7 +81,8 @@ pub(crate) fn busy(transaction: TransactionId) -> Response {
 
 /// The page, which needs nothing but its own style.
 pub(crate) fn html(status: StatusCode, page: String) -> Response {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    let policy =
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
     (status, [(CONTENT_SECURITY_POLICY, policy)], Html(page)).into_response()
 }
 
@@ -154,7 +155,8 @@ mod tests {
 
     #[test]
     fn browsers_are_known_by_what_they_accept() {
-        let wants = |accept: &'static str| wants_html(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]));
+        let wants =
+            |accept: &'static str| wants_html(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]));
         assert!(wants("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"));
         assert!(wants("application/json, Text/HTML;q=0.1"));
         assert!(!wants("*/*"));

@@ -128,7 +128,8 @@ impl Stores {
         }
         let (database, receipts) = (data.join(ORDERS), data.join(RECEIPTS));
         if !database.is_file() || !receipts.is_dir() {
-            let message = format!("{} is not the data folder of a demo: it has no {ORDERS} or no {RECEIPTS}/", data.display());
+            let message =
+                format!("{} is not the data folder of a demo: it has no {ORDERS} or no {RECEIPTS}/", data.display());
             return Err(Failure::new(message).hint(hint));
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -146,8 +147,7 @@ impl Stores {
         for id in self.receipt_ids()? {
             comparison.pairs.entry(id).or_default().receipt = self.receipt(id)?;
         }
-        let mut select =
-            self.orders.prepare(&format!("SELECT {COLUMNS} FROM orders")).map_err(ReadError::Orders)?;
+        let mut select = self.orders.prepare(&format!("SELECT {COLUMNS} FROM orders")).map_err(ReadError::Orders)?;
         let orders = select.query_map([], order_of).map_err(ReadError::Orders)?;
         for order in orders {
             let order = order.map_err(ReadError::Orders)?;

@@ -255,8 +255,10 @@ async fn in_transaction<T>(tx: &Tx, work: impl Future<Output = Result<T, Cause>>
 
 fn not_opened(data: &Path, error: &OpenError) -> Failure {
     match error {
-        OpenError::Held { .. } => Failure::new(format!("the data folder {} is held by another running demo", data.display()))
-            .hint("stop that one (Ctrl-C), or give this one a folder of its own with --data"),
+        OpenError::Held { .. } => {
+            Failure::new(format!("the data folder {} is held by another running demo", data.display()))
+                .hint("stop that one (Ctrl-C), or give this one a folder of its own with --data")
+        }
         _ => Failure::new("can't open the decision log").because(error),
     }
 }

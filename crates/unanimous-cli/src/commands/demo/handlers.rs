@@ -47,9 +47,11 @@ pub(crate) async fn place(
     // From here on both stores hold what was written, and neither has committed it.
     match new.fail {
         None => placed(order.id, id),
-        Some(Fail::Error) => {
-            aborted(StatusCode::INTERNAL_SERVER_ERROR, "the handler failed, as it was asked to; nothing is stored", Some(id))
-        }
+        Some(Fail::Error) => aborted(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the handler failed, as it was asked to; nothing is stored",
+            Some(id),
+        ),
         Some(Fail::Veto) => {
             let text = "the response carried X-Tm: abort, as it was asked to; nothing is stored";
             let mut response = aborted(StatusCode::CONFLICT, text, Some(id));
@@ -94,7 +96,8 @@ pub(crate) async fn orders(State(desk): State<Desk>, tx: Tx, Query(listing): Que
 
 /// `GET /receipts/<id>`: the receipt's file as it is.
 pub(crate) async fn receipt(State(desk): State<Desk>, tx: Tx, Path(id): Path<String>) -> Response {
-    let not_there = || refused(StatusCode::NOT_FOUND, "there is no such receipt; its number is that of a committed order");
+    let not_there =
+        || refused(StatusCode::NOT_FOUND, "there is no such receipt; its number is that of a committed order");
     let digits = id.bytes().all(|byte| byte.is_ascii_digit());
     let Some(id) = id.parse::<i64>().ok().filter(|_| digits) else { return not_there() };
     match desk.receipt(&tx, id).await {
@@ -111,7 +114,10 @@ pub(crate) struct Look {
 }
 
 /// `GET /`: the page. A browser is sent here with the number of the order that it has just placed.
-pub(crate) async fn look(State(desk): State<Desk>, look: Result<Query<Look>, axum::extract::rejection::QueryRejection>) -> Response {
+pub(crate) async fn look(
+    State(desk): State<Desk>,
+    look: Result<Query<Look>, axum::extract::rejection::QueryRejection>,
+) -> Response {
     let placed = look.ok().and_then(|Query(look)| look.placed);
     let page = desk.page(|orders| {
         let order = orders.iter().find(|order| Some(order.id) == placed)?;
@@ -203,7 +209,8 @@ mod tests {
     fn content_types() {
         let parsed = |kind: Option<&'static str>, body: &'static str| {
             let headers = kind.map(|kind| (CONTENT_TYPE, HeaderValue::from_static(kind)));
-            parse(&HeaderMap::from_iter(headers), &Bytes::from_static(body.as_bytes())).map_err(|(status, _)| status.as_u16())
+            parse(&HeaderMap::from_iter(headers), &Bytes::from_static(body.as_bytes()))
+                .map_err(|(status, _)| status.as_u16())
         };
         let json = r#"{"customer": "A", "item": "t", "quantity": 1}"#;
         let form = "customer=A&item=t&quantity=1";

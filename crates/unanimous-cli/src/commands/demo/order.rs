@@ -90,9 +90,9 @@ impl fmt::Display for Invalid {
         match self {
             Invalid::NotJson(error) => write!(f, "the body is not a JSON object: {error}"),
             Invalid::NotForm => f.write_str("the body is not a form: its values are not UTF-8"),
-            Invalid::JsonAsForm => {
-                f.write_str("the body looks like JSON but was sent as a form; send the header `content-type: application/json`")
-            }
+            Invalid::JsonAsForm => f.write_str(
+                "the body looks like JSON but was sent as a form; send the header `content-type: application/json`",
+            ),
             Invalid::Missing(name) => write!(f, "{name}: is missing"),
             Invalid::Twice(name) => write!(f, "{name}: is there twice"),
             Invalid::UnknownField(name) => {
@@ -294,7 +294,10 @@ mod tests {
             json(r#"{"customer": "Ada", "item": "tea", "quantity": 1000000, "fail": "doom"}"#),
             Ok(order("Ada", "tea", 1_000_000, Some(Fail::Doom)))
         );
-        assert_eq!(json(r#"{"customer": "A", "item": "t", "quantity": 1, "fail": null}"#), Ok(order("A", "t", 1, None)));
+        assert_eq!(
+            json(r#"{"customer": "A", "item": "t", "quantity": 1, "fail": null}"#),
+            Ok(order("A", "t", 1, None))
+        );
         assert_eq!(
             form_of("customer=Ada+L%C3%B6w&item=50%25+tea&quantity=+3+&fail="),
             Ok(order("Ada Löw", "50% tea", 3, None))
@@ -316,17 +319,47 @@ mod tests {
             (r#"{"customer": "A", "item": null, "quantity": 1}"#, "item: is missing"),
             (r#"{"customer": " ", "item": "t", "quantity": 1}"#, "customer: must be text that is not empty, not empty"),
             (r#"{"customer": 7, "item": "t", "quantity": 1}"#, "customer: must be text, not another type"),
-            (r#"{"customer": "A", "item": "t\u0000", "quantity": 1}"#, r#"item: must be text without control characters, not "t\0""#),
-            (&format!(r#"{{"customer": "A", "item": "{long}", "quantity": 1}}"#), "item: must be at most 200 characters long, not 201"),
+            (
+                r#"{"customer": "A", "item": "t\u0000", "quantity": 1}"#,
+                r#"item: must be text without control characters, not "t\0""#,
+            ),
+            (
+                &format!(r#"{{"customer": "A", "item": "{long}", "quantity": 1}}"#),
+                "item: must be at most 200 characters long, not 201",
+            ),
             (r#"{"customer": "A", "item": "t"}"#, "quantity: is missing"),
-            (r#"{"customer": "A", "item": "t", "quantity": 0}"#, "quantity: must be a whole number from 1 to 1000000, not 0"),
-            (r#"{"customer": "A", "item": "t", "quantity": 1000001}"#, "quantity: must be a whole number from 1 to 1000000, not 1000001"),
-            (r#"{"customer": "A", "item": "t", "quantity": 4294967297}"#, "quantity: must be a whole number from 1 to 1000000, not 4294967297"),
-            (r#"{"customer": "A", "item": "t", "quantity": -1}"#, "quantity: must be a whole number from 1 to 1000000, not -1"),
-            (r#"{"customer": "A", "item": "t", "quantity": 1.5}"#, "quantity: must be a whole number from 1 to 1000000, not 1.5"),
-            (r#"{"customer": "A", "item": "t", "quantity": "3"}"#, r#"quantity: must be a whole number from 1 to 1000000, not "3""#),
-            (r#"{"customer": "A", "item": "t", "quantity": 1, "fail": "x"}"#, r#"fail: must be one of error, veto, panic, doom, vote, not "x""#),
-            (r#"{"customer": "A", "item": "t", "quantity": 1, "fail": 1}"#, "fail: must be one of error, veto, panic, doom, vote, not 1"),
+            (
+                r#"{"customer": "A", "item": "t", "quantity": 0}"#,
+                "quantity: must be a whole number from 1 to 1000000, not 0",
+            ),
+            (
+                r#"{"customer": "A", "item": "t", "quantity": 1000001}"#,
+                "quantity: must be a whole number from 1 to 1000000, not 1000001",
+            ),
+            (
+                r#"{"customer": "A", "item": "t", "quantity": 4294967297}"#,
+                "quantity: must be a whole number from 1 to 1000000, not 4294967297",
+            ),
+            (
+                r#"{"customer": "A", "item": "t", "quantity": -1}"#,
+                "quantity: must be a whole number from 1 to 1000000, not -1",
+            ),
+            (
+                r#"{"customer": "A", "item": "t", "quantity": 1.5}"#,
+                "quantity: must be a whole number from 1 to 1000000, not 1.5",
+            ),
+            (
+                r#"{"customer": "A", "item": "t", "quantity": "3"}"#,
+                r#"quantity: must be a whole number from 1 to 1000000, not "3""#,
+            ),
+            (
+                r#"{"customer": "A", "item": "t", "quantity": 1, "fail": "x"}"#,
+                r#"fail: must be one of error, veto, panic, doom, vote, not "x""#,
+            ),
+            (
+                r#"{"customer": "A", "item": "t", "quantity": 1, "fail": 1}"#,
+                "fail: must be one of error, veto, panic, doom, vote, not 1",
+            ),
             (r#"{"customer": "A", "customer": "B"}"#, "customer: is there twice"),
             (r#"{"customr": "A"}"#, "customr: is not a field of an order; these are: customer, item, quantity, fail"),
         ] {
