@@ -1,13 +1,4 @@
-//! The library's tests, in one binary.
-
-mod log_disk;
-mod log_file;
-mod log_power;
-//! One test binary for the crate, with a module for each part: it is linked once.
-
-#[cfg(feature = "sqlite")]
-mod sqlite;
-//! The one test binary of this crate: each part's tests are a module.
+//! One test binary for the crate: every file of this folder is a module here, so that it is linked once.
 
 #[cfg(feature = "files")]
 mod files;
@@ -21,7 +12,10 @@ mod http_layer;
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
-//! One test binary for the crate: every file of this folder is a module here.
-
+mod log_disk;
+mod log_file;
+mod log_power;
 mod manager_paths;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod support;
