@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use unanimous::sqlite::{BeginError, EndError, FileChanged, OpenError, Sqlite, SqliteOptions};
+use unanimous::sqlite::{BeginError, EndError, FileChanged, OpenError, Sqlite, SqliteOptions, rusqlite};
 use unanimous::{Branch, FailureKind, ResourceManager};
 
 use super::{Place, begin, begin_with, id, insert, owner, record, source, within};
@@ -68,7 +68,8 @@ async fn a_database_that_the_application_had_before_gets_our_tables_beside_its_o
 async fn a_missing_file_is_down_and_not_empty() {
     let place = Place::new();
     let store = place.open().await;
-    insert(&begin(&store, 1).await, "leaves an idle connection").await;
+    // A connection is waiting, for the first of the joins below; the second needs a new one.
+    within(begin(&store, 1).await.rollback()).await.unwrap();
     let aside = place.folder.path().join("aside.db");
     fs::rename(place.path(), &aside).unwrap();
 
@@ -184,7 +185,16 @@ async fn another_content_of_the_same_file_is_noticed_when_it_is_opened_again() {
     let OpenError::Changed(FileChanged::OtherIdentity { expected: was, found, .. }) = error else {
         panic!("{error:?}")
     };
-    assert_eq!((was, found), (expected, Some(identity)));
+    assert_eq!((was, &found), (expected, &Some(identity)));
+    assert_eq!(fs::read(place.path()).unwrap(), before);
+
+    // A database that never was ours does not become it.
+    let strange = place.folder.path().join("strange.db");
+    rusqlite::Connection::open(&strange).unwrap().execute_batch("CREATE TABLE s (x)").unwrap();
+    fs::write(place.path(), fs::read(&strange).unwrap()).unwrap();
+    let before = fs::read(place.path()).unwrap();
+    let error = refused(place.path()).await;
+    assert!(matches!(error, OpenError::Changed(FileChanged::OtherIdentity { found: None, .. })), "{error:?}");
     assert_eq!(fs::read(place.path()).unwrap(), before);
 }
 
