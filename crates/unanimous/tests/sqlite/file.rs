@@ -68,14 +68,15 @@ async fn a_database_that_the_application_had_before_gets_our_tables_beside_its_o
 async fn a_missing_file_is_down_and_not_empty() {
     let place = Place::new();
     let store = place.open().await;
-    // A connection is waiting, for the first of the joins below; the second needs a new one.
-    within(begin(&store, 1).await.rollback()).await.unwrap();
+    let reader = begin_with(&store, 1, SqliteOptions::read_only()).await.unwrap();
     let aside = place.folder.path().join("aside.db");
     fs::rename(place.path(), &aside).unwrap();
 
-    for options in [SqliteOptions::new(), SqliteOptions::read_only()] {
-        let error: BeginError = source(begin_with(&store, 2, options).await, FailureKind::Refused);
-        assert!(matches!(error, BeginError::Changed(FileChanged::Gone { .. })), "{error:?}");
+    // With a new connection, and with the reader's, which is waiting for its next branch.
+    for new in [true, false] {
+        let error: BeginError = source(begin_with(&store, 2, SqliteOptions::new()).await, FailureKind::Refused);
+        assert!(matches!(error, BeginError::Changed(FileChanged::Gone { .. })), "new {new}: {error:?}");
+        within(reader.rollback()).await.unwrap();
     }
     assert!(within(store.identity()).await.is_err());
     assert!(within(store.in_doubt()).await.is_err());
