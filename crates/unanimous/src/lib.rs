@@ -1,5 +1,10 @@
 //! A transaction manager: work spread over several real data stores commits in all of them or in none.
 //!
+//! No crash, lost connection or cancelled future can change that: decisions are durable before anybody acts upon them, and recovery
+//! finishes what a crash left.
+#![cfg_attr(all(feature = "sqlite", feature = "files"), doc = include_str!("docs/example.md"))]
+#![cfg_attr(feature = "files", doc = include_str!("docs/branch.md"))]
+//!
 //! # In reading order
 //!
 //! - [`TransactionManager`]: begin, run, recover, shut down.

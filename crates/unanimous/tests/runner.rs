@@ -1,4 +1,31 @@
-//! The one test binary of this crate: each part's tests are a module.
+//! One test binary for the crate, linked once: every file of this folder is a module here.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
 #[cfg(feature = "files")]
 mod files;
+#[cfg(feature = "axum")]
+mod http_axum;
+#[cfg(feature = "axum")]
+mod http_disconnect;
+#[cfg(feature = "http")]
+mod http_layer;
+#[cfg(feature = "http")]
+mod http_requests;
+#[cfg(feature = "http")]
+mod http_support;
+#[cfg(feature = "http")]
+mod http_veto;
+mod log_disk;
+mod log_faults;
+mod log_file;
+mod log_power;
+mod log_process;
+mod manager_carrier;
+mod manager_decision;
+mod manager_paths;
+mod manager_phase_two;
+mod manager_recovery;
+mod manager_votes;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod support;

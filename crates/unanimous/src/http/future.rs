@@ -1,0 +1,241 @@
+//! [`ResponseFuture`]: drives the handler, then ends the transaction, and lets the response out last.
+//!
+//! Everything that can happen to a request is decided here:
+//!
+//! ```text
+//! handler ─┬─ returned, nothing begun ─────────────── its answer
+//!          ├─ failed, doomed or vetoed ─── abort ───── its answer
+//!          ├─ panicked (or the veto did) ─ abort ───── the panic
+//!          ├─ the veto failed ──────────── abort ───── the answer of a failed commit
+//!          ├─ otherwise ────────────────── commit ─┬── its answer
+//!          │                                       └── the answer of a failed commit
+//!          └─ dropped ─────────────────── abort, in the background
+//! ```
+//!
+//! Dropped while it commits, nothing is lost: a commit runs detached from its call on (rule 6).
+//!
+//! Must not know where requests come from, nor what a body is.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Method, Response, Uri};
+use pin_project_lite::pin_project;
+use tracing::Span;
+
+use super::failure::OnCommitFailure;
+use super::layer::TransactionLayer;
+use super::veto::VetoContext;
+use crate::current::LazyOwner;
+use crate::error::{Cause, CommitError, chain};
+use crate::transaction::{Abort, Commit, Transaction};
+
+type Panic = Box<dyn Any + Send>;
+
+pin_project! {
+    /// The response of a [`TransactionService`](super::TransactionService): ready when the transaction's outcome is known.
+    ///
+    /// Dropping it before commit has started aborts the transaction in the background; afterwards it changes nothing.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<Fut, F>
+    where
+        Fut: Future,
+    {
+        // Declared, and so dropped, before the exchange: what the handler still holds of the transaction goes before its owner.
+        #[pin]
+        handler: Option<Fut>,
+        exchange: Option<Exchange<F>>,
+        ending: Option<Ending<Fut::Output>>,
+    }
+}
+
+impl<Fut: Future, F> ResponseFuture<Fut, F> {
+    /// Only the handler: the layer steps aside.
+    pub(crate) fn aside(handler: Fut) -> Self {
+        Self { handler: Some(handler), exchange: None, ending: None }
+    }
+
+    /// The handler, called and polled in its transaction.
+    pub(crate) fn begin(exchange: Exchange<F>, call: impl FnOnce() -> Fut) -> Self {
+        match exchange.run(call) {
+            Ok(handler) => Self { handler: Some(handler), exchange: Some(exchange), ending: None },
+            Err(panic) => {
+                let ending = exchange.give_up(Then::Panic(panic));
+                Self { handler: None, exchange: Some(exchange), ending: Some(ending) }
+            }
+        }
+    }
+}
+
+impl<Fut, F, B, E> Future for ResponseFuture<Fut, F>
+where
+    Fut: Future<Output = Result<Response<B>, E>>,
+    F: OnCommitFailure<B>,
+{
+    type Output = Result<Response<B>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let Some(exchange) = this.exchange else {
+            // The contract of a future: it is not polled again after it was ready, and the handler is there until then.
+            return this.handler.as_pin_mut().expect("a service that was stepped aside for has its handler").poll(cx);
+        };
+        if this.ending.is_none() {
+            let handler = this.handler.as_mut().as_pin_mut().expect("until it ends, a request has its handler");
+            let result = match exchange.run(|| handler.poll(cx)) {
+                Ok(Poll::Pending) => return Poll::Pending,
+                Ok(Poll::Ready(result)) => Ok(result),
+                Err(panic) => Err(panic),
+            };
+            // Before the end begins: whatever its future still borrows of the transaction is given back.
+            this.handler.set(None);
+            *this.ending = Some(exchange.span.in_scope(|| match result {
+                Ok(result) => exchange.end(result),
+                Err(panic) => exchange.give_up(Then::Panic(panic)),
+            }));
+        }
+        let ending = this.ending.as_mut().expect("set above");
+        let then = ready!(ending.poll(cx));
+        Poll::Ready(match then {
+            Then::Answer(result) => result,
+            Then::Failed(error) => Ok(exchange.failed(&error)),
+            Then::Panic(panic) => resume_unwind(panic),
+        })
+    }
+}
+
+impl<Fut: Future, F> fmt::Debug for ResponseFuture<Fut, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (&self.exchange, &self.ending) {
+            (None, _) => "ResponseFuture(aside)",
+            (Some(_), None) => "ResponseFuture(handling)",
+            (Some(_), Some(_)) => "ResponseFuture(ending)",
+        })
+    }
+}
+
+/// What goes out when the transaction has ended.
+enum Then<R> {
+    Answer(R),
+    Failed(CommitError),
+    Panic(Panic),
+}
+
+/// A transaction on its way to its end.
+enum Ending<R> {
+    Commit(Commit, Option<R>),
+    Abort(Abort, Option<Then<R>>),
+    Nothing(Option<Then<R>>),
+}
+
+impl<R> Ending<R> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Then<R>> {
+        const ONCE: &str = "a future is not polled again after it was ready";
+        Poll::Ready(match self {
+            Ending::Commit(commit, answer) => match ready!(Pin::new(commit).poll(cx)) {
+                Ok(_) => Then::Answer(answer.take().expect(ONCE)),
+                Err(error) => Then::Failed(error),
+            },
+            Ending::Abort(abort, then) => {
+                ready!(Pin::new(abort).poll(cx));
+                then.take().expect(ONCE)
+            }
+            Ending::Nothing(then) => then.take().expect(ONCE),
+        })
+    }
+}
+
+/// One request: the owner of its transaction, and what is needed to end it.
+pub(crate) struct Exchange<F> {
+    layer: Arc<TransactionLayer<F>>,
+    owner: LazyOwner,
+    method: Method,
+    uri: Uri,
+    /// The span that the request came in with. What ends the transaction runs in it, also where the future is dropped elsewhere.
+    span: Span,
+}
+
+impl<F> Exchange<F> {
+    pub(crate) fn new(layer: Arc<TransactionLayer<F>>, owner: LazyOwner, method: Method, uri: Uri) -> Self {
+        Self { layer, owner, method, uri, span: Span::current() }
+    }
+
+    /// Runs a piece of the handler with the transaction as the current one, and catches its panic.
+    fn run<R>(&self, piece: impl FnOnce() -> R) -> Result<R, Panic> {
+        // Unwind safe: after a panic the handler is not polled again, and the panic goes on to those who called.
+        catch_unwind(AssertUnwindSafe(|| self.owner.slot().enter(piece)))
+    }
+
+    /// Commits or gives up, now that the handler has returned.
+    fn end<B, E>(&self, result: Result<Response<B>, E>) -> Ending<Result<Response<B>, E>> {
+        let Some(transaction) = self.owner.take() else {
+            return Ending::Nothing(Some(Then::Answer(result)));
+        };
+        let Ok(response) = &result else {
+            return abort(transaction, Then::Answer(result));
+        };
+        // One past its time limit counts as doomed too, but nobody chose that: its commit fails, and says so.
+        if transaction.is_doomed() && transaction.is_active() {
+            return abort(transaction, Then::Answer(result));
+        }
+        if let Some(veto) = &self.layer.veto {
+            let context = VetoContext::new(&self.method, &self.uri, response);
+            match catch_unwind(AssertUnwindSafe(|| veto(&context))) {
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => return abort(transaction, Then::Answer(result)),
+                Ok(Err(error)) => {
+                    let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
+                    tracing::error!(%id, %method, path, %error, "the commit veto failed; the transaction is aborted");
+                    return abort(transaction, Then::Failed(CommitError::Aborted { id, source: Cause::Doomed }));
+                }
+                Err(panic) => return abort(transaction, Then::Panic(panic)),
+            }
+        }
+        Ending::Commit(transaction.commit(), Some(result))
+    }
+
+    /// Gives the transaction up, if there is one.
+    fn give_up<R>(&self, then: Then<R>) -> Ending<R> {
+        match self.owner.take() {
+            Some(transaction) => abort(transaction, then),
+            None => Ending::Nothing(Some(then)),
+        }
+    }
+
+    /// The answer where the commit failed. Its reasons go into the log, since the answer must not tell them.
+    fn failed<B>(&self, error: &CommitError) -> Response<B>
+    where
+        F: OnCommitFailure<B>,
+    {
+        let (method, path, reason) = (&self.method, self.uri.path(), chain(error));
+        self.span.in_scope(|| match error {
+            CommitError::Unknown { .. } => tracing::error!(%method, path, "{reason}"),
+            CommitError::Aborted { .. } if error.is_retryable() => tracing::info!(%method, path, "{reason}"),
+            CommitError::Aborted { .. } => tracing::warn!(%method, path, "{reason}"),
+        });
+        self.layer.on_commit_failure.response(error)
+    }
+}
+
+impl<F> Drop for Exchange<F> {
+    fn drop(&mut self) {
+        // None but for a request that was dropped before its end began: the client went away, or a time limit further out passed.
+        if let Some(transaction) = self.owner.take() {
+            self.span.in_scope(|| {
+                let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
+                tracing::debug!(%id, %method, path, "the request was dropped before its end; its transaction aborts");
+                // Detached from its call on. A transaction that is merely dropped warns, and clients go away every day.
+                drop(transaction.abort());
+            });
+        }
+    }
+}
+
+fn abort<R>(transaction: Transaction, then: Then<R>) -> Ending<R> {
+    Ending::Abort(transaction.abort(), Some(then))
+}

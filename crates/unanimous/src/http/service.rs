@@ -1,0 +1,73 @@
+//! [`TransactionService`]: gives each request its slot, and the response's future what it needs to end the transaction.
+//!
+//! Must not know how a transaction ends.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::failure::OnCommitFailure;
+use super::future::{Exchange, ResponseFuture};
+use super::layer::TransactionLayer;
+use super::request::{Slot, is_active};
+use crate::current::LazyTransaction;
+
+/// A service that runs each request in a transaction; [`TransactionLayer`] makes it.
+#[derive(Clone, Debug)]
+pub struct TransactionService<S, F> {
+    inner: S,
+    // Shared: servers clone a service for each connection, routers for each request.
+    layer: Arc<TransactionLayer<F>>,
+}
+
+impl<S, F> TransactionService<S, F> {
+    pub(crate) fn new(inner: S, layer: TransactionLayer<F>) -> Self {
+        Self { inner, layer: Arc::new(layer) }
+    }
+}
+
+impl<S, F, ReqBody, ResBody> Service<Request<ReqBody>> for TransactionService<S, F>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    F: OnCommitFailure<ResBody>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, F>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        let layer = &self.layer;
+        // A slot that is open belongs to a layer further out, which will end the transaction: this one steps aside.
+        let left_out =
+            is_active(&parts.extensions) || layer.activate.as_ref().is_some_and(|activate| !activate(&parts));
+        if left_out {
+            return ResponseFuture::aside(self.inner.call(Request::from_parts(parts, body)));
+        }
+        let options = layer.options.as_ref().map(|options| options(&parts)).unwrap_or_default();
+        let user = layer.user.as_ref().and_then(|user| user(&parts));
+        let (method, uri) = (parts.method.clone(), parts.uri.clone());
+        let owner = LazyTransaction::lazily({
+            let (manager, method, uri) = (layer.manager.clone(), method.clone(), uri.clone());
+            move || {
+                let transaction = manager.begin_with(options);
+                // Without the query: it may hold what must not get into logs.
+                transaction.note(&format!("{method} {}", uri.path()));
+                if let Some(user) = user {
+                    transaction.set_user(&user);
+                }
+                transaction
+            }
+        });
+        parts.extensions.insert(Slot(owner.slot().clone()));
+        let exchange = Exchange::new(layer.clone(), owner, method, uri);
+        let inner = &mut self.inner;
+        ResponseFuture::begin(exchange, || inner.call(Request::from_parts(parts, body)))
+    }
+}

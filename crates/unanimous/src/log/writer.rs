@@ -1,0 +1,210 @@
+//! The job that writes: takes what waits, makes it durable with one sync, answers, and looks again.
+//!
+//! There is one such job at a time. Who comes while it syncs waits for the next round, which takes all who came: group commit
+//! without a delay for who comes alone.
+//!
+//! Must not know what a decision means.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use super::error::{LogError, Poison};
+use super::segments::{RotateError, Segments};
+use super::state::{Answers, Batch, State};
+use crate::env::Env;
+
+/// How long an end waits for a decision that would take it along. Nothing depends on it but how much a restart asks again.
+const FLUSH_DELAY: Duration = Duration::from_millis(200);
+/// This many ends are written without waiting any longer.
+const FLUSH_COUNT: usize = 1024;
+/// How often a full disk is tried again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// What the handles of one log and its writer share.
+pub(super) struct Shared {
+    pub(super) env: Arc<dyn Env>,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    pub(super) fn new(env: Arc<dyn Env>, state: State) -> Arc<Self> {
+        Arc::new(Self { env, state: Mutex::new(state) })
+    }
+
+    /// A panic under the lock is one of the writer, whose guard poisons the log; the data are whole enough for that.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the writer if none runs.
+    pub(super) fn start(self: &Arc<Self>) {
+        let start = !std::mem::replace(&mut self.lock().running, true);
+        if start {
+            let job = Job { shared: self.clone(), stage: Stage::Waiting };
+            // Where there is no runtime the job is dropped, now or later, and its guard answers those who wait.
+            let _ = self.env.blocking(Box::new(move || job.run()));
+        }
+    }
+
+    /// Sees to it that what is finished will be written, soon or with what comes before that.
+    pub(super) fn flush_soon(self: &Arc<Self>) {
+        let (many, timer) = {
+            let mut state = self.lock();
+            (state.finishing() >= FLUSH_COUNT, std::mem::replace(&mut state.timer, true))
+        };
+        if many {
+            self.start();
+        }
+        if !timer {
+            self.set_timer(FLUSH_DELAY);
+        }
+    }
+
+    fn set_timer(self: &Arc<Self>, delay: Duration) {
+        let (sleep, shared) = (self.env.sleep(delay), Arc::downgrade(self));
+        let timer = Box::pin(async move {
+            sleep.await;
+            // A log that was dropped meanwhile has nothing to flush; one whose end is not known is asked again after a restart.
+            if let Some(shared) = Weak::upgrade(&shared) {
+                let work = {
+                    let mut state = shared.lock();
+                    state.timer = false;
+                    state.has_work()
+                };
+                if work {
+                    shared.start();
+                }
+            }
+        });
+        if self.env.spawn(timer).is_err() {
+            self.lock().timer = false;
+        }
+    }
+
+    /// Tries for a reserve again, if the last try was long ago.
+    pub(super) fn retry_reserve(self: &Arc<Self>) {
+        let now = self.env.monotonic();
+        let due = {
+            let state = self.lock();
+            state.no_reserve.is_some() && now.saturating_sub(state.tried_reserve) >= RETRY_DELAY
+        };
+        if due {
+            self.start();
+        }
+    }
+}
+
+/// How far a job came; its guard ends what it did not.
+enum Stage {
+    Waiting,
+    Running,
+    Stopped,
+}
+
+struct Job {
+    shared: Arc<Shared>,
+    stage: Stage,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        let answers = match self.stage {
+            Stage::Stopped => return,
+            Stage::Waiting => {
+                let answers = state.give_up(&LogError::NoRuntime, false);
+                state.stop(None, answers)
+            }
+            Stage::Running => {
+                let answers = state.poison(Poison::new("the log's writer panicked", None));
+                state.stop(None, answers)
+            }
+        };
+        drop(state);
+        answers.send();
+    }
+}
+
+impl Job {
+    fn run(mut self) {
+        self.stage = Stage::Running;
+        let segments = self.shared.lock().segments.take();
+        let answers = match segments {
+            Some(segments) => self.write_all(segments),
+            None => self.shared.lock().stop(None, Answers::default()),
+        };
+        self.stage = Stage::Stopped;
+        answers.send();
+    }
+
+    /// Writes until nothing waits any more.
+    fn write_all(&self, mut segments: Segments) -> Answers {
+        loop {
+            self.reserve(&mut segments);
+            let batch = {
+                let mut state = self.shared.lock();
+                match state.batch() {
+                    Some(batch) => batch,
+                    None => return state.stop(Some(segments), Answers::default()),
+                }
+            };
+            match self.write(&mut segments, &batch) {
+                Ok(()) => {
+                    let answers = self.shared.lock().written(&batch);
+                    answers.send();
+                }
+                Err(RotateError::NoReserve(error)) => {
+                    tracing::warn!(%error, "no space for the decision log's next segment; refusing decisions");
+                    let error = Arc::new(error);
+                    let mut state = self.shared.lock();
+                    state.no_reserve = Some(error.clone());
+                    let answers = state.give_up(&LogError::NoReserve(error), false);
+                    let retry = state.has_work() && !std::mem::replace(&mut state.timer, true);
+                    let answers = state.stop(Some(segments), answers);
+                    drop(state);
+                    if retry {
+                        self.shared.set_timer(RETRY_DELAY);
+                    }
+                    return answers;
+                }
+                Err(RotateError::Failed(poison)) => {
+                    tracing::error!(error = %poison, source = ?std::error::Error::source(&poison), "the decision log is poisoned");
+                    let mut state = self.shared.lock();
+                    let answers = state.poison(poison);
+                    return state.stop(Some(segments), answers);
+                }
+            }
+        }
+    }
+
+    /// Keeps the next segment's space in reserve; without it new work is refused, while the current segment takes what it can.
+    fn reserve(&self, segments: &mut Segments) {
+        let now = self.shared.env.monotonic();
+        {
+            let state = self.shared.lock();
+            let tried = state.no_reserve.is_some() && now.saturating_sub(state.tried_reserve) < RETRY_DELAY;
+            if segments.has_reserve() || tried || state.usable().is_err() {
+                return;
+            }
+        }
+        let taken = segments.ensure_reserve();
+        let mut state = self.shared.lock();
+        state.tried_reserve = now;
+        state.no_reserve = taken.err().map(Arc::new);
+    }
+
+    fn write(&self, segments: &mut Segments, batch: &Batch) -> Result<(), RotateError> {
+        if !segments.has_room(batch.bytes.len()) {
+            let now = self.shared.env.wall_clock();
+            let (bytes, count) = {
+                let mut state = self.shared.lock();
+                let limits = state.limits;
+                let retained = state.history.retain(now, limits.horizon, limits.checkpoint());
+                tracing::debug!(?retained, "the decision log begins a new segment");
+                state.history.checkpoint()
+            };
+            segments.rotate((&bytes, count), now)?;
+        }
+        segments.append(&batch.bytes, batch.count).map_err(RotateError::Failed)
+    }
+}

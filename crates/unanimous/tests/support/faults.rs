@@ -1,0 +1,141 @@
+//! What is to go wrong at which call.
+//!
+//! Faults of one call queue up and are used one for each call; a standing fault is for every call without one in the queue. A hold
+//! does not use the call up: what follows it in the queue happens to the same call once it is released.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+use super::LONG;
+
+/// A call of one of the three traits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Call {
+    Identity,
+    Begin,
+    Flush,
+    Prepare,
+    Commit,
+    Rollback,
+    CommitOnePhase,
+    CommitCarrying,
+    List,
+    RecoveredCommit,
+    RecoveredRollback,
+    Decision,
+    Decide,
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// Nothing: lets one call through before the next fault.
+    Pass,
+    /// A definite no that is worth repeating the transaction for.
+    Conflict,
+    /// A definite no.
+    Refused,
+    /// No answer, and nothing was done.
+    Lost,
+    /// No answer, and the work was done.
+    LostDone,
+    /// A prepare without an answer that lands only when [`MemoryStore::land`](super::MemoryStore::land) is called.
+    Late,
+    /// A panic before anything was done.
+    Panic,
+    /// The call waits until it is released.
+    Hold(Hold),
+}
+
+/// A call that waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Hold {
+    /// How often it was reached, and whether it is released.
+    state: Arc<watch::Sender<(usize, bool)>>,
+}
+
+impl Hold {
+    fn new() -> Self {
+        Self { state: Arc::new(watch::Sender::new((0, false))) }
+    }
+
+    /// Waits until a call waits here.
+    pub(crate) async fn reached(&self) {
+        let mut state = self.state.subscribe();
+        let waited = tokio::time::timeout(LONG, state.wait_for(|(reached, _)| *reached > 0));
+        assert!(waited.await.is_ok(), "no call reached the hold within {LONG:?}");
+    }
+
+    /// Lets this call and all that come later go on.
+    pub(crate) fn release(&self) {
+        self.state.send_modify(|(_, released)| *released = true);
+    }
+
+    async fn wait(&self) {
+        self.state.send_modify(|(reached, _)| *reached += 1);
+        let mut state = self.state.subscribe();
+        // The sender is in self, so it can't be closed.
+        let _ = state.wait_for(|(_, released)| *released).await;
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Faults {
+    plan: Mutex<Plan>,
+}
+
+#[derive(Default)]
+struct Plan {
+    queued: BTreeMap<Call, VecDeque<Fault>>,
+    standing: BTreeMap<Call, Fault>,
+}
+
+impl Faults {
+    pub(crate) fn queue(&self, call: Call, fault: Fault) {
+        self.plan.lock().unwrap().queued.entry(call).or_default().push_back(fault);
+    }
+
+    pub(crate) fn stand(&self, call: Call, fault: Fault) {
+        self.plan.lock().unwrap().standing.insert(call, fault);
+    }
+
+    pub(crate) fn heal(&self, call: Call) {
+        let mut plan = self.plan.lock().unwrap();
+        plan.queued.remove(&call);
+        plan.standing.remove(&call);
+    }
+
+    pub(crate) fn hold(&self, call: Call) -> Hold {
+        let hold = Hold::new();
+        self.queue(call, Fault::Hold(hold.clone()));
+        hold
+    }
+
+    pub(crate) fn hold_always(&self, call: Call) -> Hold {
+        let hold = Hold::new();
+        self.stand(call, Fault::Hold(hold.clone()));
+        hold
+    }
+
+    /// Waits where the call is held, then says what goes wrong; [`Fault::Pass`] where nothing does.
+    pub(crate) async fn at(&self, call: Call) -> Fault {
+        loop {
+            let queued = self.plan.lock().unwrap().queued.get_mut(&call).and_then(VecDeque::pop_front);
+            match queued {
+                Some(Fault::Hold(hold)) => hold.wait().await,
+                Some(fault) => return fault,
+                None => break,
+            }
+        }
+        let standing = self.plan.lock().unwrap().standing.get(&call).cloned();
+        match standing {
+            Some(Fault::Hold(hold)) => {
+                hold.wait().await;
+                Fault::Pass
+            }
+            other => other.unwrap_or(Fault::Pass),
+        }
+    }
+}

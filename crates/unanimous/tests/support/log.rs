@@ -1,0 +1,214 @@
+//! A decision log in memory that survives its owner, and a wrapper that journals any log and makes it fail.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use unanimous::{
+    BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Incarnation, Known, LogId, Owner,
+    StoreError, TransactionId,
+};
+
+use super::Journal;
+use super::faults::{Call, Fault, Faults, Hold};
+
+/// What a log keeps over restarts.
+#[derive(Clone)]
+pub(crate) struct LogDisk {
+    log: LogId,
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Default)]
+struct Kept {
+    incarnations: BTreeSet<Incarnation>,
+    decisions: BTreeMap<TransactionId, DecisionRecord>,
+    forgotten: BTreeSet<TransactionId>,
+}
+
+impl LogDisk {
+    pub(crate) fn new(number: u128) -> Self {
+        Self { log: LogId(number), kept: Arc::default() }
+    }
+
+    /// The next start of the log's owner.
+    pub(crate) fn open(&self) -> KeptLog {
+        let mut kept = self.kept.lock().unwrap();
+        let counter = u32::try_from(kept.incarnations.len()).unwrap() + 1;
+        let incarnation = Incarnation::new(counter, 1000 + u64::from(counter));
+        kept.incarnations.insert(incarnation);
+        KeptLog { owner: Owner { log: self.log, incarnation }, kept: self.kept.clone(), closed: AtomicBool::new(false) }
+    }
+
+    /// The transactions that are decided and not forgotten.
+    pub(crate) fn unfinished(&self) -> Vec<TransactionId> {
+        let kept = self.kept.lock().unwrap();
+        kept.decisions.keys().filter(|transaction| !kept.forgotten.contains(transaction)).copied().collect()
+    }
+
+    /// Puts a decision there that an earlier owner made.
+    pub(crate) fn plant(&self, record: DecisionRecord) {
+        self.kept.lock().unwrap().decisions.insert(record.transaction, record);
+    }
+}
+
+/// One owner's log. Unlike the library's own log in memory it can be opened again, as its next incarnation.
+pub(crate) struct KeptLog {
+    owner: Owner,
+    kept: Arc<Mutex<Kept>>,
+    closed: AtomicBool,
+}
+
+impl Decider for KeptLog {
+    async fn lookup(&self, transaction: TransactionId) -> Result<Known, StoreError> {
+        let kept = self.kept.lock().unwrap();
+        Ok(match kept.decisions.get(&transaction) {
+            _ if transaction.log != self.owner.log => Known::Hold(HoldReason::ForeignLog),
+            _ if !kept.incarnations.contains(&transaction.incarnation) => Known::Hold(HoldReason::ForeignIncarnation),
+            Some(record) => Known::Commit(record.clone()),
+            None => Known::Abort,
+        })
+    }
+
+    async fn unfinished(&self) -> Result<Vec<DecisionRecord>, StoreError> {
+        let kept = self.kept.lock().unwrap();
+        Ok(kept.decisions.values().filter(|record| !kept.forgotten.contains(&record.transaction)).cloned().collect())
+    }
+
+    fn forget(&self, transaction: TransactionId) {
+        self.kept.lock().unwrap().forgotten.insert(transaction);
+    }
+}
+
+impl DecisionLog for KeptLog {
+    fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    fn ready(&self) -> Result<(), BoxError> {
+        if self.closed.load(Ordering::SeqCst) { Err("the log is closed".into()) } else { Ok(()) }
+    }
+
+    async fn decide(&self, record: DecisionRecord) -> Result<(), DecideError> {
+        self.ready().map_err(DecideError::Refused)?;
+        self.kept.lock().unwrap().decisions.insert(record.transaction, record);
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Any log, journaled, and failing when told to: [`Call::Decide`] refused, lost before or after it was written, held. A lost
+/// decision poisons it, as a failed sync does.
+pub(crate) struct JournalLog<L> {
+    shared: Arc<Shared<L>>,
+}
+
+struct Shared<L> {
+    log: L,
+    journal: Journal,
+    faults: Faults,
+    full: AtomicBool,
+    poisoned: AtomicBool,
+}
+
+impl<L> Clone for JournalLog<L> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<L: DecisionLog> JournalLog<L> {
+    pub(crate) fn new(log: L, journal: &Journal) -> Self {
+        let shared = Shared {
+            log,
+            journal: journal.clone(),
+            faults: Faults::default(),
+            full: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The next decision fails so.
+    pub(crate) fn fail(&self, fault: Fault) {
+        self.shared.faults.queue(Call::Decide, fault);
+    }
+
+    /// The next decision waits.
+    pub(crate) fn hold(&self) -> Hold {
+        self.shared.faults.hold(Call::Decide)
+    }
+
+    /// A full log takes no new work.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.shared.full.store(full, Ordering::SeqCst);
+    }
+
+    fn poison(&self, word: &str) -> DecideError {
+        self.shared.poisoned.store(true, Ordering::SeqCst);
+        self.shared.journal.act(format!("log.decide: {word}"));
+        DecideError::Unknown("the sync failed".into())
+    }
+}
+
+impl<L: DecisionLog> Decider for JournalLog<L> {
+    async fn lookup(&self, transaction: TransactionId) -> Result<Known, StoreError> {
+        self.shared.journal.look("log.lookup");
+        if self.shared.poisoned.load(Ordering::SeqCst) {
+            return Ok(Known::Hold(HoldReason::Poisoned));
+        }
+        self.shared.log.lookup(transaction).await
+    }
+
+    async fn unfinished(&self) -> Result<Vec<DecisionRecord>, StoreError> {
+        self.shared.journal.look("log.unfinished");
+        self.shared.log.unfinished().await
+    }
+
+    fn forget(&self, transaction: TransactionId) {
+        self.shared.journal.act("log.forget");
+        self.shared.log.forget(transaction);
+    }
+}
+
+impl<L: DecisionLog> DecisionLog for JournalLog<L> {
+    fn owner(&self) -> Owner {
+        self.shared.log.owner()
+    }
+
+    fn ready(&self) -> Result<(), BoxError> {
+        if self.shared.full.load(Ordering::SeqCst) {
+            return Err("the log is full".into());
+        }
+        if self.shared.poisoned.load(Ordering::SeqCst) {
+            return Err("the log is poisoned".into());
+        }
+        self.shared.log.ready()
+    }
+
+    async fn decide(&self, record: DecisionRecord) -> Result<(), DecideError> {
+        let branches: Vec<_> = record.participants.iter().map(|participant| participant.resource.as_str()).collect();
+        self.shared.journal.act(format!("log.decide! [{}]", branches.join(" ")));
+        match self.shared.faults.at(Call::Decide).await {
+            Fault::Pass | Fault::Hold(_) => self.shared.log.decide(record).await,
+            Fault::Panic => panic!("the log panics"),
+            Fault::Lost | Fault::Late => Err(self.poison("lost")),
+            Fault::LostDone => {
+                self.shared.log.decide(record).await?;
+                Err(self.poison("lost, done"))
+            }
+            Fault::Conflict | Fault::Refused => {
+                self.shared.journal.act("log.decide: refused");
+                Err(DecideError::Refused("the log refuses".into()))
+            }
+        }
+    }
+
+    async fn close(&self) {
+        self.shared.journal.act("log.close");
+        self.shared.log.close().await;
+    }
+}

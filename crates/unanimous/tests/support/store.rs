@@ -1,0 +1,430 @@
+//! A store in memory with all four capabilities: rows, prepared branches and decision rows, shared by all clones of its handle.
+//!
+//! What is in its "disk" survives a restart of the manager; what a branch has pending does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use unanimous::{
+    Branch, BranchContext, BranchError, BranchId, Capability, DecisionRecord, FailureKind, HoldReason, Known, Owner,
+    ResourceManager, StoreError, StoreId, TransactionId, Work,
+};
+
+use super::Journal;
+use super::faults::{Call, Fault, Faults, Hold};
+
+type Rows = BTreeMap<String, String>;
+
+/// How a call that does its work answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reply {
+    Given,
+    Lost,
+    /// Only a prepare does its work later; every other call has done it.
+    Late,
+}
+
+/// A handle of the store; clones share the store.
+#[derive(Clone)]
+pub(crate) struct MemoryStore {
+    name: String,
+    capability: Capability,
+    sort_key: String,
+    journal: Journal,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    disk: Mutex<Disk>,
+    faults: Faults,
+}
+
+struct Disk {
+    identity: StoreId,
+    down: bool,
+    rows: Rows,
+    prepared: BTreeMap<BranchId, Rows>,
+    /// Prepares whose answer was lost and that have not landed.
+    late: BTreeMap<BranchId, Rows>,
+    decisions: BTreeMap<TransactionId, DecisionRow>,
+    /// Transactions whose decision row is not needed any more; it stays, as it would up to the horizon.
+    forgotten: BTreeSet<TransactionId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum DecisionRow {
+    Commit(DecisionRecord),
+    Abort,
+}
+
+/// The error that a branch gives for its own conflicts in the application's work, for `is_retryable`.
+#[derive(Debug)]
+pub(crate) struct Deadlock;
+
+impl std::fmt::Display for Deadlock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("deadlock")
+    }
+}
+
+impl std::error::Error for Deadlock {}
+
+impl MemoryStore {
+    pub(crate) fn new(name: &str, capability: Capability, journal: &Journal) -> Self {
+        let disk = Disk {
+            identity: format!("store-{name}").parse().unwrap(),
+            down: false,
+            rows: Rows::new(),
+            prepared: BTreeMap::new(),
+            late: BTreeMap::new(),
+            decisions: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+        };
+        let shared = Shared { disk: Mutex::new(disk), faults: Faults::default() };
+        Self {
+            name: name.to_owned(),
+            capability,
+            sort_key: String::new(),
+            journal: journal.clone(),
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The same store, registered under another name.
+    pub(crate) fn named(&self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self.clone() }
+    }
+
+    /// The same store, with this sort key for its branches.
+    pub(crate) fn sorted(&self, key: &str) -> Self {
+        Self { sort_key: key.to_owned(), ..self.clone() }
+    }
+
+    /// A branch for [`Tx::join_branch`](unanimous::Tx::join_branch), without the store standing behind it.
+    pub(crate) fn branch(&self) -> MemoryBranch {
+        MemoryBranch { store: self.clone(), session: Mutex::new(Session::Open(Rows::new())) }
+    }
+
+    /// The next call of this kind fails so; repeated, the calls after it.
+    pub(crate) fn fail(&self, call: Call, fault: Fault) {
+        self.shared.faults.queue(call, fault);
+    }
+
+    /// Every call of this kind fails so, until it is healed.
+    pub(crate) fn fail_always(&self, call: Call, fault: Fault) {
+        self.shared.faults.stand(call, fault);
+    }
+
+    pub(crate) fn heal(&self, call: Call) {
+        self.shared.faults.heal(call);
+    }
+
+    /// The next call of this kind waits.
+    pub(crate) fn hold(&self, call: Call) -> Hold {
+        self.shared.faults.hold(call)
+    }
+
+    /// Every call of this kind waits.
+    pub(crate) fn hold_always(&self, call: Call) -> Hold {
+        self.shared.faults.hold_always(call)
+    }
+
+    /// While a store is down, it answers nothing, and does nothing.
+    pub(crate) fn set_down(&self, down: bool) {
+        self.disk().down = down;
+    }
+
+    /// Becomes another store behind the same name, as a folder does that is not mounted.
+    pub(crate) fn set_identity(&self, identity: &str) {
+        self.disk().identity = identity.parse().unwrap();
+    }
+
+    /// The prepares that were late are there now.
+    pub(crate) fn land(&self) {
+        let mut disk = self.disk();
+        let mut late = std::mem::take(&mut disk.late);
+        disk.prepared.append(&mut late);
+    }
+
+    /// Puts a branch there that was prepared by somebody.
+    pub(crate) fn plant(&self, id: &BranchId, key: &str) {
+        self.disk().prepared.insert(id.clone(), Rows::from([(key.to_owned(), "planted".to_owned())]));
+    }
+
+    /// Puts the row of a decision to commit there.
+    pub(crate) fn plant_decision(&self, record: DecisionRecord) {
+        self.disk().decisions.insert(record.transaction, DecisionRow::Commit(record));
+    }
+
+    /// The committed rows' keys.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.disk().rows.keys().cloned().collect()
+    }
+
+    pub(crate) fn prepared(&self) -> Vec<BranchId> {
+        self.disk().prepared.keys().cloned().collect()
+    }
+
+    pub(crate) fn identity_now(&self) -> StoreId {
+        self.disk().identity.clone()
+    }
+
+    fn disk(&self) -> std::sync::MutexGuard<'_, Disk> {
+        self.shared.disk.lock().unwrap()
+    }
+
+    /// Journals a call, waits where it is held, and fails where it is to fail before its work.
+    ///
+    /// `Ok`: do the work, and then give the answer so.
+    async fn enter(&self, call: Call, line: String) -> Result<Reply, BranchError> {
+        self.journal.act(format!("{}.{line}", self.name));
+        let line = line.replace('!', "");
+        let fault = self.shared.faults.at(call).await;
+        let failed = |kind: FailureKind, word: &str| {
+            self.journal.act(format!("{}.{line}: {word}", self.name));
+            Err(BranchError::refused(format!("{}: {line}: {word}", self.name)).with_kind(kind))
+        };
+        if self.disk().down {
+            return failed(FailureKind::Lost, "down");
+        }
+        match fault {
+            Fault::Pass | Fault::Hold(_) => Ok(Reply::Given),
+            Fault::Conflict => failed(FailureKind::Conflict, "conflict"),
+            Fault::Refused => failed(FailureKind::Refused, "refused"),
+            Fault::Lost => failed(FailureKind::Lost, "lost"),
+            Fault::LostDone => Ok(Reply::Lost),
+            Fault::Late => Ok(Reply::Late),
+            Fault::Panic => {
+                self.journal.act(format!("{}.{line}: panic", self.name));
+                panic!("{}: {line}", self.name)
+            }
+        }
+    }
+
+    /// The end of a call that did its work.
+    fn leave(&self, reply: Reply, line: &str) -> Result<(), BranchError> {
+        let word = match reply {
+            Reply::Given => return Ok(()),
+            Reply::Lost => "lost, done",
+            Reply::Late => "lost, late",
+        };
+        self.journal.act(format!("{}.{line}: {word}", self.name));
+        Err(BranchError::lost(format!("{}: {line}: {word}", self.name)))
+    }
+
+    /// The same for calls that only look.
+    async fn look(&self, call: Call, line: &str) -> Result<(), StoreError> {
+        self.journal.look(format!("{}.{line}", self.name));
+        let fault = self.shared.faults.at(call).await;
+        if self.disk().down {
+            return Err(StoreError::new(format!("{} is down", self.name)));
+        }
+        match fault {
+            Fault::Pass | Fault::Hold(_) => Ok(()),
+            Fault::Panic => panic!("{}: {line}", self.name),
+            _ => Err(StoreError::new(format!("{}: {line} failed", self.name))),
+        }
+    }
+}
+
+impl ResourceManager for MemoryStore {
+    type Branch = MemoryBranch;
+    type Options = ();
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn capability(&self) -> Capability {
+        self.capability
+    }
+
+    async fn identity(&self) -> Result<StoreId, StoreError> {
+        self.look(Call::Identity, "identity").await?;
+        Ok(self.identity_now())
+    }
+
+    async fn begin(&self, _context: &BranchContext, (): ()) -> Result<MemoryBranch, BranchError> {
+        self.enter(Call::Begin, "begin".to_owned()).await?;
+        Ok(self.branch())
+    }
+
+    async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        self.look(Call::List, "list").await?;
+        Ok(self.prepared())
+    }
+
+    async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
+        let reply = self.enter(Call::RecoveredCommit, "recovered-commit!".to_owned()).await?;
+        let mut disk = self.disk();
+        if let Some(mut rows) = disk.prepared.remove(id) {
+            disk.rows.append(&mut rows);
+        }
+        drop(disk);
+        self.leave(reply, "recovered-commit")
+    }
+
+    async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
+        let reply = self.enter(Call::RecoveredRollback, "recovered-rollback".to_owned()).await?;
+        self.disk().prepared.remove(id);
+        self.leave(reply, "recovered-rollback")
+    }
+
+    async fn decision(&self, transaction: TransactionId, owner: Owner) -> Result<Known, StoreError> {
+        self.look(Call::Decision, "decision").await?;
+        if transaction.log != owner.log {
+            return Ok(Known::Hold(HoldReason::ForeignLog));
+        }
+        let mut disk = self.disk();
+        match disk.decisions.get(&transaction) {
+            Some(DecisionRow::Commit(record)) => Ok(Known::Commit(record.clone())),
+            Some(DecisionRow::Abort) => Ok(Known::Abort),
+            None => {
+                disk.decisions.insert(transaction, DecisionRow::Abort);
+                self.journal.act(format!("{}.fence!", self.name));
+                Ok(Known::Abort)
+            }
+        }
+    }
+
+    async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
+        self.look(Call::Decision, "unfinished").await?;
+        let disk = self.disk();
+        let rows = disk.decisions.values().filter_map(|row| match row {
+            DecisionRow::Commit(record) => Some(record),
+            DecisionRow::Abort => None,
+        });
+        Ok(rows
+            .filter(|record| record.transaction.log == owner.log && !disk.forgotten.contains(&record.transaction))
+            .cloned()
+            .collect())
+    }
+
+    fn forget(&self, transaction: TransactionId) {
+        self.journal.act(format!("{}.forget", self.name));
+        self.disk().forgotten.insert(transaction);
+    }
+}
+
+/// A branch: rows that are pending until it commits.
+pub(crate) struct MemoryBranch {
+    store: MemoryStore,
+    session: Mutex<Session>,
+}
+
+#[derive(Clone, Debug)]
+enum Session {
+    Open(Rows),
+    Prepared(BranchId, Rows),
+    Ended,
+}
+
+impl MemoryBranch {
+    /// Writes a row.
+    pub(crate) fn put(&self, key: &str) -> Result<(), BranchError> {
+        match &mut *self.session.lock().unwrap() {
+            Session::Open(rows) => {
+                rows.insert(key.to_owned(), String::new());
+                Ok(())
+            }
+            _ => Err(BranchError::refused("the branch has ended")),
+        }
+    }
+
+    fn session(&self) -> Session {
+        self.session.lock().unwrap().clone()
+    }
+
+    fn pending(&self) -> Rows {
+        match self.session() {
+            Session::Open(rows) | Session::Prepared(_, rows) => rows,
+            Session::Ended => Rows::new(),
+        }
+    }
+
+    fn set(&self, session: Session) {
+        *self.session.lock().unwrap() = session;
+    }
+
+    fn forced(&self, line: &str) -> String {
+        if self.pending().is_empty() { line.to_owned() } else { format!("{line}!") }
+    }
+}
+
+impl Branch for MemoryBranch {
+    fn capability(&self) -> Capability {
+        self.store.capability
+    }
+
+    fn sort_key(&self) -> String {
+        self.store.sort_key.clone()
+    }
+
+    async fn flush(&self) -> Result<Work, BranchError> {
+        let reply = self.store.enter(Call::Flush, "flush".to_owned()).await?;
+        self.store.leave(reply, "flush")?;
+        Ok(if self.pending().is_empty() { Work::ReadOnly } else { Work::Wrote })
+    }
+
+    async fn prepare(&self, id: &BranchId) -> Result<(), BranchError> {
+        let durable = self.store.capability == Capability::TwoPhase;
+        let reply = self.store.enter(Call::Prepare, if durable { "prepare!" } else { "prepare" }.to_owned()).await?;
+        let rows = self.pending();
+        if durable {
+            let mut disk = self.store.disk();
+            let to = if reply == Reply::Late { &mut disk.late } else { &mut disk.prepared };
+            to.insert(id.clone(), rows.clone());
+        }
+        self.set(Session::Prepared(id.clone(), rows));
+        self.store.leave(reply, "prepare")
+    }
+
+    async fn commit(&self) -> Result<(), BranchError> {
+        let reply = self.store.enter(Call::Commit, "commit!".to_owned()).await?;
+        if let Session::Prepared(id, mut rows) = self.session() {
+            let mut disk = self.store.disk();
+            let held = disk.prepared.remove(&id).is_some();
+            // A volatile branch is in no list; a durable one that is in none was finished by another.
+            if held || self.store.capability != Capability::TwoPhase {
+                disk.rows.append(&mut rows);
+            }
+        }
+        self.set(Session::Ended);
+        self.store.leave(reply, "commit")
+    }
+
+    async fn rollback(&self) -> Result<(), BranchError> {
+        let reply = self.store.enter(Call::Rollback, "rollback".to_owned()).await?;
+        if let Session::Prepared(id, _) = self.session() {
+            self.store.disk().prepared.remove(&id);
+        }
+        self.set(Session::Ended);
+        self.store.leave(reply, "rollback")
+    }
+
+    async fn commit_one_phase(&self, _id: &BranchId) -> Result<(), BranchError> {
+        let reply = self.store.enter(Call::CommitOnePhase, self.forced("commit-one-phase")).await?;
+        self.store.disk().rows.append(&mut self.pending());
+        self.set(Session::Ended);
+        self.store.leave(reply, "commit-one-phase")
+    }
+
+    async fn commit_carrying(&self, record: &DecisionRecord) -> Result<(), BranchError> {
+        let others: Vec<_> = record.participants.iter().map(|participant| participant.resource.as_str()).collect();
+        let line = |word| format!("{word} [{}]", others.join(" "));
+        let reply = self.store.enter(Call::CommitCarrying, line("commit-carrying!")).await?;
+        let mut disk = self.store.disk();
+        if disk.decisions.contains_key(&record.transaction) {
+            return Err(BranchError::refused("the transaction was fenced"));
+        }
+        disk.decisions.insert(record.transaction, DecisionRow::Commit(record.clone()));
+        disk.rows.append(&mut self.pending());
+        drop(disk);
+        self.set(Session::Ended);
+        self.store.leave(reply, &line("commit-carrying"))
+    }
+
+    fn is_retryable(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        error.is::<Deadlock>()
+    }
+}
