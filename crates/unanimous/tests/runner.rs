@@ -17,9 +17,11 @@ mod log_file;
 mod log_power;
 mod manager_carrier;
 mod manager_decision;
+mod manager_dropped;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;
+mod manager_transaction;
 mod manager_votes;
 #[cfg(feature = "sqlite")]
 mod sqlite;
