@@ -21,6 +21,9 @@ mod manager_dropped;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;
+mod manager_report;
+mod manager_run;
+mod manager_shutdown;
 mod manager_transaction;
 mod manager_votes;
 #[cfg(feature = "sqlite")]
