@@ -298,7 +298,8 @@ impl World {
             out.push(self.event(Event::Commit));
             out.push(self.event(Event::Abort));
         }
-        if self.told.is_none() && self.branches.iter().any(|branch| branch.out.is_some()) {
+        // The time limit passes at any moment, also when nothing may come of it any more.
+        if self.told.is_none() {
             out.push(self.event(Event::GiveUp));
         }
         if self.waiting {

@@ -24,6 +24,7 @@ use unanimous_core::{
 use crate::env::{BoxFuture, NoRuntime};
 use crate::error::{Cause, CommitError};
 use crate::manager::{BranchReport, Report};
+use crate::recovery;
 use crate::transaction::{Committed, Shared, Slot};
 
 /// A call's answer, with the error that goes with it.
@@ -274,21 +275,20 @@ impl Driver {
             if asked > 0 {
                 manager.env.sleep(manager.retry_wait(asked)).await;
             }
-            let asking = async { registered.resource.decision(id, manager.log.owner()).await };
-            let known = AssertUnwindSafe(asking).catch_unwind().await;
+            // A question that never comes back must not keep recovery away from the others.
+            let known = recovery::within(&manager, registered.decision(id, manager.owner)).await;
             let decision = match known {
-                Ok(Ok(Known::Commit(_))) => Some(Decision::Commit),
-                Ok(Ok(Known::Abort)) => Some(Decision::Abort),
-                Ok(Ok(Known::Hold(reason))) => {
+                Ok(Known::Commit(_)) => Some(Decision::Commit),
+                Ok(Known::Abort) => Some(Decision::Abort),
+                Ok(Known::Hold(reason)) => {
                     tracing::warn!(transaction = %id, carrier = %registered.name, %reason, "the decision can't be told");
                     None
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     tracing::warn!(transaction = %id, carrier = %registered.name,
                         error = &error as &(dyn std::error::Error + 'static), "asking again for the decision");
                     None
                 }
-                Err(_panic) => None,
             };
             Returned { event: Event::Resolved(decision), failure: None }
         }));
@@ -386,7 +386,9 @@ impl Drop for Driver {
     /// Rule 5: also when the task is dropped with its runtime or unwinds. What it had in doubt is recovery's then: a decision that
     /// the log is writing is waited for by its lookup, and a carrier that is late is fenced by its store.
     fn drop(&mut self) {
-        if !self.protocol.is_held() {
+        if self.protocol.is_held() {
+            self.shared.manager.live.hold(self.shared.id);
+        } else {
             self.leave_live();
         }
         if self.reply.is_some() {

@@ -31,7 +31,7 @@ pub(crate) enum Event {
     SyncFolder,
 }
 
-/// How often something goes wrong.
+/// What goes wrong, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The next sync of a file fails, and what it should have made durable is dropped from the list of what is not: the next one
@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     NextSync,
     /// The next write fails after half of it.
     NextWrite,
+    /// The next sync of a file panics.
+    Panic,
 }
 
 #[derive(Clone, Default)]
@@ -395,6 +397,7 @@ impl TestFile {
     }
 
     fn sync(&self, state: &mut State, length_too: bool) -> io::Result<()> {
+        assert!(state.fault(Fault::Panic).is_ok(), "the disk panics, as it was told to");
         let failed = state.fault(Fault::NextSync);
         let file = state.files.get_mut(&self.file).unwrap();
         let unsynced = std::mem::take(&mut file.unsynced);
@@ -482,7 +485,7 @@ impl Random {
 /// [run](TestEnv::run_tasks); sleeping makes it later.
 #[derive(Default)]
 pub(crate) struct TestEnv {
-    now: Mutex<Duration>,
+    now: Arc<Mutex<Duration>>,
     draws: Mutex<u64>,
     tasks: Mutex<Vec<BoxFuture<'static, ()>>>,
     no_runtime: Mutex<bool>,
@@ -526,8 +529,8 @@ impl Env for TestEnv {
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        self.advance(duration);
-        Box::pin(std::future::ready(()))
+        let now = self.now.clone();
+        Box::pin(async move { *now.lock().unwrap() += duration })
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) -> Result<(), NoRuntime> {

@@ -1,7 +1,13 @@
 //! The log in files, on the operating system's disk: what a user of it sees.
 
-use unanimous::log::{FileLog, OpenError};
-use unanimous::{Decider, DecisionLog, DecisionRecord, Known, Owner, Participant};
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use unanimous::log::{DamageKind, FileLog, MemoryLog, OpenError, ReadError, Record, read};
+use unanimous::{DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, Participant};
 
 fn decision(owner: Owner, sequence: u64) -> DecisionRecord {
     let participants = vec![
@@ -9,6 +15,33 @@ fn decision(owner: Owner, sequence: u64) -> DecisionRecord {
         Participant { number: 1, resource: "receipts".into(), store: None },
     ];
     DecisionRecord { transaction: owner.transaction(sequence), participants, decided_at: 17 }
+}
+
+/// Every file of a folder, with its bytes.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
+}
+
+/// The newest segment.
+fn segment(folder: &Path) -> PathBuf {
+    files(folder).into_keys().filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap()
+}
+
+async fn open(path: &Path) -> Result<FileLog, OpenError> {
+    FileLog::options().max_size(48 * 1024).lock_wait(Duration::ZERO).open(path).await
+}
+
+/// A log with decisions 1 to 3 of its first incarnation, 2 of them finished; closed.
+async fn written(path: &Path) -> Owner {
+    let log = open(path).await.unwrap();
+    let owner = log.owner();
+    for sequence in [1, 2, 3] {
+        log.decide(decision(owner, sequence)).await.unwrap();
+    }
+    log.forget(owner.transaction(2));
+    log.close().await;
+    owner
 }
 
 #[tokio::test]
@@ -34,7 +67,242 @@ async fn decisions_outlive_a_restart_and_the_rest_is_presumed_aborted() {
     assert_eq!(log.unfinished().await.unwrap(), [decision(first, 1), decision(first, 3)]);
     assert_eq!(log.lookup(first.transaction(2)).await.unwrap(), Known::Commit(decision(first, 2)));
     assert_eq!(log.lookup(first.transaction(4)).await.unwrap(), Known::Abort);
-    let held = OpenError::Held { path: path.clone() }.to_string();
-    let refused = FileLog::options().lock_wait(std::time::Duration::ZERO).open(&path).await.unwrap_err();
-    assert_eq!(refused.to_string(), held);
+    let held = FileLog::options().lock_wait(Duration::ZERO).open(&path).await.unwrap_err();
+    assert!(matches!(&held, OpenError::Held { path: named } if *named == path), "{held:?}");
+    assert!(held.to_string().contains("is held by another process; stop that one"), "{held}");
+}
+
+/// Dropped without a close, and opened again at once.
+#[tokio::test]
+async fn a_dropped_log_can_be_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for counter in 1..=5 {
+        let log = FileLog::options().max_size(48 * 1024).open(folder.path()).await.unwrap();
+        assert_eq!(log.owner().incarnation.counter, counter);
+        drop(log.decide(decision(log.owner(), 1)));
+        drop(log);
+    }
+    let log = FileLog::options().max_size(48 * 1024).open(folder.path()).await.unwrap();
+    assert_eq!(log.unfinished().await.unwrap().len(), 5, "dropping a decision's future changes nothing");
+}
+
+/// A file that was cut, or a bit that flipped below what is known to be synced: refused, and nothing is changed by the try.
+#[tokio::test]
+async fn damage_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    written(folder.path()).await;
+    let file = segment(folder.path());
+    let whole = std::fs::read(&file).unwrap();
+    let view = read(folder.path()).unwrap();
+    let last = view.records().last().unwrap().offset as usize;
+    for length in [0, 100, 4000, whole.len() - 1] {
+        std::fs::write(&file, &whole[..length]).unwrap();
+        let before = files(folder.path());
+        let refusal = open(folder.path()).await.unwrap_err();
+        assert!(matches!(refusal, OpenError::Header { .. } | OpenError::Damaged { .. }), "{refusal:?}");
+        assert_eq!(files(folder.path()), before);
+    }
+    for byte in (0..last).step_by(7) {
+        let mut flipped = whole.clone();
+        flipped[byte] ^= 0x10;
+        std::fs::write(&file, &flipped).unwrap();
+        let refusal = open(folder.path()).await.unwrap_err();
+        match refusal {
+            OpenError::Header { .. } => assert!(byte < 128),
+            OpenError::Damaged { .. } => assert!(refusal.to_string().contains("unanimous log verify"), "{refusal}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), flipped);
+    }
+    std::fs::write(&file, &whole).unwrap();
+    open(folder.path()).await.unwrap();
+}
+
+/// One copy of an older frame is damaged: refused as any damage, and opened when a person says so.
+#[tokio::test]
+async fn a_single_copy_is_believed_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let owner = written(folder.path()).await;
+    let file = segment(folder.path());
+    let mut bytes = std::fs::read(&file).unwrap();
+    let first = read(folder.path()).unwrap().records().find(|view| view.record.encoded_len() > 40).unwrap().offset;
+    bytes[first as usize + 40] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+
+    let view = read(folder.path()).unwrap();
+    let verified = view.verify();
+    assert!(!verified.is_sound());
+    assert_eq!(verified.damage[0].kind, DamageKind::Copy);
+    assert_eq!(view.unfinished().len(), 2, "everything can be read");
+    let refusal = open(folder.path()).await.unwrap_err();
+    assert!(refusal.to_string().contains("believe_single_copies"), "{refusal}");
+    let log = FileLog::options().believe_single_copies(true).open(folder.path()).await.unwrap();
+    assert_eq!(log.opened().repaired.len(), 1);
+    assert_eq!(log.unfinished().await.unwrap(), [decision(owner, 1), decision(owner, 3)]);
+    assert!(read(folder.path()).unwrap().verify().is_sound(), "it is written anew");
+}
+
+/// A last write that was not finished is cut and reported, and the log goes on; one good copy of it is believed.
+#[tokio::test]
+async fn a_torn_tail_is_cut_and_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path()).await.unwrap();
+    let owner = log.owner();
+    log.decide(decision(owner, 1)).await.unwrap();
+    log.decide(decision(owner, 2)).await.unwrap();
+    log.close().await;
+    let file = segment(folder.path());
+    let whole = std::fs::read(&file).unwrap();
+    let view = read(folder.path()).unwrap();
+    let (last, end) = (view.records().last().unwrap().offset as usize, view.verify().used as usize);
+    for (from, known) in [(last + 20, Known::Abort), ((last + end) / 2 + 20, Known::Commit(decision(owner, 2)))] {
+        let copy = tempfile::tempdir().unwrap();
+        let mut torn = whole.clone();
+        torn[from..].fill(0);
+        std::fs::write(copy.path().join(file.file_name().unwrap()), &torn).unwrap();
+        let view = read(copy.path()).unwrap();
+        let verified = view.verify();
+        assert!(verified.is_sound(), "a torn tail is no damage");
+        assert_eq!(verified.tail.is_some(), known == Known::Abort);
+
+        let log = open(copy.path()).await.unwrap();
+        assert_eq!(log.lookup(owner.transaction(1)).await.unwrap(), Known::Commit(decision(owner, 1)));
+        assert_eq!(log.lookup(owner.transaction(2)).await.unwrap(), known);
+        assert_eq!(log.opened().tail, verified.tail);
+        assert_eq!(log.opened().single_copy, verified.single_copy);
+        assert!(verified.tail.is_some() != verified.single_copy.is_some());
+        log.decide(decision(log.owner(), 1)).await.unwrap();
+        log.close().await;
+        let again = open(copy.path()).await.unwrap();
+        assert_eq!(again.lookup(owner.transaction(2)).await.unwrap(), known);
+        assert_eq!(again.opened().tail, None, "it is gone");
+    }
+}
+
+#[tokio::test]
+async fn strange_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let owner = written(folder.path()).await;
+    let file = segment(folder.path());
+
+    // What is not the log's stays; what a crash left of it goes.
+    std::fs::write(folder.path().join("notes.txt"), "mine").unwrap();
+    std::fs::write(folder.path().join("5.log"), "mine").unwrap();
+    std::fs::copy(&file, folder.path().join("0000000000.log")).unwrap();
+    std::fs::write(folder.path().join("reserve.new"), "half a segment").unwrap();
+    let log = open(folder.path()).await.unwrap();
+    assert_eq!(log.unfinished().await.unwrap().len(), 2);
+    log.close().await;
+    let names: Vec<_> =
+        files(folder.path()).into_keys().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    assert_eq!(names, ["0000000002.log", "5.log", "notes.txt", "reserve.new"]);
+
+    // A renamed segment is not taken for another one.
+    std::fs::rename(folder.path().join("0000000002.log"), folder.path().join("0000000009.log")).unwrap();
+    let refusal = open(folder.path()).await.unwrap_err();
+    assert!(refusal.to_string().contains("give it its own name back, 0000000002.log"), "{refusal}");
+    assert!(!read(folder.path()).unwrap().verify().is_sound());
+    std::fs::rename(folder.path().join("0000000009.log"), folder.path().join("0000000002.log")).unwrap();
+
+    // Nothing there is no log, for a reader; and a new one, for an owner, that presumes nothing of the old one's.
+    let empty = tempfile::tempdir().unwrap();
+    assert!(matches!(read(empty.path()), Err(ReadError::NoLog { .. })));
+    assert!(matches!(read(empty.path().join("nothing")), Err(ReadError::NoLog { .. })));
+    let other = open(empty.path()).await.unwrap();
+    assert_eq!(other.lookup(owner.transaction(9)).await.unwrap(), Known::Hold(HoldReason::ForeignLog));
+    let file = empty.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(matches!(open(&file).await, Err(OpenError::Io { .. })));
+    assert!(matches!(FileLog::options().max_size(1).open(empty.path()).await, Err(OpenError::MaxSize { .. })));
+}
+
+/// Rule 4: a copy of the log goes on as another incarnation. What the original decided after the copy was made is not in it: opened as
+/// restored, it presumes nothing of that.
+#[tokio::test]
+async fn a_restored_backup_presumes_nothing_of_what_was_before() {
+    let (folder, backup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = open(folder.path()).await.unwrap();
+    let owner = log.owner();
+    log.decide(decision(owner, 1)).await.unwrap();
+    for (path, bytes) in files(folder.path()) {
+        std::fs::write(backup.path().join(path.file_name().unwrap()), bytes).unwrap();
+    }
+    log.decide(decision(owner, 2)).await.unwrap();
+    log.close().await;
+    let later = open(folder.path()).await.unwrap().owner();
+
+    let restored = FileLog::options().restored_from_backup(true).open(backup.path()).await.unwrap();
+    assert_eq!(restored.lookup(owner.transaction(1)).await.unwrap(), Known::Commit(decision(owner, 1)));
+    assert_eq!(restored.lookup(owner.transaction(2)).await.unwrap(), Known::Hold(HoldReason::BeyondHorizon));
+    assert_eq!(restored.owner().incarnation.counter, later.incarnation.counter);
+    let unheard = restored.lookup(later.transaction(1)).await.unwrap();
+    assert_eq!(unheard, Known::Hold(HoldReason::ForeignIncarnation), "the same counter, another nonce");
+    assert_eq!(restored.lookup(restored.owner().transaction(1)).await.unwrap(), Known::Abort);
+    restored.close().await;
+    let again = open(backup.path()).await.unwrap();
+    assert_eq!(again.lookup(owner.transaction(2)).await.unwrap(), Known::Hold(HoldReason::BeyondHorizon), "for ever");
+}
+
+/// A reader takes no lock, changes nothing, and takes neither a frame in flight nor a segment that is just replaced for damage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_beside_a_running_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path()).await.unwrap();
+    let owner = log.owner();
+    let path = folder.path().to_owned();
+    let (acknowledged, latest) = tokio::sync::watch::channel(0);
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut segments = std::collections::BTreeSet::new();
+        let mut looks = 0;
+        while segments.len() < 5 {
+            let before = *latest.borrow();
+            let view = read(&path).unwrap();
+            let verified = view.verify();
+            assert!(verified.is_sound(), "{verified:?}");
+            let decided = |sequence: u64| {
+                sequence == 0 || matches!(view.history().lookup(owner.transaction(sequence)), Known::Commit(_))
+            };
+            assert!(decided(before), "what was acknowledged before the look is seen: {before} of {verified:?}");
+            segments.insert(view.header().segment);
+            looks += 1;
+            assert!(looks < 100_000, "the writer does not get on: {segments:?}");
+        }
+    });
+    let mut sequence = 0;
+    while !reader.is_finished() {
+        sequence += 1;
+        log.decide(decision(owner, sequence)).await.unwrap();
+        acknowledged.send_replace(sequence);
+        log.forget(owner.transaction(sequence));
+    }
+    reader.await.unwrap();
+    log.close().await;
+
+    let before = files(folder.path());
+    let view = read(folder.path()).unwrap();
+    assert_eq!(view.records().filter(|view| matches!(view.record, Record::Incarnation { .. })).count(), 1);
+    assert_eq!(view.verify().unfinished, 0);
+    assert_eq!(files(folder.path()), before);
+}
+
+#[tokio::test]
+async fn a_memory_log_keeps_the_same_rules() {
+    let log = MemoryLog::new();
+    let owner = log.owner();
+    log.ready().unwrap();
+    log.decide(decision(owner, 1)).await.unwrap();
+    log.decide(decision(owner, 2)).await.unwrap();
+    log.decide(decision(owner, 2)).await.unwrap();
+    let other = DecisionRecord { participants: vec![], ..decision(owner, 2) };
+    assert!(matches!(log.decide(other).await, Err(DecideError::Unknown(_))));
+    log.forget(owner.transaction(1));
+    assert_eq!(log.unfinished().await.unwrap(), [decision(owner, 2)]);
+    assert_eq!(log.lookup(owner.transaction(1)).await.unwrap(), Known::Commit(decision(owner, 1)));
+    assert_eq!(log.lookup(owner.transaction(3)).await.unwrap(), Known::Abort);
+    let next = MemoryLog::new();
+    assert_eq!(next.lookup(owner.transaction(1)).await.unwrap(), Known::Hold(HoldReason::ForeignLog));
+    assert!(matches!(next.decide(decision(owner, 4)).await, Err(DecideError::Refused(_))));
+    log.close().await;
+    assert!(log.ready().is_err() && log.lookup(owner.transaction(1)).await.is_err());
+    assert!(matches!(log.decide(decision(owner, 4)).await, Err(DecideError::Refused(_))));
 }

@@ -1,4 +1,5 @@
 //! One test binary for the crate: every file of this folder is a module here, so that it is linked once.
+//! One test binary for the crate, linked once: every file of this folder is a module here.
 
 #[cfg(feature = "files")]
 mod files;
@@ -9,13 +10,25 @@ mod http_disconnect;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]
+mod http_requests;
+#[cfg(feature = "http")]
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
 mod log_disk;
+mod log_faults;
 mod log_file;
 mod log_power;
+mod log_process;
 mod manager_paths;
+mod log_file;
+mod log_power;
+mod manager_carrier;
+mod manager_decision;
+mod manager_paths;
+mod manager_phase_two;
+mod manager_recovery;
+mod manager_votes;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;

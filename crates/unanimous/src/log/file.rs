@@ -63,8 +63,8 @@ impl FileLogOptions {
     /// The space on the disk that the log takes at most, in bytes; 48 MiB by default, 48 KiB at least, 3 GiB at most.
     ///
     /// A third is one segment: one is written, one is in reserve, and the third is there while the one goes over into the other. Half of
-    /// a segment is for what must be repeated in each: unfinished decisions (at most three eighths of a segment, which are about
-    /// 50,000 with two participants by default), and as many finished ones, newest first, as fit before the horizon.
+    /// a segment is for what must be repeated in each: unfinished decisions (new work is refused when they take a quarter of a segment,
+    /// which are some 40,000 with two participants by default), and of the finished ones the newest that fit. It is held in memory too.
     pub fn max_size(self, bytes: u64) -> Self {
         Self { max_size: bytes, ..self }
     }

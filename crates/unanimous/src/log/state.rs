@@ -26,9 +26,10 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// The bytes that a checkpoint's records take at most: half a segment, so that each segment takes as much new as it repeats.
+    /// The bytes that a checkpoint's records take at most: with its header it leaves half a segment free, so that each segment takes
+    /// more new than it repeats.
     pub(super) fn checkpoint(self) -> usize {
-        self.segment as usize / 2
+        self.segment as usize / 16 * 7
     }
 
     /// From here on no new work is begun.

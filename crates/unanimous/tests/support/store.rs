@@ -411,7 +411,8 @@ impl Branch for MemoryBranch {
 
     async fn commit_carrying(&self, record: &DecisionRecord) -> Result<(), BranchError> {
         let others: Vec<_> = record.participants.iter().map(|participant| participant.resource.as_str()).collect();
-        let reply = self.store.enter(Call::CommitCarrying, format!("commit-carrying! [{}]", others.join(" "))).await?;
+        let line = |word| format!("{word} [{}]", others.join(" "));
+        let reply = self.store.enter(Call::CommitCarrying, line("commit-carrying!")).await?;
         let mut disk = self.store.disk();
         if disk.decisions.contains_key(&record.transaction) {
             return Err(BranchError::refused("the transaction was fenced"));
@@ -420,7 +421,7 @@ impl Branch for MemoryBranch {
         disk.rows.append(&mut self.pending());
         drop(disk);
         self.set(Session::Ended);
-        self.store.leave(reply, "commit-carrying")
+        self.store.leave(reply, &line("commit-carrying"))
     }
 
     fn is_retryable(&self, error: &(dyn std::error::Error + 'static)) -> bool {
