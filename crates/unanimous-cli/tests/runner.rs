@@ -1,5 +1,8 @@
 //! The command's tests, in one binary: real processes, real sockets, kill -9.
 
+// Helpers are test code too.
+#![allow(clippy::unwrap_used)]
+
 mod check;
 mod command_line;
 mod crash;
