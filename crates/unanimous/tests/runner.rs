@@ -1,5 +1,5 @@
-//! One test binary for the crate: every file of this folder is a module here, so that it is linked once.
 //! One test binary for the crate, linked once: every file of this folder is a module here.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
 #[cfg(feature = "files")]
 mod files;
@@ -20,9 +20,6 @@ mod log_faults;
 mod log_file;
 mod log_power;
 mod log_process;
-mod manager_paths;
-mod log_file;
-mod log_power;
 mod manager_carrier;
 mod manager_decision;
 mod manager_paths;
