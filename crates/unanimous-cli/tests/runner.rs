@@ -1,9 +1,6 @@
 //! The command's tests, in one binary: real processes, real sockets, kill -9.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
-// Helpers are test code too.
-#![allow(clippy::unwrap_used)]
-
 mod check;
 mod command_line;
 mod crash;
