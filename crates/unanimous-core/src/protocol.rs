@@ -299,11 +299,11 @@ impl Protocol {
     /// What can be said where the driver is dropped now and nobody goes on (its runtime ended): recovery presumes abort of what was
     /// never handed to a decider, and finds a decision that was.
     pub fn outcome_if_dropped(&self) -> Outcome {
-        match self.phase {
-            Phase::Active | Phase::Flushing | Phase::Voting | Phase::Aborting(_) => Outcome::Aborted,
+        match self.stage {
+            Stage::Active | Stage::Flushing | Stage::Voting | Stage::Aborting(_) => Outcome::Aborted,
             // Once it is over the answer was given, and nobody asks here any more.
-            Phase::LastCommit | Phase::Asking | Phase::Deciding | Phase::Held | Phase::Over => Outcome::Unknown,
-            Phase::PhaseTwo => Outcome::Committed,
+            Stage::LastCommit | Stage::Asking | Stage::Deciding | Stage::Held | Stage::Over => Outcome::Unknown,
+            Stage::PhaseTwo => Outcome::Committed,
         }
     }
 
