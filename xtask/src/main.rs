@@ -1,2 +1,50 @@
-//! placeholder
-fn main() {}
+//! The project's own commands.
+//!
+//! - `cargo xtask test`: everything that must hold before a commit; what CI runs.
+//! - `cargo xtask crash demo --rounds N [--seed S]`: kill -9 of the demo under load, and what must be true after it.
+//!
+//! Must not know the library: it runs cargo, and the test tools.
+
+mod arguments;
+mod crash;
+mod metadata;
+mod run;
+mod runners;
+mod test;
+mod tools;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use arguments::{Command, USAGE};
+
+fn main() -> ExitCode {
+    let done = match arguments::parse(std::env::args().skip(1)) {
+        Ok(Command::Help) => {
+            say(USAGE);
+            Ok(())
+        }
+        Ok(Command::Test) => test::run(),
+        Ok(Command::Crash(plan)) => crash::run(&plan),
+        Err(wrong) => {
+            complain(&format!("{wrong}\n\n{USAGE}"));
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(what) => {
+            complain(&what);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A line on the standard output. Whoever closed it does not want it.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout().lock(), "{line}");
+}
+
+fn complain(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}

@@ -1,2 +1,25 @@
-//! placeholder
-fn main() {}
+//! The command `unanimous`: a demo that survives kill -9, and readers for its decision log.
+//!
+//! Must not know the protocol: whatever it does, a user of the library could do.
+
+mod commands;
+mod failure;
+mod output;
+mod time;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = commands::Cli::parse();
+    // What the library reports goes to the standard error; RUST_LOG says how much of it.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    // Its complaint about a standard error that nobody reads any more would be a panic in whoever had reported something.
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false).init();
+    cli.run().unwrap_or_else(|failure| {
+        output::warn(failure.to_string());
+        failure::Failure::code()
+    })
+}

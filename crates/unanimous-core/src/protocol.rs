@@ -23,7 +23,7 @@
 
 use crate::branch::{Capability, Work};
 use crate::error::FailureKind;
-use crate::outcome::Decision;
+use crate::outcome::{Decision, Outcome};
 
 /// A branch as the protocol sees it before it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,7 +53,7 @@ pub enum Action {
     AskCarrier(usize),
     /// Make the decision to commit durable in the log; answered by [`Event::Decided`].
     ForceDecision,
-    /// Phase two; answered by [`Event::Committed`]. Given again after a failure: the driver backs off.
+    /// Stage two; answered by [`Event::Committed`]. Given again after a failure: the driver backs off.
     Commit(usize),
     /// Roll back; answered by [`Event::RolledBack`]. Given again after a failure: the driver backs off.
     Rollback(usize),
@@ -220,7 +220,7 @@ struct Member {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Phase {
+enum Stage {
     Active,
     Flushing,
     Voting,
@@ -239,7 +239,7 @@ enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Protocol {
     members: Vec<Member>,
-    phase: Phase,
+    stage: Stage,
     path: Option<Path>,
     /// The only writer commits with a row of its own that can be asked, where it can carry one.
     ask_single: bool,
@@ -256,7 +256,7 @@ impl Protocol {
             .into_iter()
             .map(|spec| Member { spec, wrote: false, state: State::Joined, handed_over: false })
             .collect();
-        Self { members, phase: Phase::Active, path: None, ask_single, live: false, answered: false, waited: false }
+        Self { members, stage: Stage::Active, path: None, ask_single, live: false, answered: false, waited: false }
     }
 
     /// The transition: takes what happened, appends what to do now.
@@ -266,17 +266,17 @@ impl Protocol {
     /// [`Unexpected`] when nothing waits for this event; nothing has changed then.
     pub fn handle(&mut self, event: Event, out: &mut Vec<Action>) -> Result<(), Unexpected> {
         match event {
-            Event::Commit if self.phase == Phase::Active => self.start_commit(out),
-            Event::Abort if self.phase == Phase::Active => self.abort(Cause::Requested, out),
+            Event::Commit if self.stage == Stage::Active => self.start_commit(out),
+            Event::Abort if self.stage == Stage::Active => self.abort(Cause::Requested, out),
             Event::Flushed(i, answer) if self.is(i, State::Flushing) => self.flushed(i, answer, out),
             Event::Voted(i, answer) if self.is(i, State::Preparing) => self.voted(i, answer, out),
             Event::OnePhase(i, answer) if self.is(i, State::EndingOnePhase) => self.one_phase(i, answer, out),
-            Event::Decided(answer) if self.phase == Phase::Deciding => self.decided(answer, out),
-            Event::Resolved(answer) if self.phase == Phase::Asking => self.resolved(answer, out),
+            Event::Decided(answer) if self.stage == Stage::Deciding => self.decided(answer, out),
+            Event::Resolved(answer) if self.stage == Stage::Asking => self.resolved(answer, out),
             Event::Committed(i, answer) if self.is(i, State::Committing) => self.committed(i, answer, out),
             Event::RolledBack(i, answer) if self.is_rolling_back(i) => self.rolled_back(i, answer, out),
             Event::GiveUp => {
-                if matches!(self.phase, Phase::Flushing | Phase::Voting) {
+                if matches!(self.stage, Stage::Flushing | Stage::Voting) {
                     self.abort(Cause::TimeLimit, out);
                 }
             }
@@ -288,12 +288,23 @@ impl Protocol {
 
     /// Whether everything has ended and no event is waited for.
     pub fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over | Phase::Held) && !self.members.iter().any(|member| member.state.is_out())
+        matches!(self.stage, Stage::Over | Stage::Held) && !self.members.iter().any(|member| member.state.is_out())
     }
 
     /// Whether nobody here may act any more: the transaction must stay in the live table, so that recovery holds it too.
     pub fn is_held(&self) -> bool {
-        self.phase == Phase::Held
+        self.stage == Stage::Held
+    }
+
+    /// What can be said where the driver is dropped now and nobody goes on (its runtime ended): recovery presumes abort of what was
+    /// never handed to a decider, and finds a decision that was.
+    pub fn outcome_if_dropped(&self) -> Outcome {
+        match self.stage {
+            Stage::Active | Stage::Flushing | Stage::Voting | Stage::Aborting(_) => Outcome::Aborted,
+            // Once it is over the answer was given, and nobody asks here any more.
+            Stage::LastCommit | Stage::Asking | Stage::Deciding | Stage::Held | Stage::Over => Outcome::Unknown,
+            Stage::PhaseTwo => Outcome::Committed,
+        }
     }
 
     /// The path, once it is chosen.
@@ -332,7 +343,7 @@ impl Protocol {
     }
 
     fn start_commit(&mut self, out: &mut Vec<Action>) {
-        self.phase = Phase::Flushing;
+        self.stage = Stage::Flushing;
         for (i, member) in self.members.iter_mut().enumerate() {
             member.state = State::Flushing;
             out.push(Action::Flush(i));
@@ -345,8 +356,8 @@ impl Protocol {
     fn flushed(&mut self, i: usize, answer: Result<Work, FailureKind>, out: &mut Vec<Action>) {
         self.members[i].state = State::Flushed;
         self.members[i].wrote = answer != Ok(Work::ReadOnly);
-        match (self.phase, answer) {
-            (Phase::Aborting(_), _) => self.roll_back(i, false, out),
+        match (self.stage, answer) {
+            (Stage::Aborting(_), _) => self.roll_back(i, false, out),
             (_, Err(_)) => self.abort(Cause::Branch(i), out),
             (_, Ok(_)) if self.none_in(State::Flushing) => self.choose_path(out),
             (_, Ok(_)) => {}
@@ -367,7 +378,7 @@ impl Protocol {
             },
         };
         self.path = Some(path);
-        self.phase = Phase::Voting;
+        self.stage = Stage::Voting;
         if !self.members.is_empty() {
             self.live = true;
             out.push(Action::EnterLive);
@@ -393,10 +404,10 @@ impl Protocol {
             if matches!(spec.capability, Capability::OnePhase | Capability::Volatile) && !spec.allowed {
                 return Err(Cause::NotAllowed(i));
             }
-            if !spec.capability.can_prepare() {
-                if let Some(first) = last.replace(i) {
-                    return Err(Cause::TwoUnprepared(first, i));
-                }
+            if !spec.capability.can_prepare()
+                && let Some(first) = last.replace(i)
+            {
+                return Err(Cause::TwoUnprepared(first, i));
             }
         }
         Ok(match last {
@@ -408,9 +419,9 @@ impl Protocol {
 
     fn voted(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
         self.members[i].state = State::Prepared;
-        match (self.phase, answer) {
+        match (self.stage, answer) {
             // A definite no can never be prepared any more; a lost answer may be.
-            (Phase::Aborting(_), _) => self.roll_back(i, !is_definite(answer), out),
+            (Stage::Aborting(_), _) => self.roll_back(i, !is_definite(answer), out),
             (_, Err(kind)) => {
                 if kind != FailureKind::Lost {
                     self.members[i].state = State::Flushed;
@@ -432,25 +443,25 @@ impl Protocol {
                 self.finish(out);
             }
             Path::OnePhase(i) | Path::LastResource(i) => {
-                self.phase = Phase::LastCommit;
+                self.stage = Stage::LastCommit;
                 self.members[i].state = State::EndingOnePhase;
                 out.push(Action::CommitOnePhase(i));
             }
             Path::Carrier(i) => {
-                self.phase = Phase::LastCommit;
+                self.stage = Stage::LastCommit;
                 self.members[i].state = State::EndingOnePhase;
                 out.push(Action::CommitCarrying(i));
             }
             Path::Log => {
-                self.phase = Phase::Deciding;
+                self.stage = Stage::Deciding;
                 out.push(Action::ForceDecision);
             }
         }
     }
 
     fn one_phase(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
-        match self.phase {
-            Phase::Voting | Phase::Aborting(_) => self.reader_ended(i, answer, out),
+        match self.stage {
+            Stage::Voting | Stage::Aborting(_) => self.reader_ended(i, answer, out),
             _ => self.last_committed(i, answer, out),
         }
     }
@@ -461,9 +472,9 @@ impl Protocol {
             // Nothing was written, so a lost answer hides nothing; the branch's session may still be open.
             self.members[i].state = State::Flushed;
         }
-        match (self.phase, answer) {
-            (Phase::Aborting(_), Err(_)) => self.roll_back(i, false, out),
-            (Phase::Aborting(_), Ok(())) => self.rolled_back_all(out),
+        match (self.stage, answer) {
+            (Stage::Aborting(_), Err(_)) => self.roll_back(i, false, out),
+            (Stage::Aborting(_), Ok(())) => self.rolled_back_all(out),
             (_, Err(_)) => self.abort(Cause::Branch(i), out),
             (_, Ok(())) => self.votes_in(out),
         }
@@ -478,7 +489,7 @@ impl Protocol {
             }
             (Path::Carrier(_), Err(FailureKind::Lost)) => {
                 self.members[i].state = State::Ended(End::Unknown);
-                self.phase = Phase::Asking;
+                self.stage = Stage::Asking;
                 out.push(Action::StartWait);
                 out.push(Action::AskCarrier(i));
             }
@@ -495,7 +506,7 @@ impl Protocol {
             (Path::LastResource(_), Ok(())) => {
                 // Its commit was the decision; the log is told for recovery's sake.
                 self.members[i].state = State::Ended(End::Committed);
-                self.phase = Phase::Deciding;
+                self.stage = Stage::Deciding;
                 out.push(Action::ForceDecision);
             }
             (Path::Carrier(_), Ok(())) => {
@@ -547,11 +558,11 @@ impl Protocol {
     /// Rule 12: nothing is presumed before the next start, so the transaction stays in the live table.
     fn hold(&mut self, cause: Cause, out: &mut Vec<Action>) {
         self.answer(Answer::Unknown(cause), out);
-        self.phase = Phase::Held;
+        self.stage = Stage::Held;
     }
 
     fn start_phase_two(&mut self, out: &mut Vec<Action>) {
-        self.phase = Phase::PhaseTwo;
+        self.stage = Stage::PhaseTwo;
         let mut sent = false;
         for (i, member) in self.members.iter_mut().enumerate() {
             if member.state == State::Prepared {
@@ -592,7 +603,7 @@ impl Protocol {
     }
 
     fn abort(&mut self, cause: Cause, out: &mut Vec<Action>) {
-        self.phase = Phase::Aborting(cause);
+        self.stage = Stage::Aborting(cause);
         if !self.waited {
             out.push(Action::StartWait);
         }
@@ -629,7 +640,7 @@ impl Protocol {
     }
 
     fn rolled_back_all(&mut self, out: &mut Vec<Action>) {
-        let Phase::Aborting(cause) = self.phase else { return };
+        let Stage::Aborting(cause) = self.stage else { return };
         if self.members.iter().any(|member| member.state.is_out()) {
             return;
         }
@@ -639,13 +650,13 @@ impl Protocol {
 
     fn wait_elapsed(&mut self, out: &mut Vec<Action>) {
         self.waited = true;
-        match self.phase {
-            Phase::Aborting(cause) => {
+        match self.stage {
+            Stage::Aborting(cause) => {
                 self.answer(Answer::Aborted(cause), out);
                 self.hand_over(out);
                 self.leave_live(out);
             }
-            Phase::PhaseTwo => {
+            Stage::PhaseTwo => {
                 let pending = self.members.iter().filter(|member| member.state == State::Committing).count();
                 self.answer(Answer::Committed { pending }, out);
                 self.hand_over(out);
@@ -653,7 +664,7 @@ impl Protocol {
                 self.leave_live(out);
             }
             // The answer to a question that is out decides what is said, unless it is late as well.
-            Phase::Asking => {
+            Stage::Asking => {
                 if let Some(Path::Carrier(i)) = self.path {
                     self.answer(Answer::Unknown(Cause::Branch(i)), out);
                 }
@@ -694,7 +705,7 @@ impl Protocol {
     }
 
     fn finish(&mut self, out: &mut Vec<Action>) {
-        self.phase = Phase::Over;
+        self.stage = Stage::Over;
         self.leave_live(out);
     }
 }

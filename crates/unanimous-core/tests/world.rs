@@ -298,7 +298,8 @@ impl World {
             out.push(self.event(Event::Commit));
             out.push(self.event(Event::Abort));
         }
-        if self.told.is_none() && self.branches.iter().any(|branch| branch.out.is_some()) {
+        // The time limit passes at any moment, also when nothing may come of it any more.
+        if self.told.is_none() {
             out.push(self.event(Event::GiveUp));
         }
         if self.waiting {
@@ -558,10 +559,9 @@ impl World {
             world.live = false;
             world.waiting = false;
             for branch in &mut world.branches {
-                if let Some(call) = branch.out.take() {
-                    if call != Call::Flush {
-                        branch.late |= 1 << call as u8;
-                    }
+                // A flush that nobody waits for any more changes nothing that matters.
+                if let Some(call) = branch.out.take().filter(|call| *call != Call::Flush) {
+                    branch.late |= 1 << call as u8;
                 }
                 branch.recovering = Recovering::No;
                 if branch.capability == Capability::Volatile && branch.store != Store::Committed {

@@ -57,7 +57,7 @@ enum State {
 impl LazyTransaction {
     /// A slot whose transaction `begin` begins, at most once. `begin` is called under a lock: it must not ask for the current
     /// transaction, and must not block.
-    pub(crate) fn new(begin: impl FnOnce() -> Transaction + Send + 'static) -> LazyOwner {
+    pub(crate) fn lazily(begin: impl FnOnce() -> Transaction + Send + 'static) -> LazyOwner {
         LazyOwner(Arc::new(Self { state: Mutex::new(State::Untouched(Box::new(begin))) }))
     }
 

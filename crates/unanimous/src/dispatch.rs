@@ -175,6 +175,13 @@ impl Registered {
         self.identity.get()
     }
 
+    /// What the decision rows of this carrier say, where it still is the store that it was: another store's missing row would read
+    /// as an abort.
+    pub(crate) async fn decision(&self, transaction: TransactionId, owner: Owner) -> Result<Known, StoreError> {
+        self.identity().await?;
+        self.resource.decision(transaction, owner).await
+    }
+
     /// Asks the store who it is, and notices when it is not the store that it was.
     pub(crate) async fn identity(&self) -> Result<&StoreId, StoreError> {
         let now = self.resource.identity().await?;

@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
 use tracing::Instrument;
-use unanimous_core::protocol::{self, Action, Answer, DecisionAnswer, Event, Path, Protocol};
+use unanimous_core::protocol::{self, Action, Answer, DecisionAnswer, End, Event, Path, Protocol};
 use unanimous_core::{
     BranchError, BranchId, DecideError, DeciderId, Decision, DecisionRecord, FailureKind, Known, Outcome, Participant,
 };
@@ -24,6 +24,7 @@ use unanimous_core::{
 use crate::env::{BoxFuture, NoRuntime};
 use crate::error::{Cause, CommitError};
 use crate::manager::{BranchReport, Report};
+use crate::recovery;
 use crate::transaction::{Committed, Shared, Slot};
 
 /// A call's answer, with the error that goes with it.
@@ -158,12 +159,21 @@ impl Driver {
             Action::CommitOnePhase(i) => {
                 let branch = self.slots[i].branch.clone();
                 let id = self.id_of(i);
-                self.call(i, Event::OnePhase, async move { branch.commit_one_phase(&id).await });
+                let decides = self.protocol.path() == Some(Path::LastResource(i));
+                let manager = self.shared.manager.clone();
+                self.call(i, Event::OnePhase, async move {
+                    let _deciding = if decides { Some(manager.deciding()?) } else { None };
+                    branch.commit_one_phase(&id).await
+                });
             }
             Action::CommitCarrying(i) => {
                 let branch = self.slots[i].branch.clone();
                 let record = self.decision();
-                self.call(i, Event::OnePhase, async move { branch.commit_carrying(&record).await });
+                let manager = self.shared.manager.clone();
+                self.call(i, Event::OnePhase, async move {
+                    let _deciding = manager.deciding()?;
+                    branch.commit_carrying(&record).await
+                });
             }
             Action::AskCarrier(i) => self.ask_carrier(i),
             Action::ForceDecision => self.force_decision(),
@@ -274,21 +284,20 @@ impl Driver {
             if asked > 0 {
                 manager.env.sleep(manager.retry_wait(asked)).await;
             }
-            let asking = async { registered.resource.decision(id, manager.log.owner()).await };
-            let known = AssertUnwindSafe(asking).catch_unwind().await;
+            // A question that never comes back must not keep recovery away from the others.
+            let known = recovery::within(&manager, registered.decision(id, manager.owner)).await;
             let decision = match known {
-                Ok(Ok(Known::Commit(_))) => Some(Decision::Commit),
-                Ok(Ok(Known::Abort)) => Some(Decision::Abort),
-                Ok(Ok(Known::Hold(reason))) => {
+                Ok(Known::Commit(_)) => Some(Decision::Commit),
+                Ok(Known::Abort) => Some(Decision::Abort),
+                Ok(Known::Hold(reason)) => {
                     tracing::warn!(transaction = %id, carrier = %registered.name, %reason, "the decision can't be told");
                     None
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     tracing::warn!(transaction = %id, carrier = %registered.name,
                         error = &error as &(dyn std::error::Error + 'static), "asking again for the decision");
                     None
                 }
-                Err(_panic) => None,
             };
             Returned { event: Event::Resolved(decision), failure: None }
         }));
@@ -319,6 +328,25 @@ impl Driver {
                 (Outcome::Unknown, Err(CommitError::Unknown { id, source }))
             }
         };
+        self.tell(outcome, result);
+    }
+
+    /// Says what can still be said.
+    fn interrupted(&mut self) {
+        let id = self.shared.id;
+        let outcome = self.protocol.outcome_if_dropped();
+        let result = match outcome {
+            Outcome::Committed => {
+                let pending = (0..self.slots.len()).filter(|&i| self.protocol.end(i) == End::Pending).count();
+                Ok(Committed::new(id, pending))
+            }
+            Outcome::Aborted => Err(CommitError::Aborted { id, source: Cause::Interrupted }),
+            Outcome::Unknown => Err(CommitError::Unknown { id, source: Cause::Interrupted }),
+        };
+        self.tell(outcome, result);
+    }
+
+    fn tell(&mut self, outcome: Outcome, result: Result<Committed, CommitError>) {
         self.report(outcome, &result);
         self.shared.run_after_end(outcome);
         if let Some(reply) = self.reply.take() {
@@ -386,12 +414,16 @@ impl Drop for Driver {
     /// Rule 5: also when the task is dropped with its runtime or unwinds. What it had in doubt is recovery's then: a decision that
     /// the log is writing is waited for by its lookup, and a carrier that is late is fenced by its store.
     fn drop(&mut self) {
-        if !self.protocol.is_held() {
+        // What is out goes first: nothing of it may begin to act once recovery may.
+        self.calls.clear();
+        if self.protocol.is_held() {
+            self.shared.manager.live.hold(self.shared.id);
+        } else {
             self.leave_live();
         }
         if self.reply.is_some() {
-            tracing::error!(transaction = %self.shared.id, "the driver was dropped before the outcome was known");
-            self.shared.run_after_end(Outcome::Unknown);
+            tracing::error!(transaction = %self.shared.id, "the driver was dropped before it had answered");
+            self.interrupted();
             self.shared.manager.recovery.wake();
         }
         self.shared.manager.open.remove();

@@ -2,21 +2,34 @@
 //!
 //! Recovery never touches them. Must not know branches, deciders or time.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use unanimous_core::TransactionId;
 
 use crate::sync::lock;
 
+/// Why a transaction is in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// A driver works on it.
+    Driven,
+    /// Its outcome is unknown, and nobody in this process may find out (rule 12): it stays here until the process ends.
+    Held,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Live {
-    transactions: Mutex<BTreeSet<TransactionId>>,
+    transactions: Mutex<BTreeMap<TransactionId, Stage>>,
 }
 
 impl Live {
     pub(crate) fn enter(&self, id: TransactionId) {
-        lock(&self.transactions).insert(id);
+        lock(&self.transactions).insert(id, Stage::Driven);
+    }
+
+    pub(crate) fn hold(&self, id: TransactionId) {
+        lock(&self.transactions).insert(id, Stage::Held);
     }
 
     pub(crate) fn leave(&self, id: TransactionId) {
@@ -24,11 +37,11 @@ impl Live {
     }
 
     pub(crate) fn contains(&self, id: TransactionId) -> bool {
-        lock(&self.transactions).contains(&id)
+        lock(&self.transactions).contains_key(&id)
     }
 
     /// The table as it is at this moment.
-    pub(crate) fn snapshot(&self) -> BTreeSet<TransactionId> {
+    pub(crate) fn snapshot(&self) -> BTreeMap<TransactionId, Stage> {
         lock(&self.transactions).clone()
     }
 }

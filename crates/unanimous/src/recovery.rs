@@ -7,6 +7,7 @@
 //! Must not know drivers, nor what a store does to list and finish.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -15,12 +16,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use unanimous_core::recovery::{Ask, Lists, Verdict, is_finished, verdict, whom_to_ask};
 use unanimous_core::{BranchId, Capability, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
 
 use crate::dispatch::Registered;
 use crate::env::NoRuntime;
+use crate::live::Stage;
 use crate::manager::{Inner, jitter};
 use crate::sync::lock;
 
@@ -54,6 +56,8 @@ pub enum Doubt {
     NotFinished(String),
     /// It is decided Commit, and the participant's store is not registered here.
     Unregistered,
+    /// Its outcome is unknown to this process, which therefore leaves it alone.
+    Undecided,
 }
 
 impl fmt::Display for Doubt {
@@ -63,14 +67,23 @@ impl fmt::Display for Doubt {
             Doubt::Unreachable(error) => write!(f, "the store can't be asked: {error}"),
             Doubt::NotFinished(error) => write!(f, "decided, but its store did not finish it: {error}"),
             Doubt::Unregistered => f.write_str("decided to commit, but its store is not registered here; register it"),
+            Doubt::Undecided => {
+                f.write_str("its outcome is unknown; restart the process, so that it reads which decisions are durable")
+            }
         }
     }
 }
 
-#[derive(Default)]
 struct Signals {
     wake: Notify,
-    stop: Notify,
+    stop: watch::Sender<bool>,
+}
+
+impl Signals {
+    async fn stopped(&self) {
+        // The sender is in self, so it can't be closed.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
 }
 
 /// The background's own state.
@@ -83,7 +96,8 @@ pub(crate) struct Recovery {
 
 impl Recovery {
     pub(crate) fn new(interval: Duration) -> Self {
-        Self { interval, doubts: Mutex::default(), signals: Arc::default(), one_pass_at_a_time: AsyncMutex::new(()) }
+        let signals = Signals { wake: Notify::new(), stop: watch::Sender::new(false) };
+        Self { interval, doubts: Mutex::default(), signals: Arc::new(signals), one_pass_at_a_time: AsyncMutex::new(()) }
     }
 
     /// Something was left to recovery: don't wait for the interval.
@@ -91,8 +105,14 @@ impl Recovery {
         self.signals.wake.notify_one();
     }
 
+    /// Ends the background, and a pass that is under way: it must not ask in the name of a log that is given up.
     pub(crate) fn stop(&self) {
-        self.signals.stop.notify_one();
+        self.signals.stop.send_replace(true);
+    }
+
+    /// Waits until no pass is under way; after [`stop`](Self::stop) none begins any more.
+    pub(crate) async fn idle(&self) {
+        drop(self.one_pass_at_a_time.lock().await);
     }
 
     /// Not empty: the next pass comes soon.
@@ -130,7 +150,7 @@ pub(crate) fn start(inner: &Arc<Inner>) -> Result<(), NoRuntime> {
             drop(inner);
             let woken = tokio::select! {
                 biased;
-                () = signals.stop.notified() => return,
+                () = signals.stopped() => return,
                 () = signals.wake.notified() => true,
                 () = env.sleep(jitter(&*env, wait)) => false,
             };
@@ -146,9 +166,21 @@ pub(crate) fn start(inner: &Arc<Inner>) -> Result<(), NoRuntime> {
 }
 
 /// One look at every store, and what follows from it.
+///
+/// Cancel safety: a pass that is dropped counts as a crash; every step of it can be repeated.
 pub(crate) async fn pass(inner: &Inner) {
     let _one = inner.recovery.one_pass_at_a_time.lock().await;
+    tokio::select! {
+        biased;
+        () = inner.recovery.signals.stopped() => {}
+        () = whole_pass(inner) => {}
+    }
+}
+
+async fn whole_pass(inner: &Inner) {
     let mut doubts = Vec::new();
+    let silent = Silent::default();
+    let inner = &Pass { inner, silent };
 
     let unfinished = unfinished(inner, &mut doubts).await;
     let mut listed = list(inner, &mut doubts).await;
@@ -160,9 +192,15 @@ pub(crate) async fn pass(inner: &Inner) {
         async move {
             let mut left = Left { prepared: BTreeSet::new(), doubts: Vec::new() };
             for branch in branches {
-                if live.contains(&branch.transaction) {
-                    left.prepared.insert(branch);
-                } else if let Err(why) = finish(inner, &registered, &branch).await {
+                let result = match live.get(&branch.transaction) {
+                    Some(Stage::Driven) => {
+                        left.prepared.insert(branch);
+                        continue;
+                    }
+                    Some(Stage::Held) => Err(Doubt::Undecided),
+                    None => finish(inner, &registered, &branch).await,
+                };
+                if let Err(why) = result {
                     left.doubts.push(InDoubt {
                         resource: registered.name.clone(),
                         transaction: Some(branch.transaction),
@@ -204,14 +242,66 @@ impl Lists for After {
     }
 }
 
+/// Who did not answer in this pass, by the resource's name; the log has none. Nobody waits for them a second time: a store with
+/// many branches that hangs would otherwise keep the others waiting for each of them (rule 13).
+type Silent = Mutex<BTreeSet<Option<String>>>;
+
+/// A pass under way.
+struct Pass<'m> {
+    inner: &'m Inner,
+    silent: Silent,
+}
+
+impl std::ops::Deref for Pass<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        self.inner
+    }
+}
+
+impl Pass<'_> {
+    /// The answer of a store, or of the log; an error at once where it was silent before in this pass.
+    async fn within<T>(
+        &self,
+        who: Option<&str>,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let who = who.map(str::to_owned);
+        if lock(&self.silent).contains(&who) {
+            return Err(StoreError::new("it did not answer before in this pass"));
+        }
+        let answer = within(self.inner, call).await;
+        if matches!(&answer, Err(error) if error.source().is_some_and(|source| source.is::<NoAnswer>())) {
+            lock(&self.silent).insert(who);
+        }
+        answer
+    }
+}
+
+/// The limit of time passed.
+#[derive(Debug)]
+struct NoAnswer(Duration);
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no answer within {:?}", self.0)
+    }
+}
+
+impl Error for NoAnswer {}
+
 /// An answer within the limit; a panic and silence are errors.
-async fn within<T>(inner: &Inner, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+pub(crate) async fn within<T>(
+    inner: &Inner,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
     let call = AssertUnwindSafe(call).catch_unwind();
     tokio::select! {
         biased;
         answer = call => answer.unwrap_or_else(|_panic| Err(StoreError::new("its adapter panicked"))),
         () = inner.env.sleep(inner.store_wait) => {
-            Err(StoreError::new(format!("no answer within {:?}", inner.store_wait)))
+            Err(StoreError::new(NoAnswer(inner.store_wait)))
         }
     }
 }
@@ -228,9 +318,9 @@ fn unreachable(registered: &Registered, error: &StoreError) -> InDoubt {
 type Unfinished = Vec<(Option<Arc<Registered>>, DecisionRecord)>;
 
 /// Decisions that no driver works on and that are not known to be finished; with the carrier that keeps them, or none for the log.
-async fn unfinished(inner: &Inner, doubts: &mut Vec<InDoubt>) -> Unfinished {
+async fn unfinished(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Unfinished {
     let mut all = Vec::new();
-    match within(inner, inner.log.unfinished()).await {
+    match inner.within(None, inner.log.unfinished()).await {
         Ok(records) => all.extend(records.into_iter().map(|record| (None, record))),
         Err(error) => {
             tracing::error!(error = &error as &(dyn std::error::Error + 'static), "the decision log can't be asked")
@@ -238,7 +328,7 @@ async fn unfinished(inner: &Inner, doubts: &mut Vec<InDoubt>) -> Unfinished {
     }
     let carriers = inner.resources.values().filter(|registered| registered.capability == Capability::Carrier);
     let asked = join_all(carriers.map(|registered| async move {
-        let answer = within(inner, registered.resource.unfinished(inner.owner)).await;
+        let answer = inner.within(Some(&registered.name), registered.resource.unfinished(inner.owner)).await;
         (registered, answer)
     }));
     for (registered, answer) in asked.await {
@@ -254,9 +344,9 @@ async fn unfinished(inner: &Inner, doubts: &mut Vec<InDoubt>) -> Unfinished {
 
 type Listed = BTreeMap<StoreId, (Arc<Registered>, Vec<BranchId>)>;
 
-async fn list(inner: &Inner, doubts: &mut Vec<InDoubt>) -> Listed {
+async fn list(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Listed {
     let asked = join_all(inner.resources.values().map(|registered| async move {
-        let answer = within(inner, async {
+        let answer = inner.within(Some(&registered.name), async {
             let store = registered.identity().await?.clone();
             Ok((store, registered.resource.in_doubt().await?))
         });
@@ -280,20 +370,23 @@ async fn list(inner: &Inner, doubts: &mut Vec<InDoubt>) -> Listed {
 }
 
 /// What the branch's decider says, asked last (rules 2, 4 and 5).
-async fn ask(inner: &Inner, branch: &BranchId) -> Known {
+async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
     let answer = match whom_to_ask(branch, inner.owner) {
         Ask::Nobody(reason) => return Known::Hold(reason),
-        Ask::Log => within(inner, inner.log.lookup(branch.transaction)).await,
+        Ask::Log => inner.within(None, inner.log.lookup(branch.transaction)).await,
         Ask::Store(store) => {
             let decider = inner.resources.values().find(|registered| registered.known_identity() == Some(store));
             let Some(decider) = decider else {
-                return Known::Hold(HoldReason::UnregisteredDecider(store.clone()));
+                // A carrier that was never reached may be the one.
+                let carriers =
+                    inner.resources.values().filter(|registered| registered.capability == Capability::Carrier);
+                return Known::Hold(match carriers.into_iter().any(|carrier| carrier.known_identity().is_none()) {
+                    true => HoldReason::Unreachable,
+                    false => HoldReason::UnregisteredDecider(store.clone()),
+                });
             };
-            within(inner, async {
-                decider.identity().await?;
-                decider.resource.decision(branch.transaction, inner.owner).await
-            })
-            .await
+            let asking = decider.decision(branch.transaction, inner.owner);
+            inner.within(Some(&decider.name), asking).await
         }
     };
     answer.unwrap_or_else(|error| {
@@ -302,16 +395,17 @@ async fn ask(inner: &Inner, branch: &BranchId) -> Known {
     })
 }
 
-async fn finish(inner: &Inner, registered: &Registered, branch: &BranchId) -> Result<(), Doubt> {
+async fn finish(inner: &Pass<'_>, registered: &Registered, branch: &BranchId) -> Result<(), Doubt> {
+    let who = Some(registered.name.as_str());
     let known = ask(inner, branch).await;
     let (done, what) = match verdict(branch, &known) {
         Verdict::Hold(reason) => return Err(Doubt::Held(reason)),
         Verdict::Commit => (
-            within(inner, async { registered.resource.commit(branch).await.map_err(StoreError::new) }).await,
+            inner.within(who, async { registered.resource.commit(branch).await.map_err(StoreError::new) }).await,
             "committed",
         ),
         Verdict::Rollback => (
-            within(inner, async { registered.resource.rollback(branch).await.map_err(StoreError::new) }).await,
+            inner.within(who, async { registered.resource.rollback(branch).await.map_err(StoreError::new) }).await,
             "rolled back",
         ),
     };
@@ -338,10 +432,16 @@ fn forget_or_report(
         }
         return;
     }
-    let known = |store: &StoreId| inner.resources.values().any(|registered| registered.known_identity() == Some(store));
+    // One that was never reached may be the store that its name says; it is in doubt as unreachable already.
+    let known = |resource: &str, store: &StoreId| {
+        inner.resources.values().any(|registered| match registered.known_identity() {
+            Some(identity) => identity == store,
+            None => registered.name == resource,
+        })
+    };
     for participant in &record.participants {
         let Some(store) = &participant.store else { continue };
-        if !known(store) {
+        if !known(&participant.resource, store) {
             doubts.push(InDoubt {
                 resource: participant.resource.clone(),
                 transaction: Some(record.transaction),

@@ -1,5 +1,7 @@
 //! axum's extractor, in a router that is called directly and over a socket.
 
+#![allow(clippy::unwrap_used)]
+
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;

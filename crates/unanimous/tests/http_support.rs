@@ -1,6 +1,8 @@
 //! What the tests of the HTTP layer share: stores that write down every call they get, in one journal with the test's own
 //! remarks, and that wait at a step until the test lets them go on.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -9,13 +11,11 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use tokio::sync::watch;
+use unanimous::log::MemoryLog;
 use unanimous::{
     BoxError, Branch, BranchContext, BranchError, BranchId, Capability, JoinError, Outcome, ResourceManager,
     StoreError, StoreId, TransactionManager, Tx, Work,
 };
-
-mod memory_log;
-use memory_log::MemoryLog;
 
 /// How long a test waits for what must happen before it fails. Never reached when all is well.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,5 +1,7 @@
 //! repoze.tm2's default commit veto, row by row, and what the layer makes of a veto's answer.
 
+#![allow(clippy::unwrap_used)]
+
 use http::{Method, Request, Response, Uri};
 use tower::{Layer, ServiceExt, service_fn};
 use unanimous::Outcome;

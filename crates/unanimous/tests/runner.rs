@@ -1,4 +1,5 @@
-//! One test binary for the crate: every file of this folder is a module here, so that it is linked once.
+//! One test binary for the crate, linked once: every file of this folder is a module here.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
 #[cfg(feature = "files")]
 mod files;
@@ -9,6 +10,8 @@ mod http_disconnect;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]
+mod http_requests;
+#[cfg(feature = "http")]
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
@@ -17,7 +20,17 @@ mod log_faults;
 mod log_file;
 mod log_power;
 mod log_process;
+mod manager_carrier;
+mod manager_decision;
+mod manager_dropped;
 mod manager_paths;
+mod manager_phase_two;
+mod manager_recovery;
+mod manager_report;
+mod manager_run;
+mod manager_shutdown;
+mod manager_transaction;
+mod manager_votes;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;

@@ -9,7 +9,7 @@
 //!          ├─ the veto failed ──────────── abort ───── the answer of a failed commit
 //!          ├─ otherwise ────────────────── commit ─┬── its answer
 //!          │                                       └── the answer of a failed commit
-//!          └─ dropped: the slot's owner is dropped, which aborts in the background
+//!          └─ dropped ─────────────────── abort, in the background
 //! ```
 //!
 //! Dropped while it commits, nothing is lost: a commit runs detached from its call on (rule 6).
@@ -229,7 +229,8 @@ impl<F> Drop for Exchange<F> {
             self.span.in_scope(|| {
                 let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
                 tracing::debug!(%id, %method, path, "the request was dropped before its end; its transaction aborts");
-                drop(transaction);
+                // Detached from its call on. A transaction that is merely dropped warns, and clients go away every day.
+                drop(transaction.abort());
             });
         }
     }

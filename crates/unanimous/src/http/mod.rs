@@ -1,31 +1,65 @@
 //! A transaction for each request: a [`TransactionLayer`] around any tower service commits when the handler has answered, and lets
 //! the answer out when the outcome is known.
 //!
-#![cfg_attr(feature = "axum", doc = "```")]
-#![cfg_attr(not(feature = "axum"), doc = "```ignore")]
-//! use axum::extract::State;
+#![cfg_attr(all(feature = "axum", feature = "files"), doc = "```")]
+#![cfg_attr(not(all(feature = "axum", feature = "files")), doc = "```text")]
+//! use axum::extract::{Path, State};
 //! use axum::http::StatusCode;
-//! use axum::routing::post;
+//! use axum::{Router, routing::put};
+//! use unanimous::files::Files;
 //! use unanimous::http::{TransactionLayer, default_commit_veto};
-//! use unanimous::{JoinError, ResourceManager, TransactionManager, Tx};
+//! use unanimous::{BoxError, TransactionManager, Tx, log::MemoryLog};
 //!
-//! // The extractor gives the request's transaction, begun now. The handler joins; it neither commits nor aborts.
-//! async fn order<R: ResourceManager>(tx: Tx, State(stores): State<[std::sync::Arc<R>; 2]>) -> Result<StatusCode, StatusCode> {
-//!     let busy = |_: JoinError| StatusCode::SERVICE_UNAVAILABLE;
-//!     let orders = tx.join(&*stores[0]).await.map_err(busy)?;
-//!     let receipts = tx.join(&*stores[1]).await.map_err(busy)?;
-//!     // ... work with both ...
-//!     # let _ = (orders, receipts);
-//!     Ok(StatusCode::CREATED)
+//! #[derive(Clone)]
+//! struct Shop {
+//!     orders: Files,
+//!     receipts: Files,
 //! }
 //!
-//! fn app<R: ResourceManager>(manager: TransactionManager, stores: [std::sync::Arc<R>; 2]) -> axum::Router {
-//!     axum::Router::new()
-//!         .route("/orders", post(order::<R>))
-//!         .with_state(stores)
-//!         // An error in axum is a response like any other: without a veto, a 500 commits.
-//!         .layer(TransactionLayer::new(manager).commit_veto(default_commit_veto))
+//! // The extractor gives the request's transaction, begun now. The handler joins stores; it neither commits nor aborts.
+//! async fn order(tx: Tx, State(shop): State<Shop>, Path(id): Path<String>, item: String) -> Result<StatusCode, StatusCode> {
+//!     store(&tx, &shop, &id, &item).await.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+//!     if item.is_empty() {
+//!         return Err(StatusCode::UNPROCESSABLE_ENTITY); // vetoed: nothing is stored
+//!     }
+//!     Ok(StatusCode::CREATED) // goes out when both folders have it
 //! }
+//!
+//! async fn store(tx: &Tx, shop: &Shop, id: &str, item: &str) -> Result<(), BoxError> {
+//!     tx.join(&shop.orders).await?.create(id, item).await?;
+//!     tx.join(&shop.receipts).await?.create(id, format!("1 {item}")).await?;
+//!     Ok(())
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! # let data = tempfile::tempdir()?;
+//! # let data = data.path();
+//! let shop = Shop {
+//!     orders: Files::open("orders", data.join("orders")).await?,
+//!     receipts: Files::open("receipts", data.join("receipts")).await?,
+//! };
+//! let manager = TransactionManager::builder(MemoryLog::new())
+//!     .resource(shop.orders.clone())
+//!     .resource(shop.receipts.clone())
+//!     .build()
+//!     .await?;
+//! let app = Router::new()
+//!     .route("/orders/{id}", put(order))
+//!     .with_state(shop)
+//!     // An error in axum is a response like any other: without a veto, a 422 commits.
+//!     .layer(TransactionLayer::new(manager).commit_veto(default_commit_veto));
+//! # use axum::{body::Body, http::Request};
+//! # use tower::ServiceExt;
+//! # for (id, item, status) in [("7", "tea", 201), ("8", "", 422), ("7", "rum", 500)] {
+//! #     let request = Request::put(format!("/orders/{id}")).body(Body::from(item))?;
+//! #     assert_eq!(app.clone().oneshot(request).await?.status(), status, "{id} {item}");
+//! # }
+//! # assert_eq!(std::fs::read_to_string(data.join("orders/7"))?, "tea");
+//! # assert_eq!(std::fs::read_to_string(data.join("receipts/7"))?, "1 tea");
+//! # assert!(!data.join("orders/8").exists() && !data.join("receipts/8").exists());
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! Without axum, [`transaction`] finds the transaction in the request's extensions, and [`current`](crate::current) finds it in the

@@ -53,7 +53,7 @@ where
         let options = layer.options.as_ref().map(|options| options(&parts)).unwrap_or_default();
         let user = layer.user.as_ref().and_then(|user| user(&parts));
         let (method, uri) = (parts.method.clone(), parts.uri.clone());
-        let owner = LazyTransaction::new({
+        let owner = LazyTransaction::lazily({
             let (manager, method, uri) = (layer.manager.clone(), method.clone(), uri.clone());
             move || {
                 let transaction = manager.begin_with(options);

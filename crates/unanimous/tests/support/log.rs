@@ -32,16 +32,12 @@ impl LogDisk {
     }
 
     /// The next start of the log's owner.
-    pub(crate) fn open(&self) -> MemoryLog {
+    pub(crate) fn open(&self) -> KeptLog {
         let mut kept = self.kept.lock().unwrap();
         let counter = u32::try_from(kept.incarnations.len()).unwrap() + 1;
         let incarnation = Incarnation::new(counter, 1000 + u64::from(counter));
         kept.incarnations.insert(incarnation);
-        MemoryLog {
-            owner: Owner { log: self.log, incarnation },
-            kept: self.kept.clone(),
-            closed: AtomicBool::new(false),
-        }
+        KeptLog { owner: Owner { log: self.log, incarnation }, kept: self.kept.clone(), closed: AtomicBool::new(false) }
     }
 
     /// The transactions that are decided and not forgotten.
@@ -50,20 +46,25 @@ impl LogDisk {
         kept.decisions.keys().filter(|transaction| !kept.forgotten.contains(transaction)).copied().collect()
     }
 
+    /// All decisions, with what they list.
+    pub(crate) fn records(&self) -> Vec<DecisionRecord> {
+        self.kept.lock().unwrap().decisions.values().cloned().collect()
+    }
+
     /// Puts a decision there that an earlier owner made.
     pub(crate) fn plant(&self, record: DecisionRecord) {
         self.kept.lock().unwrap().decisions.insert(record.transaction, record);
     }
 }
 
-/// One owner's log.
-pub(crate) struct MemoryLog {
+/// One owner's log. Unlike the library's own log in memory it can be opened again, as its next incarnation.
+pub(crate) struct KeptLog {
     owner: Owner,
     kept: Arc<Mutex<Kept>>,
     closed: AtomicBool,
 }
 
-impl Decider for MemoryLog {
+impl Decider for KeptLog {
     async fn lookup(&self, transaction: TransactionId) -> Result<Known, StoreError> {
         let kept = self.kept.lock().unwrap();
         Ok(match kept.decisions.get(&transaction) {
@@ -84,7 +85,7 @@ impl Decider for MemoryLog {
     }
 }
 
-impl DecisionLog for MemoryLog {
+impl DecisionLog for KeptLog {
     fn owner(&self) -> Owner {
         self.owner
     }

@@ -16,7 +16,7 @@ use unanimous::{Builder, Capability, CommitError, TransactionManager};
 
 pub(crate) use faults::{Call, Fault};
 pub(crate) use journal::Journal;
-pub(crate) use log::{JournalLog, LogDisk, MemoryLog};
+pub(crate) use log::{JournalLog, KeptLog, LogDisk};
 pub(crate) use store::MemoryStore;
 
 /// Longer than anything that a test waits for. Under tokio's paused clock it passes at once where nothing else can happen.
@@ -50,14 +50,14 @@ impl World {
     }
 
     /// A builder over the log's next incarnation and all stores.
-    pub(crate) fn builder(&self) -> (Builder, JournalLog<MemoryLog>) {
+    pub(crate) fn builder(&self) -> (Builder, JournalLog<KeptLog>) {
         let log = JournalLog::new(self.disk.open(), &self.journal);
         let builder = TransactionManager::builder(log.clone());
         (self.stores.iter().fold(builder, |builder, store| builder.resource(store.clone())), log)
     }
 
     /// Starts a manager with the default options, as a process would that starts, and forgets what starting journaled.
-    pub(crate) async fn start(&self) -> (TransactionManager, JournalLog<MemoryLog>) {
+    pub(crate) async fn start(&self) -> (TransactionManager, JournalLog<KeptLog>) {
         let (builder, log) = self.builder();
         let manager = builder.build().await.expect("the manager builds");
         self.journal.clear();

@@ -1,0 +1,70 @@
+//! A request's body, within a bound, whatever the client sends.
+//!
+//! A body that is too large is read to its end and thrown away, up to a second bound: a server that answers while the client still
+//! sends, and closes, resets the connection, and the client never sees the answer.
+//!
+//! Must not know what the body is for.
+
+use std::fmt;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, EXPECT};
+use futures_util::StreamExt as _;
+
+/// The largest body that is accepted, in bytes.
+pub(crate) const LIMIT: usize = 64 * 1024;
+/// What is read of one that is larger.
+const PATIENCE: u64 = 64 * 1024 * 1024;
+/// How long a client may take to send its body.
+const TIME: Duration = Duration::from_secs(20);
+
+/// Why there is no body.
+#[derive(Debug)]
+pub(crate) enum BodyError {
+    /// Larger than [`LIMIT`].
+    TooLarge,
+    /// It did not come within [`TIME`].
+    TooSlow,
+    /// The client went away, or broke the protocol.
+    Broken(axum::Error),
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BodyError::TooLarge => write!(f, "the body is larger than {LIMIT} bytes"),
+            BodyError::TooSlow => write!(f, "the body did not come within {} seconds", TIME.as_secs()),
+            BodyError::Broken(error) => write!(f, "the body can't be read: {error}"),
+        }
+    }
+}
+
+/// Reads it.
+pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, BodyError> {
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let too_large = length.is_some_and(|length| length > LIMIT as u64);
+    // A client that asks first has not sent anything yet, and one that announces more than anybody waits for is cut off.
+    if too_large && (headers.contains_key(EXPECT) || length.is_some_and(|length| length > PATIENCE)) {
+        return Err(BodyError::TooLarge);
+    }
+    tokio::time::timeout(TIME, gathered(body)).await.unwrap_or(Err(BodyError::TooSlow))
+}
+
+async fn gathered(body: Body) -> Result<Bytes, BodyError> {
+    let mut stream = body.into_data_stream();
+    let mut gathered = Vec::new();
+    let mut seen = 0_u64;
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(BodyError::Broken)?;
+        seen += chunk.len() as u64;
+        if seen > PATIENCE {
+            break;
+        }
+        if seen <= LIMIT as u64 {
+            gathered.extend_from_slice(&chunk);
+        }
+    }
+    if seen > LIMIT as u64 { Err(BodyError::TooLarge) } else { Ok(gathered.into()) }
+}

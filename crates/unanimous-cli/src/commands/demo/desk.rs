@@ -1,0 +1,314 @@
+//! The order desk: its stores, its transaction manager, and what is written and read in a transaction.
+//!
+//! The only file of the demo that works with the stores. Must not know HTTP.
+
+use std::error::Error;
+use std::fmt::{self, Write as _};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use unanimous::files::{Files, FilesError};
+use unanimous::log::{FileLog, OpenError};
+use unanimous::sqlite::rusqlite::{self, Row};
+use unanimous::sqlite::{Sqlite, SqliteError, SqliteOptions};
+use unanimous::{JoinError, TransactionId, TransactionManager, Tx, Undrained};
+
+use super::history::{Ended, History};
+use super::order::{NewOrder, Order};
+use super::page::{self, Told};
+use crate::failure::Failure;
+
+/// Where the parts of the data folder are.
+pub(crate) const DECISIONS: &str = "decisions";
+pub(crate) const ORDERS: &str = "orders.db";
+pub(crate) const RECEIPTS: &str = "receipts";
+
+/// No order takes as long; one whose client sends nothing more must not hold the database for ever.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// How many orders the page shows.
+const ON_PAGE: u64 = 20;
+/// The beginning of the names of files that are put in the way of an order that shall fail at the vote.
+const IN_THE_WAY: &str = "in-the-way-";
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS orders (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        customer TEXT NOT NULL,
+        item TEXT NOT NULL,
+        quantity INTEGER NOT NULL CHECK (quantity BETWEEN 1 AND 1000000),
+        transaction_id TEXT NOT NULL,
+        placed_at TEXT NOT NULL
+    ) STRICT";
+
+/// The columns in the order in which [`order_of`] reads them.
+pub(crate) const COLUMNS: &str = "id, customer, item, quantity, transaction_id, placed_at";
+
+/// Everything that a handler needs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk {
+    pub(crate) manager: TransactionManager,
+    orders: Sqlite,
+    receipts: Files,
+    history: History,
+}
+
+/// A store could not serve a request. The request's transaction aborts.
+#[derive(Debug)]
+pub(crate) struct DeskError {
+    transaction: TransactionId,
+    source: Cause,
+}
+
+#[derive(Debug)]
+enum Cause {
+    Join(JoinError),
+    Orders(SqliteError),
+    Receipts(FilesError),
+    Receipt(serde_json::Error),
+    InTheWay(std::io::Error),
+}
+
+impl From<JoinError> for Cause {
+    fn from(error: JoinError) -> Self {
+        Self::Join(error)
+    }
+}
+
+impl From<SqliteError> for Cause {
+    fn from(error: SqliteError) -> Self {
+        Self::Orders(error)
+    }
+}
+
+impl From<FilesError> for Cause {
+    fn from(error: FilesError) -> Self {
+        Self::Receipts(error)
+    }
+}
+
+impl DeskError {
+    /// The request's transaction.
+    pub(crate) fn transaction(&self) -> TransactionId {
+        self.transaction
+    }
+
+    /// Whether the request may succeed when it is repeated.
+    pub(crate) fn is_retryable(&self) -> bool {
+        match &self.source {
+            Cause::Join(error) => error.is_retryable(),
+            Cause::Receipts(error) => error.is_retryable(),
+            Cause::Orders(_) | Cause::Receipt(_) | Cause::InTheWay(_) => false,
+        }
+    }
+
+    /// The error and all its sources, for the server's own log.
+    pub(crate) fn chain(&self) -> String {
+        let error: &dyn Error = match &self.source {
+            Cause::Join(error) => error,
+            Cause::Orders(error) => error,
+            Cause::Receipts(error) => error,
+            Cause::Receipt(error) => error,
+            Cause::InTheWay(error) => error,
+        };
+        let mut text = error.to_string();
+        let mut next = error.source();
+        while let Some(source) = next {
+            let _ = write!(text, ": {source}");
+            next = source.source();
+        }
+        text
+    }
+}
+
+impl Desk {
+    /// Opens the stores in this folder, which is made where it is missing, and recovers what an earlier run has left.
+    pub(crate) async fn open(data: &Path) -> Result<Self, Failure> {
+        fs::create_dir_all(data).map_err(|error| {
+            let hint = "choose another folder with --data, or make room for this one";
+            Failure::new(format!("can't make the data folder {}", data.display())).because(&error).hint(hint)
+        })?;
+        let log = FileLog::open(data.join(DECISIONS)).await.map_err(|error| not_opened(data, &error))?;
+        let orders = Sqlite::builder("orders", data.join(ORDERS)).init(|connection| connection.execute_batch(SCHEMA));
+        let orders = orders.open().await.map_err(|error| {
+            Failure::new("can't open the database of orders").because(&error).hint("choose another folder with --data")
+        })?;
+        let receipts = Files::open("receipts", data.join(RECEIPTS)).await.map_err(|error| {
+            Failure::new("can't open the folder of receipts").because(&error).hint("choose another folder with --data")
+        })?;
+        clear_the_way(receipts.root());
+        let history = History::default();
+        let seen = history.clone();
+        let manager = TransactionManager::builder(log)
+            .resource(orders.clone())
+            .resource(receipts.clone())
+            .time_limit(TIME_LIMIT)
+            .observer(move |report| seen.add(Ended::from(report)))
+            .build()
+            .await
+            .map_err(|error| Failure::new("can't build the transaction manager").because(&error))?;
+        Ok(Self { manager, orders, receipts, history })
+    }
+
+    /// Lets what is committing end, and notes which decisions are finished.
+    pub(crate) async fn close(&self, deadline: Duration) -> Result<(), Undrained> {
+        let drained = self.manager.shutdown(deadline).await;
+        if let Err(error) = self.orders.close().await {
+            tracing::debug!(%error, "finished decisions were not noted; the next start looks at them once more");
+        }
+        drained
+    }
+
+    /// What is still in doubt, in words.
+    pub(crate) fn in_doubt(&self) -> Vec<String> {
+        let doubts = self.manager.in_doubt();
+        doubts.iter().map(|doubt| format!("in doubt in {}: {}", doubt.resource, doubt.why)).collect()
+    }
+
+    /// Writes an order's row and its receipt.
+    pub(crate) async fn place(&self, tx: &Tx, new: &NewOrder) -> Result<Order, DeskError> {
+        in_transaction(tx, async {
+            let orders = tx.join(&self.orders).await?;
+            let (new, transaction) = (new.clone(), tx.id().to_string());
+            let order = orders.call(move |connection| {
+                let insert = format!(
+                    "INSERT INTO orders (customer, item, quantity, transaction_id, placed_at)
+                     VALUES (?1, ?2, ?3, ?4, strftime('%Y-%m-%dT%H:%M:%fZ')) RETURNING {COLUMNS}"
+                );
+                connection.query_row(&insert, (new.customer, new.item, new.quantity, transaction), order_of)
+            });
+            let order = order.await?;
+            let mut receipt = serde_json::to_vec_pretty(&order).map_err(Cause::Receipt)?;
+            receipt.push(b'\n');
+            tx.join(&self.receipts).await?.create(receipt_path(order.id), receipt).await?;
+            Ok(order)
+        })
+        .await
+    }
+
+    /// Makes the receipts vote no when the transaction commits: a file that it wants to create is put there by somebody else first.
+    pub(crate) async fn spoil(&self, tx: &Tx) -> Result<(), DeskError> {
+        in_transaction(tx, async {
+            let name = format!("{IN_THE_WAY}{}", tx.id().sequence);
+            tx.join(&self.receipts).await?.create(&name, "never to be seen\n").await?;
+            let path = self.receipts.root().join(name);
+            fs::write(&path, "put here by fail=vote, outside of any transaction\n").map_err(Cause::InTheWay)?;
+            tx.after_end(move |_| remove(&path));
+            Ok(())
+        })
+        .await
+    }
+
+    /// The newest orders as a JSON array. Its length bounds the memory that this takes.
+    pub(crate) async fn orders_json(&self, tx: &Tx, limit: u64) -> Result<Vec<u8>, DeskError> {
+        in_transaction(tx, async {
+            let orders = tx.join_with(&self.orders, SqliteOptions::read_only()).await?;
+            let json = orders.call(move |connection| {
+                let mut json = Vec::from(b"[");
+                for_each_order(connection, limit, |order| {
+                    if json.len() > 1 {
+                        json.extend_from_slice(b",\n ");
+                    }
+                    serde_json::to_writer(&mut json, &order)
+                        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+                })?;
+                json.extend_from_slice(b"]\n");
+                Ok(json)
+            });
+            Ok(json.await?)
+        })
+        .await
+    }
+
+    /// A receipt's file; none where there is none.
+    pub(crate) async fn receipt(&self, tx: &Tx, id: i64) -> Result<Option<Vec<u8>>, DeskError> {
+        in_transaction(tx, async { Ok(tx.join(&self.receipts).await?.read(receipt_path(id)).await?) }).await
+    }
+
+    /// The page; what is told on top of it may depend on the last orders.
+    pub(crate) async fn page(&self, told: impl FnOnce(&[Order]) -> Option<Told>) -> Result<String, DeskError> {
+        let tx = self.manager.begin();
+        let orders = in_transaction(&tx, async {
+            let orders = tx.join_with(&self.orders, SqliteOptions::read_only()).await?;
+            let last = orders.call(|connection| {
+                let mut last = Vec::new();
+                for_each_order(connection, ON_PAGE, |order| {
+                    last.push(order);
+                    Ok(())
+                })?;
+                Ok(last)
+            });
+            Ok(last.await?)
+        })
+        .await;
+        let orders = orders?;
+        // It has only read: there is nothing that could fail to become durable.
+        let _ = tx.commit().await;
+        Ok(page::page(told(&orders).as_ref(), &orders, &self.history.last()))
+    }
+}
+
+/// Names the transaction in what goes wrong.
+async fn in_transaction<T>(tx: &Tx, work: impl Future<Output = Result<T, Cause>>) -> Result<T, DeskError> {
+    work.await.map_err(|source| DeskError { transaction: tx.id(), source })
+}
+
+fn not_opened(data: &Path, error: &OpenError) -> Failure {
+    match error {
+        OpenError::Held { .. } => {
+            Failure::new(format!("the data folder {} is held by another running demo", data.display()))
+                .hint("stop that one (Ctrl-C), or give this one a folder of its own with --data")
+        }
+        _ => Failure::new("can't open the decision log").because(error),
+    }
+}
+
+fn receipt_path(id: i64) -> String {
+    format!("{id}.json")
+}
+
+/// A row of [`COLUMNS`].
+pub(crate) fn order_of(row: &Row<'_>) -> rusqlite::Result<Order> {
+    Ok(Order {
+        id: row.get(0)?,
+        customer: row.get(1)?,
+        item: row.get(2)?,
+        quantity: row.get(3)?,
+        transaction: row.get(4)?,
+        placed_at: row.get(5)?,
+    })
+}
+
+/// Newest first.
+fn for_each_order(
+    connection: &rusqlite::Connection,
+    limit: u64,
+    mut each: impl FnMut(Order) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut select = connection.prepare(&format!("SELECT {COLUMNS} FROM orders ORDER BY id DESC LIMIT ?1"))?;
+    let mut rows = select.query([limit])?;
+    while let Some(row) = rows.next()? {
+        each(order_of(row)?)?;
+    }
+    Ok(())
+}
+
+/// Removes what a killed run had put in the way. The log's lock is held, so that no other run is using it.
+fn clear_the_way(receipts: &Path) {
+    let entries = fs::read_dir(receipts).into_iter().flatten().flatten();
+    let in_the_way = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(IN_THE_WAY));
+    in_the_way.map(|entry| entry.path()).for_each(|path: PathBuf| remove(&path));
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "a file that was put in the way could not be removed");
+    }
+}
+
+impl fmt::Display for DeskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the transaction {}: {}", self.transaction, self.chain())
+    }
+}

@@ -1,0 +1,201 @@
+//! `unanimous log`: looks at a decision log, without its lock and without changing anything; beside a running process too.
+//!
+//! Must not know bytes: the library reads them.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use unanimous::log::{FrameKind, LogView, ReadError, Record, RecordView, Verification, read};
+use unanimous::{DecisionRecord, Participant};
+
+use crate::failure::{FOUND, Failure};
+use crate::output::say;
+use crate::time::utc;
+
+/// Look at a decision log
+///
+/// Takes no lock and changes nothing; works beside the process that writes the log.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub(crate) struct Log {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print what the log holds, record by record, and what is not finished
+    Show {
+        /// The log's folder, such as ./unanimous-demo/decisions
+        #[arg(long, value_name = "DIR")]
+        log: PathBuf,
+        /// As JSON, one object on a line: the log first, then its records
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look whether all of it is whole; exits with 1 where it is not
+    Verify {
+        /// The log's folder, such as ./unanimous-demo/decisions
+        #[arg(long, value_name = "DIR")]
+        log: PathBuf,
+    },
+}
+
+impl Log {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        match self.command {
+            Command::Show { log, json } => show(&opened(&log)?, json),
+            Command::Verify { log } => Ok(verify(&opened(&log)?.verify())),
+        }
+    }
+}
+
+fn opened(path: &Path) -> Result<LogView, Failure> {
+    read(path).map_err(|error| {
+        let failure = Failure::new("can't read the decision log").because(&error);
+        match error {
+            ReadError::NoLog { .. } => {
+                failure.hint("give the folder of a decision log; that of the demo is ./unanimous-demo/decisions")
+            }
+            _ => failure,
+        }
+    })
+}
+
+fn show(view: &LogView, as_json: bool) -> Result<ExitCode, Failure> {
+    let verification = view.verify();
+    if as_json {
+        say(head_json(view, &verification).to_string());
+        view.records().for_each(|record| say(record_json(&record).to_string()));
+    } else {
+        say(format!("log {}, segment {} in {}", verification.log, view.header().segment, view.file().display()));
+        say(format!("{:>10}  {:<10}  record", "byte", "frame"));
+        view.records().for_each(|record| say(record_text(&record)));
+        say(format!("not finished: {}", verification.unfinished));
+        view.unfinished().iter().for_each(|decision| say(format!("  {}", decision_text(decision))));
+    }
+    Ok(health(&verification))
+}
+
+/// A log that is not whole is shown as far as it can be read, and is not passed over in silence.
+fn health(verification: &Verification) -> ExitCode {
+    if verification.is_sound() {
+        return ExitCode::SUCCESS;
+    }
+    problems(verification).iter().for_each(crate::output::warn);
+    ExitCode::from(FOUND)
+}
+
+fn verify(verification: &Verification) -> ExitCode {
+    let Verification { log, file, incarnation, frames, records, unfinished, finished, used, length, .. } = verification;
+    say(format!("log {log} in {}", file.display()));
+    say(format!("written by the incarnation {incarnation}; {used} of {length} bytes used"));
+    say(format!("frames {frames}, records {records}, decisions not finished {unfinished}, finished {finished}"));
+    if let Some(tail) = verification.tail {
+        say(format!(
+            "byte {}: {} bytes of a write that is under way or was cut off; nobody was told of it, and the next start cuts it",
+            tail.offset, tail.length
+        ));
+    }
+    if let Some(offset) = verification.single_copy {
+        say(format!("byte {offset}: one of the last frame's two copies is not whole; the other one is believed"));
+    }
+    problems(verification).iter().for_each(say);
+    if verification.is_sound() {
+        say("sound");
+        ExitCode::SUCCESS
+    } else {
+        say("NOT SOUND: this log can't be opened; keep all of its files, and bring it back from a mirror of the disk");
+        ExitCode::from(FOUND)
+    }
+}
+
+fn problems(verification: &Verification) -> Vec<String> {
+    let damage = verification.damage.iter().map(|damage| format!("damage: {damage}"));
+    damage.chain(verification.contradictions.iter().map(|text| format!("contradiction: {text}"))).collect()
+}
+
+fn record_text(view: &RecordView<'_>) -> String {
+    let text = match view.record {
+        Record::Incarnation { incarnation, started_at } => {
+            format!("opened by the incarnation {incarnation} at {}", utc(*started_at))
+        }
+        Record::Commit(decision) => format!("commit {}", decision_text(decision)),
+        Record::Finished { transaction, at } => format!("finished {transaction} at {}", utc(*at)),
+        Record::Floor { incarnation, sequence } => {
+            format!("nothing is presumed of the incarnation {incarnation} up to its transaction {sequence}")
+        }
+        Record::Folded { before } => format!("nothing is presumed of incarnations before {before}"),
+        other => format!("{other:?}"),
+    };
+    format!("{:>10}  {:<10}  {text}", view.offset, frame_word(view.kind))
+}
+
+fn decision_text(decision: &DecisionRecord) -> String {
+    let mut text = format!("{} at {}", decision.transaction, utc(decision.decided_at));
+    for Participant { number, resource, store } in &decision.participants {
+        let _ = write!(text, ", branch {number} in {resource:?}");
+        if let Some(store) = store {
+            let _ = write!(text, " ({store})");
+        }
+    }
+    text
+}
+
+fn frame_word(kind: FrameKind) -> &'static str {
+    match kind {
+        FrameKind::Checkpoint => "checkpoint",
+        FrameKind::Synced => "synced",
+    }
+}
+
+fn head_json(view: &LogView, verification: &Verification) -> Value {
+    json!({
+        "kind": "log",
+        "log": verification.log.to_string(),
+        "segment": view.header().segment,
+        "file": view.file().display().to_string(),
+        "incarnation": verification.incarnation.to_string(),
+        "unfinished": view.unfinished().iter().map(|decision| decision.transaction.to_string()).collect::<Vec<_>>(),
+        "sound": verification.is_sound(),
+        "problems": problems(verification),
+    })
+}
+
+/// Times are microseconds since 1970, UTC, as in the log.
+fn record_json(view: &RecordView<'_>) -> Value {
+    let mut value = match view.record {
+        Record::Incarnation { incarnation, started_at } => {
+            json!({"kind": "incarnation", "incarnation": incarnation.to_string(), "started_at": started_at})
+        }
+        Record::Commit(decision) => json!({
+            "kind": "commit",
+            "transaction": decision.transaction.to_string(),
+            "decided_at": decision.decided_at,
+            "participants": decision.participants.iter().map(participant_json).collect::<Vec<_>>(),
+        }),
+        Record::Finished { transaction, at } => {
+            json!({"kind": "finished", "transaction": transaction.to_string(), "at": at})
+        }
+        Record::Floor { incarnation, sequence } => {
+            json!({"kind": "floor", "incarnation": incarnation.to_string(), "sequence": sequence})
+        }
+        Record::Folded { before } => json!({"kind": "folded", "before": before}),
+        other => json!({"kind": "other", "text": format!("{other:?}")}),
+    };
+    value["segment"] = json!(view.segment);
+    value["offset"] = json!(view.offset);
+    value["frame"] = json!(frame_word(view.kind));
+    value
+}
+
+fn participant_json(participant: &Participant) -> Value {
+    json!({
+        "number": participant.number,
+        "resource": participant.resource,
+        "store": participant.store.as_ref().map(ToString::to_string),
+    })
+}

@@ -1,0 +1,42 @@
+//! The exact text of the command line: help, and what is said to a wrong one.
+
+use std::fmt::Write as _;
+
+use crate::support::{told, unanimous};
+
+const COMMANDS: &[&[&str]] = &[
+    &["--version"],
+    &["--help"],
+    &["demo", "--help"],
+    &["demo", "check", "--help"],
+    &["log", "--help"],
+    &["log", "show", "--help"],
+    &["log", "verify", "--help"],
+    &[],
+    &["demmo"],
+    &["demo", "--port", "1"],
+    &["demo", "--data", "x", "check"],
+    &["demo", "--listen", "8080"],
+    &["log"],
+    &["log", "show"],
+];
+
+#[test]
+fn the_text_is_what_it_was() {
+    let mut text = String::new();
+    for arguments in COMMANDS {
+        let (code, out, err) = told(&unanimous(arguments.iter().copied()));
+        let code = code.expect("no signal ends it");
+        let line = ["unanimous"].iter().chain(*arguments).copied().collect::<Vec<_>>().join(" ");
+        let _ = write!(text, "$ {line}\n{out}{err}[exit {code}]\n\n");
+    }
+    // Help has lines of spaces only, which editors like to remove.
+    let text: String = text.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
+    let expected = include_str!("command_line.txt");
+    if text != expected {
+        let seen = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("command_line.txt");
+        std::fs::write(&seen, &text).unwrap();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/command_line.txt");
+        panic!("the text is another one; if that is meant: cp {} {file}\n{text}", seen.display());
+    }
+}

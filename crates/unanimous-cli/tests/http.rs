@@ -1,0 +1,204 @@
+//! The order desk over real sockets: what is taken, what is refused, and what is left of it.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+use unanimous_testing::client::Answer;
+
+use crate::support::Running;
+
+const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
+const BROWSER: (&str, &str) = ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
+
+fn order(customer: &str, item: &str, quantity: u64) -> Value {
+    json!({"customer": customer, "item": item, "quantity": quantity})
+}
+
+fn orders(desk: &Running, path: &str) -> Vec<Value> {
+    let answer = desk.client.get(path).unwrap();
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")), "{}", answer.text());
+    answer.json().as_array().unwrap().clone()
+}
+
+#[test]
+fn an_order_is_in_both_stores() {
+    let desk = Running::start();
+    let answer = desk.client.post_json("/orders", &order(" Ada ", "tea <&> \"ü\"", 3)).unwrap();
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let body = answer.json();
+    assert_eq!(body.as_object().unwrap().keys().collect::<Vec<_>>(), ["id", "transaction"]);
+    assert_eq!(body["id"], 1);
+    assert_eq!(answer.header("location"), Some("/receipts/1"));
+
+    let form = [("customer", "Grace"), ("item", "a lamp"), ("quantity", "1000000"), ("fail", "")];
+    let second = desk.client.post_form("/orders", &form).unwrap();
+    assert_eq!((second.status, &second.json()["id"]), (201, &json!(2)), "{}", second.text());
+
+    let listed = orders(&desk, "/orders");
+    let of = |order: &Value, name: &str| order[name].clone();
+    assert_eq!(listed.iter().map(|order| of(order, "id")).collect::<Vec<_>>(), [2, 1], "newest first");
+    assert_eq!(
+        ["customer", "item", "quantity", "transaction"].map(|name| of(&listed[1], name)),
+        [json!("Ada"), json!("tea <&> \"ü\""), json!(3), body["transaction"].clone()]
+    );
+    assert_eq!(of(&listed[0], "quantity"), 1_000_000);
+    for order in &listed {
+        let receipt = desk.client.get(&format!("/receipts/{}", order["id"])).unwrap();
+        assert_eq!((receipt.status, receipt.header("content-type")), (200, Some("application/json")));
+        assert_eq!(receipt.json(), *order);
+        let file = std::fs::read_to_string(desk.data().join(format!("receipts/{}.json", order["id"]))).unwrap();
+        assert_eq!(receipt.text(), file);
+    }
+    assert_eq!(desk.clean_check(), (2, 2));
+}
+
+#[test]
+fn each_way_to_abort_leaves_nothing() {
+    let desk = Running::start();
+    let kept = desk.client.post_json("/orders", &order("Ada", "kept", 1)).unwrap();
+    assert_eq!(kept.status, 201);
+    for (fail, status) in [("error", 500), ("veto", 409), ("panic", 500), ("doom", 409), ("vote", 503)] {
+        let mut asked = order("Ada", &format!("gone-{fail}"), 2);
+        asked["fail"] = json!(fail);
+        for answer in [
+            desk.client.post_json("/orders", &asked).unwrap(),
+            desk.client
+                .post_form("/orders", &[("customer", "Ada"), ("item", "gone"), ("quantity", "2"), ("fail", fail)])
+                .unwrap(),
+        ] {
+            let body = answer.json();
+            assert_eq!((answer.status, &body["outcome"]), (status, &json!("aborted")), "{fail}: {}", answer.text());
+            let transaction = body["transaction"].as_str().unwrap();
+            assert_ne!(Some(transaction), kept.json()["transaction"].as_str());
+            assert!(body["error"].as_str().unwrap().contains("nothing is stored"), "{fail}: {body}");
+            assert_eq!(answer.header("x-tm"), (fail == "veto").then_some("abort"), "{fail}");
+            assert_eq!(orders(&desk, "/orders").len(), 1, "{fail} left a row");
+            assert_eq!(desk.receipts(), ["1.json"], "{fail} left a file");
+            assert_eq!(desk.unfinished(), Vec::<std::path::PathBuf>::new(), "{fail} left something prepared");
+        }
+    }
+    let next = desk.client.post_json("/orders", &order("Ada", "after", 1)).unwrap();
+    assert_eq!((next.status, &next.json()["id"]), (201, &json!(2)), "the desk goes on: {}", next.text());
+    assert_eq!(desk.clean_check(), (2, 2));
+}
+
+#[test]
+fn bad_input_says_what_is_wrong_and_leaves_nothing() {
+    let desk = Running::start();
+    let json = ("content-type", "application/json");
+    let post =
+        |headers: &[(&str, &str)], body: &str| desk.client.post_with("/orders", headers, body.as_bytes()).unwrap();
+    let wrong = |answer: Answer, status: u16, part: &str| {
+        let error = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+        assert!(
+            answer.status == status && error.contains(part),
+            "{status} {part:?}: {} {}",
+            answer.status,
+            answer.text()
+        );
+    };
+    wrong(post(&[json], r#"{"customer": "Ada", "quantity": 1}"#), 422, "item: is missing");
+    wrong(
+        post(&[json], r#"{"customer": "Ada", "item": "", "quantity": 1}"#),
+        422,
+        "item: must be text that is not empty",
+    );
+    wrong(
+        post(&[json], r#"{"customer": "Ada", "item": "tea", "quantity": 0}"#),
+        422,
+        "quantity: must be a whole number",
+    );
+    wrong(post(&[json], r#"{"customer": "Ada", "item": "tea", "quantity": "three"}"#), 422, "\"three\"");
+    wrong(post(&[json], r#"{"customer": "Ada", "item": "tea", "quantity": 1, "fail": "perhaps"}"#), 422, "\"perhaps\"");
+    wrong(post(&[json], "customer, item, quantity"), 400, "not a JSON object");
+    wrong(post(&[json], ""), 400, "not a JSON object");
+    wrong(post(&[FORM], "customer=Ada&item=tea&quantity=three"), 422, "quantity: must be a whole number");
+    wrong(post(&[FORM], "customer=Ada&item=+&quantity=1"), 422, "item: must be text that is not empty");
+    wrong(post(&[FORM], r#"{"customer": "Ada"}"#), 400, "content-type: application/json");
+    wrong(post(&[("content-type", "text/plain")], "tea"), 415, "text/plain");
+    wrong(post(&[("content-type", "multipart/form-data; boundary=x")], "--x--"), 415, "multipart/form-data");
+    let huge = format!(r#"{{"customer": "Ada", "item": "{}", "quantity": 1}}"#, "x".repeat(10 << 20));
+    wrong(post(&[json], &huge), 413, "larger than 65536 bytes");
+    wrong(post(&[json], &huge[..65_537]), 413, "larger than 65536 bytes");
+    wrong(desk.client.get("/orders?limit=many").unwrap(), 400, "limit: must be a whole number");
+    wrong(desk.client.get("/orders?limit=-1").unwrap(), 400, "limit: must be a whole number");
+    for id in ["1", "none", "-1", "1.json", "..%2Forders.db", "99999999999999999999"] {
+        wrong(desk.client.get(&format!("/receipts/{id}")).unwrap(), 404, "no such receipt");
+    }
+    wrong(desk.client.get("/nothing").unwrap(), 404, "nothing here");
+    wrong(desk.client.post_json("/receipts/1", &json!({})).unwrap(), 405, "method");
+    assert_eq!(desk.receipts(), Vec::<String>::new());
+    assert_eq!(desk.clean_check(), (0, 0));
+}
+
+/// A client that asks before it sends (curl does, with a large body) is told no before it has sent anything.
+#[test]
+fn a_large_body_is_refused_before_it_is_sent() {
+    let desk = Running::start();
+    let mut stream = TcpStream::connect(desk.client.address()).unwrap();
+    let head = "POST /orders HTTP/1.1\r\nhost: desk\r\ncontent-type: application/json\r\ncontent-length: 10485760\r\nexpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.set_read_timeout(Some(unanimous_testing::demo::LIMIT)).unwrap();
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 413 Pay");
+}
+
+#[test]
+fn the_list_has_a_default_limit_and_no_upper_bound() {
+    let desk = Running::start();
+    for number in 1..=105 {
+        let answer = desk.client.post_json("/orders", &order("Ada", &format!("item {number}"), number)).unwrap();
+        assert_eq!(answer.status, 201, "{}", answer.text());
+    }
+    let quantities = |path: &str| -> Vec<u64> {
+        orders(&desk, path).iter().map(|order| order["quantity"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(quantities("/orders"), (6..=105).rev().collect::<Vec<_>>());
+    assert_eq!(quantities("/orders?limit=3"), [105, 104, 103]);
+    assert_eq!(quantities("/orders?limit=0"), Vec::<u64>::new());
+    assert_eq!(quantities("/orders?limit=1000000"), (1..=105).rev().collect::<Vec<_>>());
+    assert_eq!(quantities("/orders?limit=99999999999999999999999").len(), 105);
+}
+
+#[test]
+fn a_browser_gets_the_page() {
+    let desk = Running::start();
+    let nasty = r#"<script>alert("1")</script>"#;
+    let post = |fail: &str, quantity: &str| {
+        let form = [("customer", nasty), ("item", nasty), ("quantity", quantity), ("fail", fail)];
+        desk.client.post_with("/orders", &[FORM, BROWSER], unanimous_testing::client::form(&form).as_bytes()).unwrap()
+    };
+    let placed = post("", "3");
+    assert_eq!((placed.status, placed.header("location")), (303, Some("/?placed=1")), "{}", placed.text());
+
+    let page = desk.client.get_with("/?placed=1", &[BROWSER]).unwrap();
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(page.text().contains("Order 1 is in both stores."), "{}", page.text());
+    assert!(page.text().contains("committed, carrying the decision"), "{}", page.text());
+    assert!(page.text().contains(r#"<a href="/receipts/1">"#), "{}", page.text());
+
+    for (fail, status) in [("error", 500), ("veto", 409), ("panic", 500), ("doom", 409), ("vote", 503)] {
+        let failed = post(fail, "3");
+        assert_eq!(
+            (failed.status, failed.header("content-type")),
+            (status, Some("text/html; charset=utf-8")),
+            "{fail}"
+        );
+        assert!(failed.text().contains(r#"class="card told aborted""#), "{fail}: {}", failed.text());
+        assert!(failed.text().contains("nothing is stored"), "{fail}: {}", failed.text());
+        assert!(failed.text().contains("rolled back"), "{fail}: {}", failed.text());
+    }
+    let refused = post("", "0");
+    assert_eq!(refused.status, 422);
+    assert!(refused.text().contains("quantity: must be a whole number from 1 to 1000000, not 0"), "{}", refused.text());
+
+    let page = desk.client.get("/").unwrap();
+    assert_eq!(page.text().matches(r#"<td class="aborted">"#).count(), 5, "{}", page.text());
+    assert_eq!(page.text().matches(r#"<td class="committed">"#).count(), 1, "{}", page.text());
+    assert!(!page.text().contains("<script"), "{}", page.text());
+    assert_eq!(page.text().matches("&lt;script&gt;").count(), 2, "customer and item: {}", page.text());
+    assert!(desk.client.get("/?placed=none").unwrap().status == 200);
+    assert_eq!(desk.clean_check(), (1, 1));
+}

@@ -1,0 +1,106 @@
+//! The command line, parsed by hand: two commands don't need more.
+
+use std::str::FromStr;
+
+pub(crate) const USAGE: &str = "\
+usage: cargo xtask test
+       cargo xtask crash demo --rounds N [--seed S] [--clients C] [--keep]
+
+test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
+             installs what is missing where it may, and says what to install where it may not
+crash demo   kill -9 of the demo under load, N times; exits 1 when anything was violated
+             --seed S     the moments and orders of an earlier run (by default another one each time; it is printed)
+             --clients C  parallel clients, 16 by default
+             --keep       keep the data folder also when nothing was violated";
+
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Help,
+    Test,
+    Crash(Crash),
+}
+
+/// Crash rounds of the demo.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Crash {
+    pub(crate) rounds: u32,
+    /// None: another one each time.
+    pub(crate) seed: Option<u64>,
+    pub(crate) clients: usize,
+    pub(crate) keep: bool,
+}
+
+pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, String> {
+    let mut arguments = arguments.into_iter();
+    let command = match arguments.next().as_deref() {
+        Some("test") => Command::Test,
+        Some("crash") => match arguments.next().as_deref() {
+            Some("demo") => return crash(arguments).map(Command::Crash),
+            Some(other) => return Err(format!("error: `crash` does not know {other:?}; there is `crash demo`")),
+            None => return Err("error: crash what? there is `crash demo`".into()),
+        },
+        Some("help" | "--help" | "-h") => Command::Help,
+        Some(other) => return Err(format!("error: there is no command {other:?}")),
+        None => return Err("error: which command?".into()),
+    };
+    match arguments.next() {
+        None => Ok(command),
+        Some(extra) => Err(format!("error: unexpected argument {extra:?}")),
+    }
+}
+
+fn crash(mut arguments: impl Iterator<Item = String>) -> Result<Crash, String> {
+    let mut plan = Crash { rounds: 0, seed: None, clients: 16, keep: false };
+    while let Some(name) = arguments.next() {
+        let mut value = || arguments.next().ok_or_else(|| format!("error: {name} needs a number"));
+        match name.as_str() {
+            "--rounds" => plan.rounds = number(&name, &value()?)?,
+            "--seed" => plan.seed = Some(number(&name, &value()?)?),
+            "--clients" => plan.clients = number(&name, &value()?)?,
+            "--keep" => plan.keep = true,
+            _ => return Err(format!("error: unexpected argument {name:?}")),
+        }
+    }
+    if plan.rounds == 0 || plan.clients == 0 {
+        return Err("error: --rounds N is needed; N and the number of clients must be at least 1".into());
+    }
+    Ok(plan)
+}
+
+fn number<T: FromStr>(name: &str, text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("error: {name} needs a whole number, not {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn commands_are_parsed() {
+        assert_eq!(parsed("test"), Ok(Command::Test));
+        let crash = Crash { rounds: 7, seed: Some(9), clients: 16, keep: true };
+        assert_eq!(parsed("crash demo --rounds 7 --seed 9 --keep"), Ok(Command::Crash(crash)));
+    }
+
+    #[test]
+    fn wrong_command_lines_say_what_is_wrong() {
+        for (line, part) in [
+            ("", "which command"),
+            ("tset", "\"tset\""),
+            ("test now", "\"now\""),
+            ("crash", "crash demo"),
+            ("crash demo", "--rounds N is needed"),
+            ("crash demo --rounds", "needs a number"),
+            ("crash demo --rounds many", "\"many\""),
+            ("crash demo --rounds 1 --sed 2", "\"--sed\""),
+        ] {
+            let wrong = parsed(line).unwrap_err();
+            assert!(wrong.contains(part), "{line:?}: {wrong:?}");
+        }
+    }
+}

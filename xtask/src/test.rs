@@ -1,0 +1,87 @@
+//! `cargo xtask test`: everything that must hold, one step after another, the cheap ones first.
+
+use std::time::Instant;
+
+use crate::arguments::Crash;
+use crate::metadata::{Package, Workspace, workspace};
+use crate::run::{Run, cargo};
+use crate::{crash, runners, say, tools};
+
+/// Few, since the full number is a command of its own; enough to see that the machinery works and that nothing is badly broken.
+const CRASH_ROUNDS: u32 = 5;
+
+pub(crate) fn run() -> Result<(), String> {
+    let workspace = workspace()?;
+    let mut steps = Steps::default();
+    steps.step("tools", "cargo xtask test", tools::prepare)?;
+    steps.cargo("format", &cargo(["fmt", "--all", "--", "--check"]))?;
+    steps.step("runners: no test file is forgotten", "cargo xtask test", || runners::check(&workspace.packages))?;
+    steps.cargo(
+        "clippy",
+        &cargo(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
+    )?;
+    for combination in feature_combinations(&workspace) {
+        steps.cargo("features", &combination)?;
+    }
+    steps.cargo(
+        "documentation",
+        &cargo(["doc", "--workspace", "--all-features", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    steps.cargo("tests", &cargo(["test", "--workspace", "--all-features"]))?;
+    steps.cargo("dependencies", &cargo(["deny", "check", "bans", "licenses", "sources"]))?;
+    steps.cargo("packages", &packages(&workspace))?;
+    let rounds = Crash { rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
+    steps.step("crash rounds", &format!("cargo xtask crash demo --rounds {CRASH_ROUNDS}"), || crash::run(&rounds))?;
+    steps.summary();
+    Ok(())
+}
+
+/// Each feature of the library compiles alone, and the library without any: no part may lean on another's feature by accident.
+fn feature_combinations(workspace: &Workspace) -> Vec<Run> {
+    let library = workspace.packages.iter().find(|package| package.name == "unanimous");
+    let features = library.map(|package| package.features.as_slice()).unwrap_or_default();
+    let alone = features.iter().map(String::as_str).filter(|&feature| feature != "default");
+    let check = ["clippy", "--package", "unanimous", "--no-default-features"];
+    let warnings = ["--", "-D", "warnings"];
+    let none = cargo(check.into_iter().chain(warnings));
+    let each = alone.map(|feature| cargo(check.into_iter().chain(["--features", feature]).chain(warnings)));
+    std::iter::once(none).chain(each).collect()
+}
+
+/// Builds each package from exactly the files that would be published. Dirty trees are allowed: before a commit is when it is run.
+fn packages(workspace: &Workspace) -> Run {
+    let published = workspace.packages.iter().filter(|package| package.published);
+    let names = published.flat_map(|Package { name, .. }| ["--package", name.as_str()]);
+    cargo(["package", "--allow-dirty", "--quiet"].into_iter().chain(names))
+}
+
+/// The steps that are done, with their seconds.
+#[derive(Debug, Default)]
+struct Steps {
+    done: Vec<(String, f64)>,
+}
+
+impl Steps {
+    fn cargo(&mut self, name: &str, run: &Run) -> Result<(), String> {
+        self.step(name, &run.to_string(), || run.show())
+    }
+
+    fn step(&mut self, name: &str, repeat: &str, step: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        say(&format!("==> {name}: {repeat}"));
+        let start = Instant::now();
+        let result = step();
+        let seconds = start.elapsed().as_secs_f64();
+        self.done.push((format!("{name}: {repeat}"), seconds));
+        result.map_err(|error| {
+            self.summary();
+            format!("FAILED {name}, after {seconds:.1} s: {error}\nto repeat it: {repeat}")
+        })
+    }
+
+    fn summary(&self) {
+        say("==> seconds of each step");
+        for (name, seconds) in &self.done {
+            say(&format!("{seconds:8.1}  {name}"));
+        }
+    }
+}
