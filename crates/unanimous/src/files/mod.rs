@@ -1,23 +1,32 @@
 //! A folder of files as a store: files appear, change and go with the transaction, all of them or none, whatever crashes.
 //!
-//! ```no_run
+//! ```
 //! use unanimous::files::Files;
-//! use unanimous::{Tx, TransactionManager};
+//! use unanimous::log::FileLog;
+//! use unanimous::{BoxError, TransactionManager};
 //!
-//! # async fn example(log: impl unanimous::DecisionLog) -> Result<(), Box<dyn std::error::Error>> {
-//! let receipts = Files::open("receipts", "./data/receipts").await?;
+//! # async fn example(data: &std::path::Path) -> Result<(), BoxError> {
+//! let receipts = Files::open("receipts", data.join("receipts")).await?;
+//! let log = FileLog::open(data.join("decisions")).await?;
 //! let manager = TransactionManager::builder(log).resource(receipts.clone()).build().await?;
+//! # std::fs::create_dir(data.join("receipts/2024"))?;
+//! # std::fs::write(data.join("receipts/2024/6.json"), "")?;
 //!
 //! let tx = manager.begin();
 //! let files = tx.join(&receipts).await?;
-//! files.create("2024/7.json", r#"{"item": "tea"}"#).await?;     // must not exist
-//! files.replace("last", "7").await?;                             // may exist
-//! files.delete("2024/6.json").await?;                            // must exist
+//! files.create("2024/7.json", r#"{"item": "tea"}"#).await?; // must not exist
+//! files.replace("last", "7").await?; // may exist
+//! files.delete("2024/6.json").await?; // must exist
 //! assert_eq!(files.read("last").await?.as_deref(), Some(&b"7"[..]));
+//! assert!(!data.join("receipts/last").exists()); // others see it after the commit
 //! drop(files);
 //! tx.commit().await?;
+//! assert_eq!(std::fs::read_to_string(data.join("receipts/last"))?, "7");
 //! # Ok(())
 //! # }
+//! # let data = tempfile::tempdir()?;
+//! # tokio::runtime::Runtime::new()?.block_on(example(data.path()))?;
+//! # Ok::<(), unanimous::BoxError>(())
 //! ```
 //!
 //! # What is promised

@@ -1,6 +1,7 @@
 //! The files adapter through its public interface, on real folders.
 
 mod kill;
+mod managed;
 
 use std::collections::BTreeMap;
 use std::fs;
