@@ -94,7 +94,7 @@ mod script;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::oneshot;
 use unanimous_core::{BranchContext, BranchError, BranchId, Capability, ResourceManager, StoreError, StoreId};
@@ -122,6 +122,8 @@ struct Inner {
     acts: Acts,
     /// What the folder was when it was seen first. From then on it can be gone or back, but never be made again.
     known: OnceLock<StoreId>,
+    /// See [`Folder::lock`].
+    gate: Arc<Mutex<()>>,
 }
 
 impl fmt::Debug for Files {
@@ -168,7 +170,7 @@ impl Files {
         let inner = &self.inner;
         let known = inner.known.clone();
         let (name, root, acts) = (inner.name.clone(), inner.root.clone(), inner.acts.clone());
-        Self { inner: Arc::new(Inner { name, root, create: inner.create, env, acts, known }) }
+        Self { inner: Arc::new(Inner { name, root, create: inner.create, env, acts, known, gate: Arc::default() }) }
     }
 
     /// The root folder.
@@ -180,7 +182,9 @@ impl Files {
         // Without a current folder the path stays relative, and the first use says what is wrong.
         let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
         let known = OnceLock::new();
-        Self { inner: Arc::new(Inner { name, root, create, env: TokioEnv::shared(), acts, known }) }
+        Self {
+            inner: Arc::new(Inner { name, root, create, env: TokioEnv::shared(), acts, known, gate: Arc::default() }),
+        }
     }
 
     async fn opened(self) -> Result<Self, FilesError> {
@@ -195,7 +199,7 @@ impl Inner {
     fn folder(&self) -> Result<Folder, FilesError> {
         let known = self.known.get();
         let create = (self.create && known.is_none()).then(|| self.random_id());
-        let folder = Folder::open(&self.root, known, create, &self.acts)?;
+        let folder = Folder::open(&self.root, known, create, &self.acts, &self.gate)?;
         let known = self.known.get_or_init(|| folder.id.clone());
         if *known != folder.id {
             // Another thread saw another store first.

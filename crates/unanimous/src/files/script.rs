@@ -171,6 +171,9 @@ impl Script {
 
     pub(super) fn synced(&self, file: &File) {
         let mut inner = self.inner.lock().unwrap();
+        if inner.kept.is_none() {
+            return;
+        }
         let meta = file.metadata().unwrap();
         if meta.is_dir() {
             let path = path_of(file);
