@@ -23,7 +23,7 @@
 
 use crate::branch::{Capability, Work};
 use crate::error::FailureKind;
-use crate::outcome::Decision;
+use crate::outcome::{Decision, Outcome};
 
 /// A branch as the protocol sees it before it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -294,6 +294,17 @@ impl Protocol {
     /// Whether nobody here may act any more: the transaction must stay in the live table, so that recovery holds it too.
     pub fn is_held(&self) -> bool {
         self.stage == Stage::Held
+    }
+
+    /// What can be said where the driver is dropped now and nobody goes on (its runtime ended): recovery presumes abort of what was
+    /// never handed to a decider, and finds a decision that was.
+    pub fn outcome_if_dropped(&self) -> Outcome {
+        match self.stage {
+            Stage::Active | Stage::Flushing | Stage::Voting | Stage::Aborting(_) => Outcome::Aborted,
+            // Once it is over the answer was given, and nobody asks here any more.
+            Stage::LastCommit | Stage::Asking | Stage::Deciding | Stage::Held | Stage::Over => Outcome::Unknown,
+            Stage::PhaseTwo => Outcome::Committed,
+        }
     }
 
     /// The path, once it is chosen.

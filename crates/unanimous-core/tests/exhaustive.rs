@@ -4,7 +4,7 @@
 //!
 //! Planted bugs show that the check would see what it is there to see.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use unanimous_core::Capability;
 use unanimous_core::protocol::Spec;
@@ -17,7 +17,7 @@ struct Seen {
 }
 
 fn explore(start: World) -> Seen {
-    let mut seen: HashMap<World, ()> = HashMap::new();
+    let mut seen: HashSet<World> = HashSet::new();
     let mut queue = VecDeque::new();
     let mut violations: Vec<(Violation, String)> = Vec::new();
     let mut note = |violation: Violation, world: &World| {
@@ -25,7 +25,7 @@ fn explore(start: World) -> Seen {
             violations.push((violation, format!("{world:#?}")));
         }
     };
-    seen.insert(start.clone(), ());
+    seen.insert(start.clone());
     queue.push_back(start);
     let mut next = Vec::new();
     while let Some(world) = queue.pop_front() {
@@ -40,17 +40,15 @@ fn explore(start: World) -> Seen {
                 Err(violation) => note(violation, &world),
                 Ok(following) => {
                     moved |= following != world;
-                    if !seen.contains_key(&following) {
-                        seen.insert(following.clone(), ());
+                    if !seen.contains(&following) {
+                        seen.insert(following.clone());
                         queue.push_back(following);
                     }
                 }
             }
         }
-        if !moved {
-            if let Err(violation) = world.check_end() {
-                note(violation, &world);
-            }
+        if !moved && let Err(violation) = world.check_end() {
+            note(violation, &world);
         }
     }
     Seen { states: seen.len(), violations }
@@ -65,14 +63,10 @@ fn choices(count: usize) -> Vec<Vec<Capability>> {
         all = all
             .into_iter()
             .flat_map(|some: Vec<Capability>| {
-                ALL.into_iter().filter_map(move |capability| {
-                    // Sorted: the protocol treats branches by their capability, not by their place.
-                    some.last().is_none_or(|last| *last <= capability).then(|| {
-                        let mut longer = some.clone();
-                        longer.push(capability);
-                        longer
-                    })
-                })
+                // Sorted: the protocol treats branches by their capability, not by their place.
+                let last = some.last().copied();
+                let follows = move |capability: &Capability| last.is_none_or(|last| last <= *capability);
+                ALL.into_iter().filter(follows).map(move |capability| [&some[..], &[capability]].concat())
             })
             .collect();
     }
@@ -86,7 +80,12 @@ fn specs(capabilities: &[Capability], allowed: bool) -> Vec<Spec> {
 fn explore_all(count: usize, crashes: u8, losses: u8) -> usize {
     let mut states = 0;
     for capabilities in choices(count) {
-        for (allowed, ask_single) in [(true, false), (true, true), (false, false)] {
+        let has = |wanted: &[Capability]| capabilities.iter().any(|capability| wanted.contains(capability));
+        // Each option is varied where some branch heeds it.
+        let mut options = vec![(true, false)];
+        options.extend(has(&[Capability::Carrier]).then_some((true, true)));
+        options.extend(has(&[Capability::OnePhase, Capability::Volatile]).then_some((false, false)));
+        for (allowed, ask_single) in options {
             let world = World::new(&specs(&capabilities, allowed), ask_single, crashes, losses, Planted::None);
             let seen = explore(world);
             assert!(

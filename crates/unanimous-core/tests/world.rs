@@ -559,10 +559,9 @@ impl World {
             world.live = false;
             world.waiting = false;
             for branch in &mut world.branches {
-                if let Some(call) = branch.out.take() {
-                    if call != Call::Flush {
-                        branch.late |= 1 << call as u8;
-                    }
+                // A flush that nobody waits for any more changes nothing that matters.
+                if let Some(call) = branch.out.take().filter(|call| *call != Call::Flush) {
+                    branch.late |= 1 << call as u8;
                 }
                 branch.recovering = Recovering::No;
                 if branch.capability == Capability::Volatile && branch.store != Store::Committed {

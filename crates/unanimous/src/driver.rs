@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
 use tracing::Instrument;
-use unanimous_core::protocol::{self, Action, Answer, DecisionAnswer, Event, Path, Protocol};
+use unanimous_core::protocol::{self, Action, Answer, DecisionAnswer, End, Event, Path, Protocol};
 use unanimous_core::{
     BranchError, BranchId, DecideError, DeciderId, Decision, DecisionRecord, FailureKind, Known, Outcome, Participant,
 };
@@ -159,12 +159,21 @@ impl Driver {
             Action::CommitOnePhase(i) => {
                 let branch = self.slots[i].branch.clone();
                 let id = self.id_of(i);
-                self.call(i, Event::OnePhase, async move { branch.commit_one_phase(&id).await });
+                let decides = self.protocol.path() == Some(Path::LastResource(i));
+                let manager = self.shared.manager.clone();
+                self.call(i, Event::OnePhase, async move {
+                    let _deciding = if decides { Some(manager.deciding()?) } else { None };
+                    branch.commit_one_phase(&id).await
+                });
             }
             Action::CommitCarrying(i) => {
                 let branch = self.slots[i].branch.clone();
                 let record = self.decision();
-                self.call(i, Event::OnePhase, async move { branch.commit_carrying(&record).await });
+                let manager = self.shared.manager.clone();
+                self.call(i, Event::OnePhase, async move {
+                    let _deciding = manager.deciding()?;
+                    branch.commit_carrying(&record).await
+                });
             }
             Action::AskCarrier(i) => self.ask_carrier(i),
             Action::ForceDecision => self.force_decision(),
@@ -319,6 +328,25 @@ impl Driver {
                 (Outcome::Unknown, Err(CommitError::Unknown { id, source }))
             }
         };
+        self.tell(outcome, result);
+    }
+
+    /// Says what can still be said.
+    fn interrupted(&mut self) {
+        let id = self.shared.id;
+        let outcome = self.protocol.outcome_if_dropped();
+        let result = match outcome {
+            Outcome::Committed => {
+                let pending = (0..self.slots.len()).filter(|&i| self.protocol.end(i) == End::Pending).count();
+                Ok(Committed::new(id, pending))
+            }
+            Outcome::Aborted => Err(CommitError::Aborted { id, source: Cause::Interrupted }),
+            Outcome::Unknown => Err(CommitError::Unknown { id, source: Cause::Interrupted }),
+        };
+        self.tell(outcome, result);
+    }
+
+    fn tell(&mut self, outcome: Outcome, result: Result<Committed, CommitError>) {
         self.report(outcome, &result);
         self.shared.run_after_end(outcome);
         if let Some(reply) = self.reply.take() {
@@ -386,14 +414,16 @@ impl Drop for Driver {
     /// Rule 5: also when the task is dropped with its runtime or unwinds. What it had in doubt is recovery's then: a decision that
     /// the log is writing is waited for by its lookup, and a carrier that is late is fenced by its store.
     fn drop(&mut self) {
+        // What is out goes first: nothing of it may begin to act once recovery may.
+        self.calls.clear();
         if self.protocol.is_held() {
             self.shared.manager.live.hold(self.shared.id);
         } else {
             self.leave_live();
         }
         if self.reply.is_some() {
-            tracing::error!(transaction = %self.shared.id, "the driver was dropped before the outcome was known");
-            self.shared.run_after_end(Outcome::Unknown);
+            tracing::error!(transaction = %self.shared.id, "the driver was dropped before it had answered");
+            self.interrupted();
             self.shared.manager.recovery.wake();
         }
         self.shared.manager.open.remove();

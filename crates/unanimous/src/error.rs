@@ -169,7 +169,7 @@ pub enum Cause {
     ShuttingDown,
     /// There is no runtime that could run the commit.
     NoRuntime(NoRuntime),
-    /// The runtime ended, or the driver failed, before the outcome was known; the next start recovers.
+    /// The runtime ended, or the driver failed, while it was under way; recovery finishes what is left.
     Interrupted,
     /// A branch failed.
     Branch {
@@ -202,7 +202,7 @@ impl fmt::Display for Cause {
             Cause::TimeLimit => f.write_str("its time limit passed"),
             Cause::ShuttingDown => f.write_str("the transaction manager is shutting down"),
             Cause::NoRuntime(_) => f.write_str("the commit could not start"),
-            Cause::Interrupted => f.write_str("the commit was interrupted; recovery finds out"),
+            Cause::Interrupted => f.write_str("its runtime ended, or its driver failed, while it was under way"),
             Cause::Branch { resource, .. } => write!(f, "the branch {resource:?} failed"),
             Cause::Log(_) => f.write_str("the decision could not be made durable"),
             Cause::NotAllowed { resource } => write!(
@@ -239,6 +239,18 @@ pub(crate) fn is_conflict(error: &(dyn Error + 'static)) -> bool {
         }
         if let Some(branch) = error.downcast_ref::<BranchError>() {
             return branch.kind() == FailureKind::Conflict;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Whether an unknown outcome is among an error and its sources: it must not be repeated, whatever else it says.
+pub(crate) fn is_unknown(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if matches!(error.downcast_ref(), Some(CommitError::Unknown { .. })) {
+            return true;
         }
         next = error.source();
     }

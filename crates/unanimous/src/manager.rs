@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use unanimous_core::protocol::End;
 use unanimous_core::xid::MAX_SEQUENCE;
-use unanimous_core::{BoxError, Capability, DecisionLog, Outcome, Owner, ResourceManager, StoreId, TransactionId};
+use unanimous_core::{
+    BoxError, BranchError, Capability, DecisionLog, Outcome, Owner, ResourceManager, StoreId, TransactionId,
+};
 
 use crate::current::scope;
 use crate::dispatch::{DynLog, Registered};
@@ -44,9 +46,40 @@ pub(crate) struct Inner {
     pub(crate) observer: Option<Observer>,
     sequence: AtomicU64,
     closing: AtomicBool,
+    given_up: AtomicBool,
+    /// Commits of a branch that are a decision themselves.
+    deciding: Gauge,
+}
+
+/// While it is there the log is not given up: its next owner would presume abort of a transaction whose carrier is late.
+pub(crate) struct Deciding {
+    inner: Arc<Inner>,
+}
+
+impl Drop for Deciding {
+    fn drop(&mut self) {
+        self.inner.deciding.remove();
+    }
 }
 
 impl Inner {
+    /// Whether the log was given up, so that nothing may be decided here any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    /// For a branch whose commit is the decision.
+    pub(crate) fn deciding(self: &Arc<Self>) -> Result<Deciding, BranchError> {
+        // Counted before the look, as shutdown looks before it counts: one of the two sees the other.
+        self.deciding.add();
+        let deciding = Deciding { inner: self.clone() };
+        if self.is_given_up() {
+            Err(BranchError::refused("the transaction manager was shut down"))
+        } else {
+            Ok(deciding)
+        }
+    }
+
     pub(crate) fn registered(&self, name: &str) -> Option<Arc<Registered>> {
         self.resources.get(name).cloned()
     }
@@ -159,6 +192,8 @@ impl Builder {
             observer: self.observer,
             sequence: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+            deciding: Gauge::new(),
         });
         recovery::pass(&inner).await;
         let mut stores: BTreeMap<&StoreId, &str> = BTreeMap::new();
@@ -357,7 +392,8 @@ impl TransactionManager {
     /// # Errors
     ///
     /// [`Undrained`] when the deadline passed first. The log is given up all the same: what is not decided by then aborts, what is
-    /// decided is finished by the next start.
+    /// decided is finished by the next start. Only where a carrier's commit has not come back the log stays locked until this process
+    /// ends, since its next owner would presume that it can't commit any more.
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), Undrained> {
         self.inner.closing.store(true, Ordering::Release);
         let expired = self.inner.env.sleep(deadline);
@@ -367,7 +403,12 @@ impl TransactionManager {
             () = expired => {}
         }
         self.inner.recovery.stop();
-        self.inner.log.close().await;
+        self.inner.recovery.idle().await;
+        self.inner.given_up.store(true, Ordering::Release);
+        match self.inner.deciding.count() {
+            0 => self.inner.log.close().await,
+            carriers => tracing::warn!(carriers, "the log stays with this process: commits that decide are still out"),
+        }
         match self.inner.open.count() {
             0 => Ok(()),
             transactions => Err(Undrained { transactions }),

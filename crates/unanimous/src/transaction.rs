@@ -83,8 +83,14 @@ struct State {
     options: Options,
     note: String,
     user: String,
-    after_end: Vec<Box<dyn FnOnce(Outcome) + Send>>,
+    after_end: Vec<AfterEnd>,
+    /// How it ended, once the callbacks were called.
+    ended: Option<Outcome>,
+    /// Dropped when the transaction is not active any more: ends the watch of its time limit.
+    watched: Option<oneshot::Sender<()>>,
 }
+
+type AfterEnd = Box<dyn FnOnce(Outcome) + Send>;
 
 /// What the owner, its handles, its guards and its driver share.
 pub(crate) struct Shared {
@@ -111,12 +117,23 @@ impl Shared {
 
     /// Runs the callbacks, outside of any lock; one that panics is reported and changes nothing.
     pub(crate) fn run_after_end(&self, outcome: Outcome) {
-        let callbacks = std::mem::take(&mut lock(&self.state).after_end);
-        for callback in callbacks {
-            let call = std::panic::AssertUnwindSafe(move || callback(outcome));
-            if std::panic::catch_unwind(call).is_err() {
-                tracing::error!(transaction = %self.id, "an after-end callback panicked; the outcome stays {outcome}");
+        let callbacks = {
+            let mut state = lock(&self.state);
+            if state.ended.is_some() {
+                return;
             }
+            state.ended = Some(outcome);
+            std::mem::take(&mut state.after_end)
+        };
+        for callback in callbacks {
+            self.call_after_end(callback, outcome);
+        }
+    }
+
+    fn call_after_end(&self, callback: AfterEnd, outcome: Outcome) {
+        let call = std::panic::AssertUnwindSafe(move || callback(outcome));
+        if std::panic::catch_unwind(call).is_err() {
+            tracing::error!(transaction = %self.id, "an after-end callback panicked; the outcome stays {outcome}");
         }
     }
 
@@ -128,13 +145,17 @@ impl Shared {
         JoinError::NotActive { id: self.id, why }
     }
 
+    fn shutting_down(&self) -> JoinError {
+        JoinError::NotActive { id: self.id, why: "the transaction manager is shutting down" }
+    }
+
     fn lease(self: &Arc<Self>) -> Result<Lease, JoinError> {
         let mut state = lock(&self.state);
         if state.status != Status::Active {
             return Err(self.not_active(state.status));
         }
         if state.slots.is_empty() && self.manager.is_closing() {
-            return Err(JoinError::NotActive { id: self.id, why: "the transaction manager is shutting down" });
+            return Err(self.shutting_down());
         }
         state.leases += 1;
         drop(state);
@@ -150,15 +171,9 @@ impl Shared {
         }
     }
 
-    /// Rule 10: a second branch that can't prepare is refused when it joins, both named.
+    /// Before the branch begins, so that a refusal costs nothing.
     fn check_second(&self, name: &str, capability: Capability) -> Result<(), JoinError> {
-        if capability.can_prepare() {
-            return Ok(());
-        }
-        match lock(&self.state).slots.iter().find(|slot| !slot.capability.can_prepare()) {
-            None => Ok(()),
-            Some(first) => Err(JoinError::SecondUnprepared { joined: first.name.clone(), refused: name.to_owned() }),
-        }
+        check_second(&lock(&self.state).slots, name, capability)
     }
 
     fn add<B: Branch>(
@@ -176,30 +191,64 @@ impl Shared {
             typed: branch.clone(),
             registered,
         };
-        let mut state = lock(&self.state);
-        if state.status != Status::Active {
-            // Aborted while the branch began; it was never prepared, and rolls back as it is dropped.
-            return Err(self.not_active(state.status));
-        }
-        state.slots.push(slot);
-        let first = state.slots.len() == 1;
-        let limit = state.options.time_limit.or(self.manager.time_limit);
-        drop(state);
-        if first {
-            self.manager.open.add();
-            if let Some(limit) = limit {
-                self.watch(limit);
-            }
+        if let Err(error) = self.add_slot(slot) {
+            self.discard(name, branch);
+            return Err(error);
         }
         Ok(branch)
     }
 
+    /// What was checked when the join began is checked again: it may have changed while the branch began.
+    fn add_slot(self: &Arc<Self>, slot: Slot) -> Result<(), JoinError> {
+        let mut state = lock(&self.state);
+        if state.status != Status::Active {
+            return Err(self.not_active(state.status));
+        }
+        if state.slots.iter().any(|other| other.name == slot.name) {
+            return Err(JoinError::Duplicate { resource: slot.name });
+        }
+        check_second(&state.slots, &slot.name, slot.capability)?;
+        let first = state.slots.is_empty();
+        if first {
+            // Counted before the look, as a shutdown is announced before it counts: one of the two sees the other.
+            self.manager.open.add();
+            if self.manager.is_closing() {
+                self.manager.open.remove();
+                return Err(self.shutting_down());
+            }
+        }
+        state.slots.push(slot);
+        if let (true, Some(limit)) = (first, state.options.time_limit.or(self.manager.time_limit)) {
+            state.watched = Some(self.watch(limit));
+        }
+        Ok(())
+    }
+
+    /// Rolls back a branch that began and could not join any more, in the background.
+    fn discard(&self, name: &str, branch: Arc<dyn DynBranch>) {
+        let (id, name) = (self.id, name.to_owned());
+        let task = async move {
+            if let Err(error) = branch.rollback().await {
+                tracing::warn!(transaction = %id, branch = %name, error = &error as &(dyn Error + 'static),
+                    "a branch that came too late to join was not rolled back; it ends with its session");
+            }
+        };
+        if let Err(error) = self.manager.env.spawn(Box::pin(task)) {
+            tracing::warn!(transaction = %self.id, %error, "a branch that came too late to join ends with its session");
+        }
+    }
+
     /// Aborts the transaction when its time limit passes before commit is called; from then on the driver watches.
-    fn watch(self: &Arc<Self>, limit: Duration) {
+    fn watch(self: &Arc<Self>, limit: Duration) -> oneshot::Sender<()> {
         let watched = Arc::downgrade(self);
         let sleep = self.manager.env.sleep(self.left_of(limit));
+        let (active, ended) = oneshot::channel::<()>();
         let task = async move {
-            sleep.await;
+            tokio::select! {
+                biased;
+                _ = ended => return,
+                () = sleep => {}
+            }
             let Some(shared) = watched.upgrade() else { return };
             let Some(end) = shared.take(Status::TimedOut) else { return };
             tracing::warn!(transaction = %shared.id, ?limit, "aborting: its time limit passed before commit");
@@ -209,6 +258,7 @@ impl Shared {
         if let Err(error) = self.manager.env.spawn(Box::pin(task)) {
             tracing::warn!(transaction = %self.id, %error, "its time limit is not watched before commit");
         }
+        active
     }
 
     fn left_of(&self, limit: Duration) -> Duration {
@@ -222,6 +272,7 @@ impl Shared {
             return None;
         }
         state.status = status;
+        state.watched = None;
         Some(Taken {
             slots: std::mem::take(&mut state.slots),
             leases: state.leases,
@@ -260,6 +311,17 @@ impl Shared {
                 Commit::ready(Err(CommitError::Aborted { id: self.id, source: Cause::NoRuntime(error) }))
             }
         }
+    }
+}
+
+/// Rule 10: a second branch that can't prepare is refused when it joins, both named.
+fn check_second(slots: &[Slot], name: &str, capability: Capability) -> Result<(), JoinError> {
+    if capability.can_prepare() {
+        return Ok(());
+    }
+    match slots.iter().find(|slot| !slot.capability.can_prepare()) {
+        None => Ok(()),
+        Some(first) => Err(JoinError::SecondUnprepared { joined: first.name.clone(), refused: name.to_owned() }),
     }
 }
 
@@ -303,6 +365,8 @@ impl Transaction {
             note: String::new(),
             user: String::new(),
             after_end: Vec::new(),
+            ended: None,
+            watched: None,
         };
         let shared =
             Shared { id, manager, began, began_at, state: Mutex::new(state), joining: tokio::sync::Mutex::new(()) };
@@ -327,6 +391,9 @@ impl Transaction {
         if taken.leases > 0 {
             let guards = taken.leases;
             return shared.drive(taken, Event::Abort, Some(Cause::InUse { guards }));
+        }
+        if shared.manager.is_given_up() {
+            return shared.drive(taken, Event::Abort, Some(Cause::ShuttingDown));
         }
         shared.drive(taken, Event::Commit, None)
     }
@@ -572,17 +639,25 @@ impl Tx {
         lock(&self.shared.state).options.allow.push(name.to_owned());
     }
 
-    /// Called once when the transaction has ended: committed, aborted, or with an unknown outcome. Runs on the driver's task, must
-    /// not block; a panic in it is reported and changes nothing.
+    /// Called once when the transaction has ended: committed, aborted, or with an unknown outcome; at once where it has ended already.
+    /// Runs on the driver's task, in the order of registration, must not block; a panic in it is reported and changes nothing.
     pub fn after_end(&self, callback: impl FnOnce(Outcome) + Send + 'static) {
-        lock(&self.shared.state).after_end.push(Box::new(callback));
+        let mut state = lock(&self.shared.state);
+        match state.ended {
+            None => state.after_end.push(Box::new(callback)),
+            Some(outcome) => {
+                drop(state);
+                self.shared.call_after_end(Box::new(callback), outcome);
+            }
+        }
     }
 
     /// Whether an error of the work is worth repeating the transaction for: a conflict among its sources, or one that a joined
     /// branch recognizes as its store's. Never for an unknown outcome.
     pub fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
         let branches: Vec<_> = lock(&self.shared.state).slots.iter().map(|slot| slot.branch.clone()).collect();
-        crate::error::is_conflict(error) || branches.iter().any(|branch| branch.is_retryable(error))
+        let conflict = crate::error::is_conflict(error) || branches.iter().any(|branch| branch.is_retryable(error));
+        conflict && !crate::error::is_unknown(error)
     }
 }
 

@@ -224,7 +224,7 @@ async fn the_folder_is_bounded() {
         assert_eq!(log.lookup(owner.transaction(299)).await.unwrap(), Known::Commit(sized(owner, 299, 100)));
         assert_eq!(log.lookup(owner.transaction(2)).await.unwrap(), Known::Hold(HoldReason::BeyondHorizon));
         assert_eq!(log.lookup(owner.transaction(300)).await.unwrap(), Known::Abort);
-        assert_eq!(log.unfinished().await.unwrap(), [kept.clone()]);
+        assert_eq!(log.unfinished().await.unwrap(), std::slice::from_ref(&kept));
         assert_eq!(owner.incarnation.counter, life + 1);
         begun += disk.events().iter().filter(|event| matches!(event, Event::Rename(..))).count();
         disk.clear_events();

@@ -22,9 +22,14 @@ mod log_power;
 mod log_process;
 mod manager_carrier;
 mod manager_decision;
+mod manager_dropped;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;
+mod manager_report;
+mod manager_run;
+mod manager_shutdown;
+mod manager_transaction;
 mod manager_votes;
 #[cfg(feature = "sqlite")]
 mod sqlite;

@@ -51,7 +51,7 @@ impl Opener {
         self.configure(&conn)?;
         let identity = self.make_identity(&conn)?;
         // The identity was read above, so the log is there.
-        let opened = OpenedFile::at(path.clone(), conn.path().unwrap_or_default())?;
+        let opened = OpenedFile::at(path.clone(), conn.path())?;
         file::remember(&opened, &identity)?;
         Ok((conn, opened, identity))
     }

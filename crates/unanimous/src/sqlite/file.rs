@@ -8,6 +8,7 @@
 //! Must not know what is in the file.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -84,8 +85,11 @@ pub(super) struct OpenedFile {
 impl OpenedFile {
     /// The files that are there now. `opened` is the path that SQLite made of `path`: it follows links, and puts the log beside the
     /// file itself.
-    pub(super) fn at(path: PathBuf, opened: &str) -> Result<Self, FileChanged> {
-        let log = PathBuf::from(format!("{opened}-wal"));
+    pub(super) fn at(path: PathBuf, opened: Option<&str>) -> Result<Self, FileChanged> {
+        // SQLite gives no name that is not Unicode; then it is ours, and must not be a link.
+        let mut log = opened.map_or_else(|| path.clone().into_os_string(), OsString::from);
+        log.push("-wal");
+        let log = PathBuf::from(log);
         Ok(Self { id: look_at(&path)?, path, log_id: look_at(&log)?, log })
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use unanimous_core::{BranchError, DecisionRecord, Work};
 
 use super::connection::Patience;
-use super::error::{BeginError, Broken, EndError, Ended, Holder, SqliteError, is_busy};
+use super::error::{BeginError, Broken, EndError, Ended, Holder, OpenError, SqliteError, is_busy};
 use super::guard::{Guard, Life};
 use super::rows::{self, Carried};
 use super::store::Store;
@@ -135,31 +135,32 @@ impl Pool {
 fn serve_all(store: &Arc<Store>, leases: &Receiver<Lease>) {
     let mut open: Option<(Connection, Guard)> = None;
     while let Ok(lease) = leases.recv() {
-        if open.is_none() {
-            let opened = store.opener.open_next(&store.file, &store.identity);
-            match opened.and_then(|conn| match Guard::install(&conn) {
-                Ok(guard) => Ok((conn, guard)),
-                Err(source) => Err(super::error::OpenError::Sqlite {
-                    path: store.file.path().to_owned(),
-                    doing: "guarding a connection to",
-                    source,
-                }),
-            }) {
-                Ok(opened) => open = Some(opened),
+        let (conn, guard) = match &mut open {
+            Some(open) => open,
+            None => match connect(store) {
+                Ok(opened) => open.insert(opened),
                 Err(error) => {
                     let Lease { life, permit, begun, .. } = lease;
                     life.end(Ended::RolledBack);
                     drop(permit);
-                    drop(begun.send(Err(BeginError::Open(error))));
+                    drop(begun.send(Err(error)));
                     return;
                 }
-            }
-        }
-        let (conn, guard) = open.as_ref().expect("opened just now, where it was not open");
+            },
+        };
         if !serve(store, conn, guard, lease) {
             return;
         }
     }
+}
+
+fn connect(store: &Store) -> Result<(Connection, Guard), BeginError> {
+    let conn = store.opener.open_next(&store.file, &store.identity).map_err(|error| match error {
+        OpenError::Changed(changed) => BeginError::Changed(changed),
+        other => BeginError::Open(other),
+    })?;
+    let guard = Guard::install(&conn).map_err(BeginError::Sqlite)?;
+    Ok((conn, guard))
 }
 
 /// The answer that is owed when a branch has ended: given last, so that whoever hears it finds the lock free.

@@ -170,7 +170,10 @@ fn killed_at_random_moments_each_transaction_is_whole_or_never_was() {
     fs::create_dir(&decisions).unwrap();
     let mut last: BTreeMap<String, u64> = BTreeMap::new();
     let mut in_doubt = 0;
-    for round in 1..=20u64 {
+    for round in 1..=500u64 {
+        if round > 20 && in_doubt > 0 {
+            break;
+        }
         let mut child = Process::start(
             "files::kill::killed_at_random_moments_each_transaction_is_whole_or_never_was",
             &root,
@@ -248,7 +251,7 @@ fn killed_at_random_moments_each_transaction_is_whole_or_never_was() {
             }
         }
     }
-    assert!(in_doubt > 0, "no kill hit a prepared branch: the test is too weak on this machine");
+    assert!(in_doubt > 0, "none of 500 kills hit a prepared branch");
 }
 
 #[test]
@@ -386,7 +389,10 @@ fn what_a_killed_process_staged_is_removed_and_what_it_promised_is_kept() {
     }
     let root = tempfile::tempdir().unwrap();
     let mut leftovers = 0;
-    for _ in 0..10 {
+    for round in 1..=500 {
+        if round > 10 && leftovers > 0 {
+            break;
+        }
         let test = "files::kill::what_a_killed_process_staged_is_removed_and_what_it_promised_is_kept";
         let mut child = Process::start(test, root.path(), 0);
         child.expect("promised");
@@ -401,6 +407,6 @@ fn what_a_killed_process_staged_is_removed_and_what_it_promised_is_kept() {
         });
         assert_clean(root.path());
     }
-    assert!(leftovers > 0, "no kill hit a staging process: the test is too weak on this machine");
+    assert!(leftovers > 0, "none of 500 kills hit a process that was staging");
     assert_eq!(tree(root.path()), BTreeMap::new());
 }

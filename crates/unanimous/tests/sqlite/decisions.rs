@@ -331,6 +331,18 @@ async fn rows_are_kept_to_the_horizon_and_nothing_is_presumed_beyond_it() {
     assert_eq!(decision(&store, earlier.transaction(4)).await, Known::Abort);
     let other = Owner { incarnation: Incarnation::new(1, 5), ..owner() };
     assert_eq!(decision(&store, other.transaction(1)).await, Known::Abort);
+
+    // A floor only rises: 8 is gone, then 4, which began before it.
+    store.forget(transaction(8));
+    carried(&store, 20).await;
+    clock.now.fetch_add(HOUR, Ordering::SeqCst);
+    store.forget(transaction(4));
+    carried(&store, 21).await;
+    clock.now.fetch_add(HOUR, Ordering::SeqCst);
+    carried(&store, 22).await;
+    for gone in [2, 4, 8] {
+        assert_eq!(decision(&store, transaction(gone)).await, held, "{gone}");
+    }
 }
 
 #[tokio::test]

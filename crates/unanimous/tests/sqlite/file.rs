@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use unanimous::sqlite::{BeginError, EndError, FileChanged, OpenError, Sqlite, SqliteOptions};
+use unanimous::sqlite::{BeginError, EndError, FileChanged, OpenError, Sqlite, SqliteOptions, rusqlite};
 use unanimous::{Branch, FailureKind, ResourceManager};
 
 use super::{Place, begin, begin_with, id, insert, owner, record, source, within};
@@ -68,13 +68,15 @@ async fn a_database_that_the_application_had_before_gets_our_tables_beside_its_o
 async fn a_missing_file_is_down_and_not_empty() {
     let place = Place::new();
     let store = place.open().await;
-    insert(&begin(&store, 1).await, "leaves an idle connection").await;
+    let reader = begin_with(&store, 1, SqliteOptions::read_only()).await.unwrap();
     let aside = place.folder.path().join("aside.db");
     fs::rename(place.path(), &aside).unwrap();
 
-    for options in [SqliteOptions::new(), SqliteOptions::read_only()] {
-        let error: BeginError = source(begin_with(&store, 2, options).await, FailureKind::Refused);
-        assert!(matches!(error, BeginError::Changed(FileChanged::Gone { .. })), "{error:?}");
+    // With a new connection, and with the reader's, which is waiting for its next branch.
+    for new in [true, false] {
+        let error: BeginError = source(begin_with(&store, 2, SqliteOptions::new()).await, FailureKind::Refused);
+        assert!(matches!(error, BeginError::Changed(FileChanged::Gone { .. })), "new {new}: {error:?}");
+        within(reader.rollback()).await.unwrap();
     }
     assert!(within(store.identity()).await.is_err());
     assert!(within(store.in_doubt()).await.is_err());
@@ -184,7 +186,16 @@ async fn another_content_of_the_same_file_is_noticed_when_it_is_opened_again() {
     let OpenError::Changed(FileChanged::OtherIdentity { expected: was, found, .. }) = error else {
         panic!("{error:?}")
     };
-    assert_eq!((was, found), (expected, Some(identity)));
+    assert_eq!((was, &found), (expected, &Some(identity)));
+    assert_eq!(fs::read(place.path()).unwrap(), before);
+
+    // A database that never was ours does not become it.
+    let strange = place.folder.path().join("strange.db");
+    rusqlite::Connection::open(&strange).unwrap().execute_batch("CREATE TABLE s (x)").unwrap();
+    fs::write(place.path(), fs::read(&strange).unwrap()).unwrap();
+    let before = fs::read(place.path()).unwrap();
+    let error = refused(place.path()).await;
+    assert!(matches!(error, OpenError::Changed(FileChanged::OtherIdentity { found: None, .. })), "{error:?}");
     assert_eq!(fs::read(place.path()).unwrap(), before);
 }
 

@@ -76,6 +76,29 @@ async fn what_comes_free_within_the_lock_timeout_is_had() {
     insert(&within(waiting).await.unwrap(), "a").await;
 }
 
+/// It had its turn in the queue and waits for another process: the next in the queue must not wait until it has had enough.
+#[tokio::test]
+async fn a_join_that_is_dropped_stops_waiting_for_the_other_process_too() {
+    let place = Place::new();
+    let store = place.open_with(2 * super::PATIENCE).await;
+    let stranger = place.stranger();
+    stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let context = BranchContext::new(owner().transaction(1));
+    let mut waiting = Box::pin(store.begin(&context, SqliteOptions::new()));
+    assert!(poll_once(&mut waiting).await.is_pending());
+    drop(waiting);
+    within(async {
+        loop {
+            let options = SqliteOptions::new().lock_timeout(Duration::from_millis(20));
+            let error: BeginError = source(begin_with(&store, 2, options).await, FailureKind::Conflict);
+            if matches!(error, BeginError::LockTimeout { by: Holder::Elsewhere, .. }) {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
 /// In the queue, on the thread, and with the branch begun but not yet handed over.
 #[tokio::test]
 async fn a_join_that_is_dropped_at_any_point_gives_everything_back() {

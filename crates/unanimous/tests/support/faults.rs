@@ -90,6 +90,8 @@ pub(crate) struct Faults {
 struct Plan {
     queued: BTreeMap<Call, VecDeque<Fault>>,
     standing: BTreeMap<Call, Fault>,
+    /// How often every call gives way to others before it goes on.
+    yields: usize,
 }
 
 impl Faults {
@@ -107,6 +109,10 @@ impl Faults {
         plan.standing.remove(&call);
     }
 
+    pub(crate) fn set_slow(&self, yields: usize) {
+        self.plan.lock().unwrap().yields = yields;
+    }
+
     pub(crate) fn hold(&self, call: Call) -> Hold {
         let hold = Hold::new();
         self.queue(call, Fault::Hold(hold.clone()));
@@ -121,6 +127,10 @@ impl Faults {
 
     /// Waits where the call is held, then says what goes wrong; [`Fault::Pass`] where nothing does.
     pub(crate) async fn at(&self, call: Call) -> Fault {
+        let yields = self.plan.lock().unwrap().yields;
+        for _ in 0..yields {
+            tokio::task::yield_now().await;
+        }
         loop {
             let queued = self.plan.lock().unwrap().queued.get_mut(&call).and_then(VecDeque::pop_front);
             match queued {

@@ -46,6 +46,11 @@ impl LogDisk {
         kept.decisions.keys().filter(|transaction| !kept.forgotten.contains(transaction)).copied().collect()
     }
 
+    /// All decisions, with what they list.
+    pub(crate) fn records(&self) -> Vec<DecisionRecord> {
+        self.kept.lock().unwrap().decisions.values().cloned().collect()
+    }
+
     /// Puts a decision there that an earlier owner made.
     pub(crate) fn plant(&self, record: DecisionRecord) {
         self.kept.lock().unwrap().decisions.insert(record.transaction, record);

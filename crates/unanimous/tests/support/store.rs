@@ -42,6 +42,7 @@ struct Shared {
 struct Disk {
     identity: StoreId,
     down: bool,
+    retries_everything: bool,
     rows: Rows,
     prepared: BTreeMap<BranchId, Rows>,
     /// Prepares whose answer was lost and that have not landed.
@@ -74,6 +75,7 @@ impl MemoryStore {
         let disk = Disk {
             identity: format!("store-{name}").parse().unwrap(),
             down: false,
+            retries_everything: false,
             rows: Rows::new(),
             prepared: BTreeMap::new(),
             late: BTreeMap::new(),
@@ -129,9 +131,19 @@ impl MemoryStore {
         self.shared.faults.hold_always(call)
     }
 
+    /// From now on every call gives way to other tasks this often before it does its work.
+    pub(crate) fn set_slow(&self, yields: usize) {
+        self.shared.faults.set_slow(yields);
+    }
+
     /// While a store is down, it answers nothing, and does nothing.
     pub(crate) fn set_down(&self, down: bool) {
         self.disk().down = down;
+    }
+
+    /// Its branches call every error of the work worth repeating.
+    pub(crate) fn set_retries_everything(&self, retries: bool) {
+        self.disk().retries_everything = retries;
     }
 
     /// Becomes another store behind the same name, as a folder does that is not mounted.
@@ -425,6 +437,6 @@ impl Branch for MemoryBranch {
     }
 
     fn is_retryable(&self, error: &(dyn std::error::Error + 'static)) -> bool {
-        error.is::<Deadlock>()
+        error.is::<Deadlock>() || self.store.disk().retries_everything
     }
 }
