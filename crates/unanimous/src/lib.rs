@@ -21,7 +21,7 @@ mod dispatch;
 mod driver;
 pub mod env;
 mod error;
-#[cfg(feature = "files")]
+#[cfg(all(feature = "files", unix))]
 pub mod files;
 #[cfg(feature = "http")]
 pub mod http;

@@ -179,8 +179,7 @@ impl<F> Exchange<F> {
         let Ok(response) = &result else {
             return abort(transaction, Then::Answer(result));
         };
-        // One past its time limit counts as doomed too, but nobody chose that: its commit fails, and says so.
-        if transaction.is_doomed() && transaction.is_active() {
+        if transaction.is_doomed() {
             return abort(transaction, Then::Answer(result));
         }
         if let Some(veto) = &self.layer.veto {
