@@ -25,6 +25,8 @@ mod error;
 pub mod files;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "http")]
+mod lazy;
 mod live;
 pub mod log;
 mod manager;
