@@ -14,18 +14,19 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::oneshot;
 use tracing::Instrument;
 use unanimous_core::protocol::{self, Action, Answer, DecisionAnswer, End, Event, Path, Protocol};
 use unanimous_core::{
     BranchError, BranchId, DecideError, DeciderId, Decision, DecisionRecord, FailureKind, Known, Outcome, Participant,
 };
 
+use crate::commit::{Answered, Committed, Reply};
+use crate::ending::{After, Ended};
 use crate::env::{BoxFuture, NoRuntime};
 use crate::error::{Cause, CommitError};
 use crate::manager::{BranchReport, Report};
 use crate::recovery;
-use crate::transaction::{Committed, Shared, Slot};
+use crate::transaction::{Shared, Slot};
 
 /// A call's answer, with the error that goes with it.
 struct Returned {
@@ -38,8 +39,6 @@ enum Failure {
     Log(DecideError),
 }
 
-type Reply = oneshot::Sender<Result<Committed, CommitError>>;
-
 /// One transaction's end.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
@@ -50,6 +49,7 @@ pub(crate) struct Driver {
     /// What is left of the time limit.
     limit: Option<Duration>,
     reply: Option<Reply>,
+    after: After,
     failures: Vec<Option<BranchError>>,
     log_failure: Option<DecideError>,
     tries: Vec<u32>,
@@ -73,9 +73,10 @@ impl Driver {
             shared,
             slots,
             protocol,
-            cause,
             limit,
             reply: Some(reply),
+            after: After::of(cause.as_ref()),
+            cause,
             failures: (0..count).map(|_| None).collect(),
             log_failure: None,
             tries: vec![0; count],
@@ -87,7 +88,11 @@ impl Driver {
     }
 
     /// Starts the driver's task, in the caller's tracing span.
-    pub(crate) fn spawn(self, event: Event) -> Result<(), NoRuntime> {
+    pub(crate) fn spawn(self) -> Result<(), NoRuntime> {
+        let event = match self.after {
+            After::Commit => Event::Commit,
+            After::Abort => Event::Abort,
+        };
         let env = self.shared.manager.env.clone();
         let span = tracing::Span::current();
         env.spawn(Box::pin(self.run(event).instrument(span)))
@@ -346,18 +351,15 @@ impl Driver {
         self.tell(outcome, result);
     }
 
-    fn tell(&mut self, outcome: Outcome, result: Result<Committed, CommitError>) {
+    fn tell(&mut self, outcome: Outcome, result: Answered) {
+        let Some(reply) = self.reply.take() else { return };
         self.report(outcome, &result);
-        self.shared.run_after_end(outcome);
-        if let Some(reply) = self.reply.take() {
-            // A caller that went away doesn't change the outcome.
-            let _ = reply.send(result);
-        }
+        self.shared.finish(Ended { outcome, result, reply, after: self.after });
     }
 
     fn cause_of(&mut self, cause: protocol::Cause) -> Cause {
         match cause {
-            protocol::Cause::Requested => self.cause.take().unwrap_or(Cause::Doomed),
+            protocol::Cause::Requested => self.cause.take().unwrap_or(Cause::GivenUp),
             protocol::Cause::TimeLimit => Cause::TimeLimit,
             protocol::Cause::Branch(i) => Cause::Branch {
                 resource: self.slots[i].name.clone(),
@@ -373,7 +375,7 @@ impl Driver {
         }
     }
 
-    fn report(&self, outcome: Outcome, result: &Result<Committed, CommitError>) {
+    fn report(&self, outcome: Outcome, result: &Answered) {
         let Some(observer) = &self.shared.manager.observer else { return };
         let manager = &self.shared.manager;
         let carrier = match self.protocol.path() {

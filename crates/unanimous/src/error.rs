@@ -156,8 +156,17 @@ impl Error for CommitError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Cause {
+    /// Its owner aborted it, or dropped it without an end. No commit is answered so; a [`Report`](crate::Report) may say it.
+    GivenUp,
     /// It was doomed.
     Doomed,
+    /// A [`before_commit`](crate::Tx::before_commit) hook failed or panicked, so nothing was asked of the branches.
+    Hook {
+        /// Whether a joined branch called the hook's error worth repeating, or a conflict is among its sources.
+        retryable: bool,
+        /// What the hook gave.
+        source: BoxError,
+    },
     /// A guard of a joined branch was still in use when commit was called; drop guards before the commit.
     InUse {
         /// How many guards.
@@ -195,7 +204,9 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Cause::Doomed => f.write_str("it was doomed"),
+            Cause::GivenUp => f.write_str("its owner gave it up"),
+            Cause::Doomed => f.write_str("it was doomed, which leaves nothing but an abort; begin another"),
+            Cause::Hook { .. } => f.write_str("a before-commit hook failed"),
             Cause::InUse { guards } => {
                 write!(f, "{guards} guard(s) of joined branches were in use when commit was called; drop them before")
             }
@@ -207,7 +218,8 @@ impl fmt::Display for Cause {
             Cause::Log(_) => f.write_str("the decision could not be made durable"),
             Cause::NotAllowed { resource } => write!(
                 f,
-                "the branch {resource:?} could be torn from the others by a crash;                  allow it by name (Tx::allow) where that is acceptable"
+                "the branch {resource:?} could be torn from the others by a crash; \
+                 allow it by name (Tx::allow) where that is acceptable"
             ),
             Cause::TwoUnprepared { resources: [one, other] } => {
                 write!(f, "neither {one:?} nor {other:?} can prepare, and both wrote; use two transactions")
@@ -222,10 +234,33 @@ impl Error for Cause {
             Cause::Branch { source, .. } => Some(source),
             Cause::Log(source) => Some(source),
             Cause::NoRuntime(source) => Some(source),
+            Cause::Hook { source, .. } => Some(&**source),
             _ => None,
         }
     }
 }
+
+/// A hook was registered when its moment was over: it can't run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HookError {
+    /// The transaction.
+    pub id: TransactionId,
+    /// Which kind of hook.
+    pub hook: &'static str,
+}
+
+impl fmt::Display for HookError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the {} hook comes too late, the transaction {} is past that point; register it before commit or abort is called",
+            self.hook, self.id
+        )
+    }
+}
+
+impl Error for HookError {}
 
 /// Whether a conflict is among an error and its sources; an unknown outcome among them rules it out.
 pub(crate) fn is_conflict(error: &(dyn Error + 'static)) -> bool {
@@ -233,6 +268,9 @@ pub(crate) fn is_conflict(error: &(dyn Error + 'static)) -> bool {
     while let Some(error) = next {
         if let Some(commit) = error.downcast_ref::<CommitError>() {
             return commit.is_retryable();
+        }
+        if let Some(Cause::Hook { retryable, .. }) = error.downcast_ref() {
+            return *retryable;
         }
         if let Some(join) = error.downcast_ref::<JoinError>() {
             return join.is_retryable();

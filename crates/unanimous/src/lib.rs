@@ -16,13 +16,16 @@
 //! - The core's words and contracts, re-exported from `unanimous-core`: [`Branch`], [`ResourceManager`], [`Decider`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod commit;
 mod current;
 mod dispatch;
 mod driver;
+mod ending;
 pub mod env;
 mod error;
 #[cfg(all(feature = "files", unix))]
 pub mod files;
+mod hooks;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "http")]
@@ -36,11 +39,12 @@ pub mod sqlite;
 mod sync;
 mod transaction;
 
+pub use commit::{Abort, Commit, Committed};
 pub use current::{current, scope};
-pub use error::{Cause, CommitError, JoinError, RunError};
+pub use error::{Cause, CommitError, HookError, JoinError, RunError};
 pub use manager::{BranchReport, BuildError, Builder, Report, TransactionManager, Undrained};
 pub use recovery::{Doubt, InDoubt};
-pub use transaction::{Abort, Commit, Committed, Joined, Options, Transaction, Tx};
+pub use transaction::{Joined, Options, Transaction, Tx};
 pub use unanimous_core::protocol::End;
 #[doc(inline)]
 pub use unanimous_core::{

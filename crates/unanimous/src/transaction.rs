@@ -5,20 +5,18 @@
 use std::any::Any;
 use std::error::Error;
 use std::fmt;
-use std::future::Future;
 use std::ops::Deref;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use unanimous_core::protocol::{Event, Protocol, Spec};
 use unanimous_core::{Branch, BranchContext, BranchError, Capability, Outcome, ResourceManager, TransactionId};
 
+use crate::commit::{Abort, Commit};
 use crate::dispatch::{DynBranch, Registered};
-use crate::driver::Driver;
+use crate::ending::Wish;
 use crate::error::{Cause, CommitError, JoinError};
+use crate::hooks::Hooks;
 use crate::manager::Inner;
 use crate::sync::lock;
 
@@ -69,25 +67,45 @@ pub(crate) struct Slot {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
+pub(crate) enum Status {
     Active,
+    /// Its owner or its time limit ends it, and hooks run first: it can still be joined.
+    Completing,
     Ending,
     TimedOut,
 }
 
-struct State {
-    status: Status,
-    doomed: bool,
-    slots: Vec<Slot>,
-    leases: usize,
-    options: Options,
+impl Status {
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Status::Active | Status::Completing)
+    }
+
+    /// Why something that needs an open transaction is refused, and what to do.
+    pub(crate) fn why_not(self) -> &'static str {
+        match self {
+            Status::TimedOut => "its time limit passed; begin another",
+            Status::Active | Status::Completing | Status::Ending => "it has ended or is ending; begin another",
+        }
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) status: Status,
+    pub(crate) doomed: bool,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) leases: usize,
+    pub(crate) options: Options,
     note: String,
     user: String,
+    /// None where nobody has registered one, so that they cost nothing.
+    pub(crate) hooks: Option<Box<Hooks>>,
+    /// No hook can run any more.
+    pub(crate) hooks_closed: bool,
     after_end: Vec<AfterEnd>,
     /// How it ended, once the callbacks were called.
     ended: Option<Outcome>,
     /// Dropped when the transaction is not active any more: ends the watch of its time limit.
-    watched: Option<oneshot::Sender<()>>,
+    pub(crate) watched: Option<oneshot::Sender<()>>,
 }
 
 type AfterEnd = Box<dyn FnOnce(Outcome) + Send>;
@@ -98,7 +116,7 @@ pub(crate) struct Shared {
     pub(crate) manager: Arc<Inner>,
     pub(crate) began: Duration,
     pub(crate) began_at: u64,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
     /// One join at a time begins a branch, so that two that meet get the same one.
     joining: tokio::sync::Mutex<()>,
 }
@@ -138,11 +156,7 @@ impl Shared {
     }
 
     fn not_active(&self, status: Status) -> JoinError {
-        let why = match status {
-            Status::TimedOut => "its time limit passed; begin another",
-            Status::Active | Status::Ending => "it has ended or is ending; begin another",
-        };
-        JoinError::NotActive { id: self.id, why }
+        JoinError::NotActive { id: self.id, why: status.why_not() }
     }
 
     fn shutting_down(&self) -> JoinError {
@@ -151,7 +165,7 @@ impl Shared {
 
     fn lease(self: &Arc<Self>) -> Result<Lease, JoinError> {
         let mut state = lock(&self.state);
-        if state.status != Status::Active {
+        if !state.status.is_open() {
             return Err(self.not_active(state.status));
         }
         if state.slots.is_empty() && self.manager.is_closing() {
@@ -201,7 +215,7 @@ impl Shared {
     /// What was checked when the join began is checked again: it may have changed while the branch began.
     fn add_slot(self: &Arc<Self>, slot: Slot) -> Result<(), JoinError> {
         let mut state = lock(&self.state);
-        if state.status != Status::Active {
+        if !state.status.is_open() {
             return Err(self.not_active(state.status));
         }
         if state.slots.iter().any(|other| other.name == slot.name) {
@@ -250,10 +264,10 @@ impl Shared {
                 () = sleep => {}
             }
             let Some(shared) = watched.upgrade() else { return };
-            let Some(end) = shared.take(Status::TimedOut) else { return };
+            let Some(abort) = shared.end(Wish::Abort(Cause::TimeLimit)) else { return };
             tracing::warn!(transaction = %shared.id, ?limit, "aborting: its time limit passed before commit");
             // Nobody waits for it: the owner learns it when it commits.
-            drop(shared.drive(end, Event::Abort, Some(Cause::TimeLimit)));
+            drop(abort);
         };
         if let Err(error) = self.manager.env.spawn(Box::pin(task)) {
             tracing::warn!(transaction = %self.id, %error, "its time limit is not watched before commit");
@@ -261,52 +275,12 @@ impl Shared {
         active
     }
 
-    fn left_of(&self, limit: Duration) -> Duration {
+    pub(crate) fn time_limit(&self) -> Option<Duration> {
+        lock(&self.state).options.time_limit.or(self.manager.time_limit)
+    }
+
+    pub(crate) fn left_of(&self, limit: Duration) -> Duration {
         limit.saturating_sub(self.manager.env.monotonic().saturating_sub(self.began))
-    }
-
-    /// Ends the active state, once; none where something else has ended it.
-    fn take(&self, status: Status) -> Option<Taken> {
-        let mut state = lock(&self.state);
-        if state.status != Status::Active {
-            return None;
-        }
-        state.status = status;
-        state.watched = None;
-        Some(Taken {
-            slots: std::mem::take(&mut state.slots),
-            leases: state.leases,
-            doomed: state.doomed,
-            options: state.options.clone(),
-        })
-    }
-
-    /// Hands the branches to a driver of their own; what is returned may be dropped.
-    fn drive(self: &Arc<Self>, taken: Taken, event: Event, cause: Option<Cause>) -> Commit {
-        let Taken { mut slots, options, .. } = taken;
-        if slots.is_empty() {
-            let outcome = if event == Event::Commit { Outcome::Committed } else { Outcome::Aborted };
-            self.run_after_end(outcome);
-            return Commit::ready(match cause {
-                None if event == Event::Commit => Ok(Committed { id: self.id, pending: 0 }),
-                cause => Err(CommitError::Aborted { id: self.id, source: cause.unwrap_or(Cause::Doomed) }),
-            });
-        }
-        // Stable: joins of the same key keep their order.
-        slots.sort_by(|a, b| (&a.sort_key, &a.name).cmp(&(&b.sort_key, &b.name)));
-        let specs =
-            slots.iter().map(|slot| Spec { capability: slot.capability, allowed: options.allow.contains(&slot.name) });
-        let protocol = Protocol::new(specs, options.ask_single);
-        let limit = options.time_limit.or(self.manager.time_limit).map(|limit| self.left_of(limit));
-        let (reply, answer) = oneshot::channel();
-        let driver = Driver::new(self.clone(), slots, protocol, cause, limit, reply);
-        match driver.spawn(event) {
-            Ok(()) => Commit { id: self.id, answer: Answer::Waiting(answer) },
-            Err(error) => {
-                self.run_after_end(Outcome::Aborted);
-                Commit::ready(Err(CommitError::Aborted { id: self.id, source: Cause::NoRuntime(error) }))
-            }
-        }
     }
 }
 
@@ -319,13 +293,6 @@ fn check_second(slots: &[Slot], name: &str, capability: Capability) -> Result<()
         None => Ok(()),
         Some(first) => Err(JoinError::SecondUnprepared { joined: first.name.clone(), refused: name.to_owned() }),
     }
-}
-
-struct Taken {
-    slots: Vec<Slot>,
-    leases: usize,
-    doomed: bool,
-    options: Options,
 }
 
 /// Keeps commit from starting while a guard is in use.
@@ -360,6 +327,8 @@ impl Transaction {
             options,
             note: String::new(),
             user: String::new(),
+            hooks: None,
+            hooks_closed: false,
             after_end: Vec::new(),
             ended: None,
             watched: None,
@@ -377,30 +346,15 @@ impl Transaction {
     /// repeated blindly. A doomed transaction, one past its time limit, and one with a guard in use are aborted.
     pub fn commit(self) -> Commit {
         let shared = &self.tx.shared;
-        let Some(taken) = shared.take(Status::Ending) else {
-            // Only the time limit ends it behind its owner's back.
-            return Commit::ready(Err(CommitError::Aborted { id: shared.id, source: Cause::TimeLimit }));
-        };
-        if taken.doomed {
-            return shared.drive(taken, Event::Abort, Some(Cause::Doomed));
-        }
-        if taken.leases > 0 {
-            let guards = taken.leases;
-            return shared.drive(taken, Event::Abort, Some(Cause::InUse { guards }));
-        }
-        if shared.manager.is_given_up() {
-            return shared.drive(taken, Event::Abort, Some(Cause::ShuttingDown));
-        }
-        shared.drive(taken, Event::Commit, None)
+        // Only the time limit ends it behind its owner's back.
+        let timed_out = || Commit::ready(Err(CommitError::Aborted { id: shared.id, source: Cause::TimeLimit }));
+        shared.end(Wish::Commit).unwrap_or_else(timed_out)
     }
 
     /// Gives the transaction up. Starts at the call, detached; the future ends when its branches are rolled back, or after the
     /// manager's `phase_two_wait`, when the rest is left to the background. It can't fail: nothing will commit.
     pub fn abort(self) -> Abort {
-        let shared = &self.tx.shared;
-        Abort {
-            commit: shared.take(Status::Ending).map(|taken| shared.drive(taken, Event::Abort, Some(Cause::Doomed))),
-        }
+        Abort::new(self.tx.shared.end(Wish::Abort(Cause::GivenUp)))
     }
 
     /// A handle to share. It can do everything but end the transaction.
@@ -411,13 +365,13 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        let shared = &self.tx.shared;
-        let Some(taken) = shared.take(Status::Ending) else { return };
-        if !taken.slots.is_empty() {
-            tracing::warn!(transaction = %shared.id, "dropped without commit or abort; aborting in the background");
+        let had_branches = self.tx.has_branches();
+        let Some(abort) = self.tx.shared.end(Wish::Abort(Cause::GivenUp)) else { return };
+        if had_branches {
+            tracing::warn!(transaction = %self.tx.id(), "dropped without commit or abort; aborting in the background");
         }
         // Nobody waits for it.
-        drop(shared.drive(taken, Event::Abort, Some(Cause::Doomed)));
+        drop(abort);
     }
 }
 
@@ -429,91 +383,11 @@ impl Deref for Transaction {
     }
 }
 
-enum Answer {
-    Ready(Option<Result<Committed, CommitError>>),
-    Waiting(oneshot::Receiver<Result<Committed, CommitError>>),
-}
-
-/// A commit under way. Dropping it changes nothing; awaiting it gives the outcome.
-#[must_use = "the outcome is known only to those who wait for it"]
-pub struct Commit {
-    id: TransactionId,
-    answer: Answer,
-}
-
-impl Commit {
-    fn ready(result: Result<Committed, CommitError>) -> Self {
-        let id = match &result {
-            Ok(committed) => committed.id,
-            Err(error) => error.id(),
-        };
-        Self { id, answer: Answer::Ready(Some(result)) }
-    }
-}
-
-impl fmt::Debug for Commit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Commit").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-impl Future for Commit {
-    type Output = Result<Committed, CommitError>;
-
-    /// # Panics
-    ///
-    /// When polled again after it was ready.
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let id = self.id;
-        match &mut self.answer {
-            Answer::Ready(result) => Poll::Ready(result.take().expect("a commit is not polled after it was ready")),
-            Answer::Waiting(receiver) => Pin::new(receiver).poll(cx).map(|answer| {
-                // The driver answers before it ends; it was dropped with its runtime.
-                answer.unwrap_or_else(|_| Err(CommitError::Unknown { id, source: Cause::Interrupted }))
-            }),
-        }
-    }
-}
-
-/// An abort under way. Dropping it changes nothing.
-#[derive(Debug)]
-#[must_use = "await it to know that the branches are rolled back"]
-pub struct Abort {
-    commit: Option<Commit>,
-}
-
-impl Future for Abort {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.commit {
-            None => Poll::Ready(()),
-            Some(commit) => Pin::new(commit).poll(cx).map(|_aborted| ()),
-        }
-    }
-}
-
-/// The transaction has committed: the decision is durable, and every branch has committed or will.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Committed {
-    /// The transaction.
-    pub id: TransactionId,
-    /// Branches that had not confirmed within `phase_two_wait`; they are committed in the background, or after a restart.
-    pub pending: usize,
-}
-
-impl Committed {
-    pub(crate) fn new(id: TransactionId, pending: usize) -> Self {
-        Self { id, pending }
-    }
-}
-
 /// A handle of a transaction, for handlers, extractors and everything else that takes part: it joins, dooms and annotates, but
 /// does not end it.
 #[derive(Clone)]
 pub struct Tx {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl fmt::Debug for Tx {
@@ -605,9 +479,9 @@ impl Tx {
         lock(&self.shared.state).doomed
     }
 
-    /// Whether it can still be joined.
+    /// Whether it can still be joined: until its commit has started, or while its hooks run before that.
     pub fn is_active(&self) -> bool {
-        lock(&self.shared.state).status == Status::Active
+        lock(&self.shared.state).status.is_open()
     }
 
     /// Whether something has joined.

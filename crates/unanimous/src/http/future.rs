@@ -31,9 +31,10 @@ use tracing::Span;
 use super::failure::OnCommitFailure;
 use super::layer::TransactionLayer;
 use super::veto::VetoContext;
+use crate::commit::{Abort, Commit};
 use crate::error::{Cause, CommitError, chain};
 use crate::lazy::LazyOwner;
-use crate::transaction::{Abort, Commit, Transaction};
+use crate::transaction::Transaction;
 
 type Panic = Box<dyn Any + Send>;
 
