@@ -3,6 +3,7 @@
 //! Must not know the manager, the log or other branches.
 
 use std::error::Error;
+use std::fmt;
 use std::future::Future;
 
 use crate::decider::DecisionRecord;
@@ -38,6 +39,16 @@ pub enum Work {
     Wrote,
 }
 
+/// A savepoint of one transaction. Numbers grow with the time, and none is used twice, also not after a rollback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SavepointId(pub u64);
+
+impl fmt::Display for SavepointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
 /// The part of a transaction in one store.
 ///
 /// The manager calls, in this order, each at most once at a time:
@@ -59,6 +70,9 @@ pub enum Work {
 /// - `rollback` is idempotent too, and is called on a branch in any state but committed.
 /// - Futures may be dropped at any await when a runtime ends, which counts as a crash; the manager itself never drops one early.
 /// - A panic counts as a lost answer.
+///
+/// Before `flush`, a branch that has them may be asked for savepoints, one call at a time. Only a `rollback` may meet such a call under
+/// way, when the transaction's time limit passes.
 ///
 /// Only `prepare`, `commit` and `rollback` must be written; the defaults describe a volatile branch that always wrote.
 pub trait Branch: Send + Sync + 'static {
@@ -132,5 +146,29 @@ pub trait Branch: Send + Sync + 'static {
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
         let _ = error;
         false
+    }
+
+    /// Whether the branch has savepoints. One that says no is never asked for any.
+    fn has_savepoints(&self) -> bool {
+        false
+    }
+
+    /// Remembers what was done so far under this number, until the branch ends or an earlier savepoint is rolled back to.
+    ///
+    /// # Errors
+    ///
+    /// Any error fails the transaction: from then on it can only be aborted.
+    fn savepoint(&self, id: SavepointId) -> impl Future<Output = Result<(), BranchError>> + Send {
+        async move { Err(BranchError::refused(format!("the branch has no savepoints, and was asked for number {id}"))) }
+    }
+
+    /// Undoes what was done since a savepoint of this branch, and forgets those that were made after it. The savepoint itself stays, and
+    /// can be rolled back to again.
+    ///
+    /// # Errors
+    ///
+    /// Any error fails the transaction, as nobody knows what was undone: from then on it can only be aborted.
+    fn rollback_to(&self, id: SavepointId) -> impl Future<Output = Result<(), BranchError>> + Send {
+        async move { Err(BranchError::refused(format!("the branch has no savepoints, and number {id} was asked for"))) }
     }
 }

@@ -24,7 +24,7 @@ pub mod recovery;
 pub mod resource;
 pub mod xid;
 
-pub use branch::{Branch, Capability, Work};
+pub use branch::{Branch, Capability, SavepointId, Work};
 pub use decider::{Decider, DecisionLog, DecisionRecord, HoldReason, Known, Participant};
 pub use error::{BoxError, BranchError, DecideError, FailureKind, StoreError};
 pub use outcome::{Decision, Outcome};

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use unanimous_core::{
     BoxError, Branch, BranchError, BranchId, Capability, DecideError, Decider, DecisionLog, DecisionRecord, Known,
-    Owner, ResourceManager, StoreError, StoreId, TransactionId, Work,
+    Owner, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
 };
 
 use crate::env::BoxFuture;
@@ -23,6 +23,9 @@ pub(crate) trait DynBranch: Send + Sync {
     fn commit_one_phase<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn commit_carrying<'a>(&'a self, record: &'a DecisionRecord) -> BoxFuture<'a, Result<(), BranchError>>;
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool;
+    fn has_savepoints(&self) -> bool;
+    fn savepoint(&self, id: SavepointId) -> BoxFuture<'_, Result<(), BranchError>>;
+    fn rollback_to(&self, id: SavepointId) -> BoxFuture<'_, Result<(), BranchError>>;
 }
 
 impl<B: Branch> DynBranch for B {
@@ -60,6 +63,18 @@ impl<B: Branch> DynBranch for B {
 
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
         Branch::is_retryable(self, error)
+    }
+
+    fn has_savepoints(&self) -> bool {
+        Branch::has_savepoints(self)
+    }
+
+    fn savepoint(&self, id: SavepointId) -> BoxFuture<'_, Result<(), BranchError>> {
+        Box::pin(Branch::savepoint(self, id))
+    }
+
+    fn rollback_to(&self, id: SavepointId) -> BoxFuture<'_, Result<(), BranchError>> {
+        Box::pin(Branch::rollback_to(self, id))
     }
 }
 

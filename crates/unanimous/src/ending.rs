@@ -79,8 +79,8 @@ impl Shared {
 
     /// Why it can't be committed.
     fn refusal(&self, state: &State) -> Option<Cause> {
-        if state.doomed {
-            Some(Cause::Doomed)
+        if let Some(cause) = state.spoiled() {
+            Some(cause)
         } else if state.leases > 0 {
             Some(Cause::InUse { guards: state.leases })
         } else if self.manager.is_given_up() {
@@ -177,6 +177,17 @@ impl After {
     }
 }
 
+impl State {
+    /// What leaves nothing but an abort.
+    fn spoiled(&self) -> Option<Cause> {
+        if self.doomed {
+            Some(Cause::Doomed)
+        } else {
+            self.savepoints.failed.clone().map(|error| Cause::Savepoint(Box::new(error)))
+        }
+    }
+}
+
 /// From here on nothing joins.
 fn take(state: &mut State, cause: Option<&Cause>) -> Taken {
     state.status = if matches!(cause, Some(Cause::TimeLimit)) { Status::TimedOut } else { Status::Ending };
@@ -225,8 +236,8 @@ impl Completion {
             loop {
                 let hook = {
                     let mut state = lock(&shared.state);
-                    if state.doomed {
-                        return Err(Cause::Doomed);
+                    if let Some(cause) = state.spoiled() {
+                        return Err(cause);
                     }
                     match state.next_hook(Moment::BeforeCommit) {
                         Some(hook) => hook,

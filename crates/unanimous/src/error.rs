@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use unanimous_core::{BoxError, BranchError, DecideError, FailureKind, TransactionId};
 
@@ -31,6 +32,11 @@ pub enum JoinError {
         id: TransactionId,
         /// What it is instead, and what to do.
         why: &'static str,
+    },
+    /// A savepoint of the transaction failed: it can only be aborted.
+    Failed {
+        /// The transaction.
+        id: TransactionId,
     },
     /// A branch of that name is there already, and is of another type or cannot be shared.
     Duplicate {
@@ -71,6 +77,10 @@ impl fmt::Display for JoinError {
                  one transaction can have one such branch"
             ),
             JoinError::NotActive { id, why } => write!(f, "the transaction {id} can't be joined: {why}"),
+            JoinError::Failed { id } => write!(
+                f,
+                "a savepoint of the transaction {id} failed, so nothing but an abort is left; abort it and begin another"
+            ),
             JoinError::Duplicate { resource } => {
                 write!(
                     f,
@@ -160,6 +170,8 @@ pub enum Cause {
     GivenUp,
     /// It was doomed.
     Doomed,
+    /// A savepoint, or a rollback to one, failed, so that nobody knows what the transaction would commit.
+    Savepoint(Box<SavepointError>),
     /// A [`before_commit`](crate::Tx::before_commit) hook failed or panicked, so nothing was asked of the branches.
     Hook {
         /// Whether a joined branch called the hook's error worth repeating, or a conflict is among its sources.
@@ -206,6 +218,9 @@ impl fmt::Display for Cause {
         match self {
             Cause::GivenUp => f.write_str("its owner gave it up"),
             Cause::Doomed => f.write_str("it was doomed, which leaves nothing but an abort; begin another"),
+            Cause::Savepoint(_) => {
+                f.write_str("a savepoint had failed, which leaves nothing but an abort; begin another")
+            }
             Cause::Hook { .. } => f.write_str("a before-commit hook failed"),
             Cause::InUse { guards } => {
                 write!(f, "{guards} guard(s) of joined branches were in use when commit was called; drop them before")
@@ -234,7 +249,86 @@ impl Error for Cause {
             Cause::Branch { source, .. } => Some(source),
             Cause::Log(source) => Some(source),
             Cause::NoRuntime(source) => Some(source),
+            Cause::Savepoint(source) => Some(&**source),
             Cause::Hook { source, .. } => Some(&**source),
+            _ => None,
+        }
+    }
+}
+
+/// A savepoint could not be made or rolled back to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SavepointError {
+    /// The transaction has ended, is ending, or is past its time limit.
+    NotActive {
+        /// The transaction.
+        id: TransactionId,
+        /// What it is instead, and what to do.
+        why: &'static str,
+    },
+    /// An earlier savepoint of the transaction failed.
+    Failed {
+        /// The transaction.
+        id: TransactionId,
+    },
+    /// An earlier savepoint was rolled back since this one was made, and this one went with it.
+    Invalid {
+        /// The transaction.
+        id: TransactionId,
+    },
+    /// Branches that have no savepoints.
+    Unsupported {
+        /// Their names.
+        resources: Vec<String>,
+    },
+    /// A branch failed.
+    Store {
+        /// Its resource's or its own name.
+        resource: String,
+        /// What it said.
+        source: Arc<BranchError>,
+    },
+    /// A rollback was dropped before its end, so that nobody knows what it has undone.
+    Interrupted,
+}
+
+impl SavepointError {
+    /// Whether repeating the transaction may help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, SavepointError::Store { source, .. } if source.kind() == FailureKind::Conflict)
+    }
+}
+
+impl fmt::Display for SavepointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SavepointError::NotActive { id, why } => write!(f, "the transaction {id} has no savepoints any more: {why}"),
+            SavepointError::Failed { id } => write!(
+                f,
+                "an earlier savepoint of the transaction {id} failed, so nothing but an abort is left; abort it and begin another"
+            ),
+            SavepointError::Invalid { id } => write!(
+                f,
+                "an earlier savepoint of the transaction {id} was rolled back, and this one with it; make another one"
+            ),
+            SavepointError::Unsupported { resources } => write!(
+                f,
+                "these branches have no savepoints: {resources:?}; \
+                 join them after it, or use two transactions, or savepoint_optimistic where no rollback will be needed"
+            ),
+            SavepointError::Store { resource, .. } => write!(f, "the savepoint failed in the branch {resource:?}"),
+            SavepointError::Interrupted => f.write_str(
+                "a rollback to a savepoint was dropped before its end, so nothing but an abort is left; await it to its end",
+            ),
+        }
+    }
+}
+
+impl Error for SavepointError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            SavepointError::Store { source, .. } => Some(&**source),
             _ => None,
         }
     }

@@ -34,6 +34,7 @@ mod live;
 pub mod log;
 mod manager;
 mod recovery;
+mod savepoint;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod sync;
@@ -41,14 +42,15 @@ mod transaction;
 
 pub use commit::{Abort, Commit, Committed};
 pub use current::{current, scope};
-pub use error::{Cause, CommitError, HookError, JoinError, RunError};
+pub use error::{Cause, CommitError, HookError, JoinError, RunError, SavepointError};
 pub use manager::{BranchReport, BuildError, Builder, Report, TransactionManager, Undrained};
 pub use recovery::{Doubt, InDoubt};
+pub use savepoint::Savepoint;
 pub use transaction::{Joined, Options, Transaction, Tx};
 pub use unanimous_core::protocol::End;
 #[doc(inline)]
 pub use unanimous_core::{
     BoxError, Branch, BranchContext, BranchError, BranchId, Capability, DecideError, Decider, DeciderId, Decision,
     DecisionLog, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId, Outcome, Owner, ParseIdError,
-    Participant, ResourceManager, StoreError, StoreId, TransactionId, Work,
+    Participant, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
 };

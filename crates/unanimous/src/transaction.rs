@@ -18,6 +18,7 @@ use crate::ending::Wish;
 use crate::error::{Cause, CommitError, JoinError};
 use crate::hooks::Hooks;
 use crate::manager::Inner;
+use crate::savepoint::Savepoints;
 use crate::sync::lock;
 
 /// How a transaction begins.
@@ -64,6 +65,8 @@ pub(crate) struct Slot {
     pub(crate) branch: Arc<dyn DynBranch>,
     typed: Arc<dyn Any + Send + Sync>,
     pub(crate) registered: Option<Arc<Registered>>,
+    /// The last savepoint that had begun when it joined.
+    pub(crate) savepoint: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,7 @@ pub(crate) struct State {
     pub(crate) hooks: Option<Box<Hooks>>,
     /// No hook can run any more.
     pub(crate) hooks_closed: bool,
+    pub(crate) savepoints: Savepoints,
     after_end: Vec<AfterEnd>,
     /// How it ended, once the callbacks were called.
     ended: Option<Outcome>,
@@ -117,8 +121,8 @@ pub(crate) struct Shared {
     pub(crate) began: Duration,
     pub(crate) began_at: u64,
     pub(crate) state: Mutex<State>,
-    /// One join at a time begins a branch, so that two that meet get the same one.
-    joining: tokio::sync::Mutex<()>,
+    /// One join at a time begins a branch, so that two that meet get the same one; and no savepoint meets a join.
+    pub(crate) joining: tokio::sync::Mutex<()>,
 }
 
 /// What a transaction says of itself, for reports.
@@ -155,8 +159,14 @@ impl Shared {
         }
     }
 
-    fn not_active(&self, status: Status) -> JoinError {
-        JoinError::NotActive { id: self.id, why: status.why_not() }
+    fn check_open(&self, state: &State) -> Result<(), JoinError> {
+        if state.savepoints.failed.is_some() {
+            Err(JoinError::Failed { id: self.id })
+        } else if !state.status.is_open() {
+            Err(JoinError::NotActive { id: self.id, why: state.status.why_not() })
+        } else {
+            Ok(())
+        }
     }
 
     fn shutting_down(&self) -> JoinError {
@@ -165,15 +175,16 @@ impl Shared {
 
     fn lease(self: &Arc<Self>) -> Result<Lease, JoinError> {
         let mut state = lock(&self.state);
-        if !state.status.is_open() {
-            return Err(self.not_active(state.status));
-        }
+        self.check_open(&state)?;
         if state.slots.is_empty() && self.manager.is_closing() {
             return Err(self.shutting_down());
         }
+        Ok(self.count_lease(&mut state))
+    }
+
+    pub(crate) fn count_lease(self: &Arc<Self>, state: &mut State) -> Lease {
         state.leases += 1;
-        drop(state);
-        Ok(Lease { shared: self.clone() })
+        Lease { shared: self.clone() }
     }
 
     fn joined<B: Branch>(&self, name: &str) -> Result<Option<Arc<B>>, JoinError> {
@@ -204,6 +215,7 @@ impl Shared {
             branch: branch.clone(),
             typed: branch.clone(),
             registered,
+            savepoint: 0,
         };
         if let Err(error) = self.add_slot(slot) {
             self.discard(name, branch);
@@ -213,11 +225,9 @@ impl Shared {
     }
 
     /// What was checked when the join began is checked again: it may have changed while the branch began.
-    fn add_slot(self: &Arc<Self>, slot: Slot) -> Result<(), JoinError> {
+    fn add_slot(self: &Arc<Self>, mut slot: Slot) -> Result<(), JoinError> {
         let mut state = lock(&self.state);
-        if !state.status.is_open() {
-            return Err(self.not_active(state.status));
-        }
+        self.check_open(&state)?;
         if state.slots.iter().any(|other| other.name == slot.name) {
             return Err(JoinError::Duplicate { resource: slot.name });
         }
@@ -231,6 +241,7 @@ impl Shared {
                 return Err(self.shutting_down());
             }
         }
+        slot.savepoint = state.savepoints.last;
         state.slots.push(slot);
         if let (true, Some(limit)) = (first, state.options.time_limit.or(self.manager.time_limit)) {
             state.watched = Some(self.watch(limit));
@@ -296,7 +307,7 @@ fn check_second(slots: &[Slot], name: &str, capability: Capability) -> Result<()
 }
 
 /// Keeps commit from starting while a guard is in use.
-struct Lease {
+pub(crate) struct Lease {
     shared: Arc<Shared>,
 }
 
@@ -329,6 +340,7 @@ impl Transaction {
             user: String::new(),
             hooks: None,
             hooks_closed: false,
+            savepoints: Savepoints::default(),
             after_end: Vec::new(),
             ended: None,
             watched: None,

@@ -29,6 +29,7 @@ mod manager_phase_two;
 mod manager_recovery;
 mod manager_report;
 mod manager_run;
+mod manager_savepoints;
 mod manager_shutdown;
 mod manager_transaction;
 mod manager_votes;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use unanimous_core as core;
-use unanimous_core::{Branch, BranchError, BranchId, Capability, StoreId, TransactionId};
+use unanimous_core::{Branch, BranchError, BranchId, Capability, SavepointId, StoreId, TransactionId};
 
 use super::Inner;
 use super::error::FilesError;
@@ -85,7 +85,7 @@ impl FilesBranch {
     ///
     /// [`FilesError::Exists`] if it exists now, in this transaction or outside; looked at again when it prepares, for good.
     pub async fn create(&self, path: impl AsRef<Path>, bytes: impl Into<Vec<u8>>) -> Result<(), FilesError> {
-        let bytes = bytes.into();
+        let bytes = Arc::new(bytes.into());
         self.on_path(path.as_ref(), move |inner, work, path| {
             work.refuse_folder_of_own(&path)?;
             let there = look(&inner.folder()?, &path)?.is_some();
@@ -102,7 +102,7 @@ impl FilesBranch {
 
     /// Creates a file, or replaces its content. Its permission bits stay; its owner becomes the process's user.
     pub async fn replace(&self, path: impl AsRef<Path>, bytes: impl Into<Vec<u8>>) -> Result<(), FilesError> {
-        let bytes = bytes.into();
+        let bytes = Arc::new(bytes.into());
         self.on_path(path.as_ref(), move |inner, work, path| {
             work.refuse_folder_of_own(&path)?;
             look(&inner.folder()?, &path)?;
@@ -356,6 +356,42 @@ impl Branch for FilesBranch {
             }
         });
         flat(done.await)
+    }
+
+    fn has_savepoints(&self) -> bool {
+        true
+    }
+
+    /// Nothing is written before prepare, so this remembers what is pending; contents are not copied.
+    ///
+    /// # Errors
+    ///
+    /// Refused once the branch prepares or ends.
+    async fn savepoint(&self, id: SavepointId) -> Result<(), BranchError> {
+        let done = self.job(move |_, state| {
+            state.active()?;
+            let pending = state.work.pending.clone();
+            state.work.saved.push((id, pending));
+            Ok(())
+        });
+        done.await.and_then(|result| result).map_err(FilesError::into_branch)
+    }
+
+    /// A file that was read since and is written later must still not have been changed by another meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`savepoint`](Self::savepoint); refused for a savepoint that was not made.
+    async fn rollback_to(&self, id: SavepointId) -> Result<(), BranchError> {
+        let done = self.job(move |_, state| {
+            state.active()?;
+            let work = &mut state.work;
+            let saved = work.saved.iter().position(|(other, _)| *other == id).ok_or(FilesError::NoSavepoint { id })?;
+            work.saved.truncate(saved + 1);
+            work.pending = work.saved[saved].1.clone();
+            Ok(())
+        });
+        done.await.and_then(|result| result).map_err(FilesError::into_branch)
     }
 
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use unanimous_core::{BranchError, BranchId, FailureKind, StoreId};
+use unanimous_core::{BranchError, BranchId, FailureKind, SavepointId, StoreId};
 
 /// Why an operation on a folder of files failed.
 ///
@@ -114,6 +114,11 @@ pub enum FilesError {
         /// What it is now.
         why: &'static str,
     },
+    /// A rollback to a savepoint that the branch was never asked for, or that an earlier rollback has undone.
+    NoSavepoint {
+        /// Its number.
+        id: SavepointId,
+    },
     /// No runtime ran the operation, or it panicked.
     Stopped,
     /// The operating system refused.
@@ -203,6 +208,9 @@ impl fmt::Display for FilesError {
                 write!(f, "another process or thread holds the lock {} for too long", file.display())
             }
             FilesError::Ended { why } => write!(f, "the branch can't be used any more: {why}"),
+            FilesError::NoSavepoint { id } => {
+                write!(f, "the branch has no savepoint {id} (any more); abort the transaction")
+            }
             FilesError::Stopped => {
                 f.write_str("no runtime ran the operation to its end; call it from within a tokio runtime")
             }

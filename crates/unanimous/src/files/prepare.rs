@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
+use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, Mode};
 use rustix::io::Errno;
-use unanimous_core::BranchId;
+use unanimous_core::{BranchId, SavepointId};
 
 use super::error::FilesError;
 use super::folder::{Folder, IfMissing, Locked, PREPARED, STAGE, Stamp, Way, lock_now};
@@ -16,12 +17,14 @@ use super::manifest::{Action, Content, Manifest, Operation, State};
 use super::path::RelPath;
 
 /// What a transaction wants of a file.
-#[derive(Debug)]
+///
+/// Contents are shared with the savepoints that remember them.
+#[derive(Clone, Debug)]
 pub(super) enum Pending {
     /// It must not exist, and will have this content.
-    Create(Vec<u8>),
+    Create(Arc<Vec<u8>>),
     /// It may exist, and will have this content.
-    Replace(Vec<u8>),
+    Replace(Arc<Vec<u8>>),
     /// It must exist, and will not.
     Delete,
 }
@@ -41,6 +44,8 @@ pub(super) struct Work {
     pub(super) pending: BTreeMap<RelPath, Pending>,
     /// What the files were when they were read first.
     pub(super) seen: BTreeMap<RelPath, Option<Stamp>>,
+    /// What was pending at each savepoint, in their order.
+    pub(super) saved: Vec<(SavepointId, BTreeMap<RelPath, Pending>)>,
 }
 
 /// Why something was not done.

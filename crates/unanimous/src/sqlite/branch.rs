@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Params, Row};
 use tokio::sync::oneshot;
-use unanimous_core::{Branch, BranchError, BranchId, Capability, DecisionRecord, TransactionId, Work};
+use unanimous_core::{Branch, BranchError, BranchId, Capability, DecisionRecord, SavepointId, TransactionId, Work};
 
 use super::error::{self, EndError, Ended, SqliteError};
 use super::guard::Life;
@@ -167,6 +167,16 @@ impl SqliteBranch {
         SqliteError::Ended { how: self.ended().unwrap_or(Ended::RolledBack) }
     }
 
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, BranchError>>) -> Job) -> Result<T, BranchError> {
+        let (reply, hear) = oneshot::channel();
+        if self.jobs.send(job(reply)).is_ok()
+            && let Ok(result) = hear.await
+        {
+            return result;
+        }
+        Err(BranchError::refused(self.gone()))
+    }
+
     async fn end(&self, record: Option<DecisionRecord>) -> Result<(), BranchError> {
         let (reply, hear) = oneshot::channel();
         if self.jobs.send(Job::Commit(record, reply)).is_ok()
@@ -196,13 +206,7 @@ impl Branch for SqliteBranch {
     /// [`Work::ReadOnly`] when no row was changed and no statement was compiled that could change anything else (DDL, `PRAGMA
     /// user_version = ...`). From then on the application's work is refused: a vote must stay true.
     async fn flush(&self) -> Result<Work, BranchError> {
-        let (reply, hear) = oneshot::channel();
-        if self.jobs.send(Job::Flush(reply)).is_ok()
-            && let Ok(result) = hear.await
-        {
-            return result;
-        }
-        Err(BranchError::refused(self.gone()))
+        self.ask(Job::Flush).await
     }
 
     /// # Errors
@@ -256,6 +260,27 @@ impl Branch for SqliteBranch {
     /// As [`commit_one_phase`](Self::commit_one_phase); refused also when the transaction was fenced.
     async fn commit_carrying(&self, record: &DecisionRecord) -> Result<(), BranchError> {
         self.end(Some(record.clone())).await
+    }
+
+    fn has_savepoints(&self) -> bool {
+        true
+    }
+
+    /// SQLite's own `SAVEPOINT`. The work's own savepoints may be around it or inside of it.
+    ///
+    /// # Errors
+    ///
+    /// Refused where the branch is broken, flushed or has ended.
+    async fn savepoint(&self, id: SavepointId) -> Result<(), BranchError> {
+        self.ask(|reply| Job::Savepoint(id, reply)).await
+    }
+
+    /// # Errors
+    ///
+    /// As [`savepoint`](Self::savepoint), and where the work has taken the savepoint away: the branch is
+    /// [broken](super::Broken::SavepointFailed) then.
+    async fn rollback_to(&self, id: SavepointId) -> Result<(), BranchError> {
+        self.ask(|reply| Job::RollbackTo(id, reply)).await
     }
 
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {

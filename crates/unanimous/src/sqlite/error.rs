@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rusqlite::ErrorCode;
-use unanimous_core::{StoreId, TransactionId};
+use unanimous_core::{SavepointId, StoreId, TransactionId};
 
 /// The file at the database's path is not the one that was opened. Everything that is still open would be written into a file
 /// that nobody can find any more, so nothing is.
@@ -278,6 +278,12 @@ pub enum Broken {
         /// The panic's message.
         message: String,
     },
+    /// A rollback to a savepoint of the transaction failed: most often the work has taken it away, by `RELEASE` or `ROLLBACK TO` of a
+    /// savepoint of its own that was older.
+    SavepointFailed {
+        /// The transaction's savepoint.
+        id: SavepointId,
+    },
     /// The work failed after its caller had gone away, so that nobody knows what was left out.
     UnseenFailure {
         /// What failed.
@@ -302,6 +308,11 @@ impl fmt::Display for Broken {
                 f.write_str("the work replaced the connection's commit hook, rollback hook or authorizer, which guard the transaction")
             }
             Broken::Panicked { message } => write!(f, "the work panicked: {message}"),
+            Broken::SavepointFailed { id } => write!(
+                f,
+                "the rollback to the transaction's savepoint {id} failed; \
+                 a savepoint of the work's own must be released before the transaction's savepoint is made, or after its rollback"
+            ),
             Broken::UnseenFailure { message } => {
                 write!(f, "work whose caller had gone away failed: {message}")
             }

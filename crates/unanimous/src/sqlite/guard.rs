@@ -20,6 +20,7 @@ use rusqlite::{Connection, InterruptHandle};
 
 use super::error::{Broken, Ended};
 use super::rows::is_ours;
+use super::savepoint;
 
 /// How often a running statement looks whether it should stop, in SQLite's virtual machine instructions: well under a millisecond.
 const PROGRESS_STEPS: i32 = 1000;
@@ -246,6 +247,9 @@ fn judge(action: &AuthAction<'_>) -> Judgement {
             if is_ours(table_name) =>
         {
             Judgement::Forbidden("changing the tables of unanimous, which decide what has committed")
+        }
+        AuthAction::Savepoint { savepoint_name, .. } if savepoint::is_ours(savepoint_name) => {
+            Judgement::Forbidden("savepoints named unanimous_savepoint_..., which are the transaction's own")
         }
         AuthAction::Insert { .. }
         | AuthAction::Update { .. }

@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, TransactionState};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use unanimous_core::{BranchError, DecisionRecord, Work};
+use unanimous_core::{BranchError, DecisionRecord, SavepointId, Work};
 
 use super::connection::Patience;
 use super::error::{BeginError, Broken, EndError, Ended, Holder, OpenError, SqliteError, is_busy};
 use super::guard::{Guard, Life};
 use super::rows::{self, Carried};
+use super::savepoint::Saved;
 use super::store::Store;
 
 /// The application's work, with its answer wrapped up.
@@ -33,6 +34,10 @@ pub(super) enum Job {
     Work(WorkJob),
     /// What the branch has done so far.
     Flush(oneshot::Sender<Result<Work, BranchError>>),
+    /// Remember this moment.
+    Savepoint(SavepointId, oneshot::Sender<Result<(), BranchError>>),
+    /// Undo what was done since.
+    RollbackTo(SavepointId, oneshot::Sender<Result<(), BranchError>>),
     /// Commit, with the decision's row where there is one. Ends the branch, however it goes.
     Commit(Option<DecisionRecord>, oneshot::Sender<Result<(), BranchError>>),
     /// Roll back. Ends the branch.
@@ -203,14 +208,17 @@ impl Drop for LastWord {
 /// One branch on its thread.
 pub(super) struct Session<'c> {
     store: &'c Store,
-    conn: &'c Connection,
+    pub(super) conn: &'c Connection,
     guard: &'c Guard,
     life: Arc<Life>,
     read_only: bool,
     wait: Waits,
+    /// What counts as done although it is not among the changes since.
+    work_before: Work,
     changes_before: u64,
     flushed: Option<Work>,
-    broken: Option<Broken>,
+    pub(super) saved: Vec<Saved>,
+    pub(super) broken: Option<Broken>,
     /// The connection is not to be used by another branch.
     discard: bool,
 }
@@ -232,8 +240,10 @@ impl<'c> Session<'c> {
             life,
             read_only,
             wait,
+            work_before: Work::ReadOnly,
             changes_before: 0,
             flushed: None,
+            saved: Vec::new(),
             broken: None,
             discard: false,
         }
@@ -270,6 +280,8 @@ impl<'c> Session<'c> {
             match jobs.recv() {
                 Ok(Job::Work(work)) => self.work(work),
                 Ok(Job::Flush(reply)) => drop(reply.send(self.flush())),
+                Ok(Job::Savepoint(id, reply)) => drop(reply.send(self.savepoint(id))),
+                Ok(Job::RollbackTo(id, reply)) => drop(reply.send(self.rollback_to(id))),
                 Ok(Job::Commit(record, reply)) => {
                     let (how, result) = self.commit(record.as_ref());
                     return (how, Box::new(move || drop(reply.send(result))));
@@ -337,15 +349,33 @@ impl<'c> Session<'c> {
 
     fn flush(&mut self) -> Result<Work, BranchError> {
         self.check()?;
-        let wrote =
-            !self.read_only && (self.conn.total_changes() != self.changes_before || self.guard.changed_otherwise());
-        let work = if wrote { Work::Wrote } else { Work::ReadOnly };
+        let work = self.work_so_far();
         self.flushed = Some(work);
         Ok(work)
     }
 
+    pub(super) fn work_so_far(&self) -> Work {
+        let changed = self.work_before == Work::Wrote
+            || self.conn.total_changes() != self.changes_before
+            || self.guard.changed_otherwise();
+        if changed && !self.read_only { Work::Wrote } else { Work::ReadOnly }
+    }
+
+    /// What was done since the branch had done `work` has been undone.
+    pub(super) fn continue_from(&mut self, work: Work) {
+        self.work_before = work;
+        self.changes_before = self.conn.total_changes();
+    }
+
+    pub(super) fn check_not_flushed(&self) -> Result<(), BranchError> {
+        match self.flushed {
+            None => Ok(()),
+            Some(_) => Err(BranchError::refused(SqliteError::Ended { how: Ended::Committing })),
+        }
+    }
+
     /// Whether the transaction is the one that was begun, and can be committed.
-    fn check(&mut self) -> Result<(), BranchError> {
+    pub(super) fn check(&mut self) -> Result<(), BranchError> {
         if self.life.is_stopped() {
             return Err(BranchError::refused(SqliteError::Ended { how: Ended::RolledBack }));
         }

@@ -2,6 +2,7 @@
 
 mod kill;
 mod managed;
+mod savepoints;
 
 use std::collections::BTreeMap;
 use std::fs;

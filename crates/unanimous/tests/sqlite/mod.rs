@@ -9,6 +9,7 @@ mod ends;
 mod file;
 mod guard;
 mod queue;
+mod savepoints;
 mod work;
 
 use std::error::Error;
