@@ -29,14 +29,12 @@ enum Current {
 ///
 /// None outside of any of them, in a task that was spawned from within, and after the transaction's end.
 pub fn current() -> Option<Tx> {
-    CURRENT
-        .try_with(|current| match current {
-            Current::Begun(tx) => Some(tx.clone()),
-            #[cfg(feature = "http")]
-            Current::Lazy(lazy) => lazy.tx(),
-        })
-        .ok()
-        .flatten()
+    // Out of the task's storage first: a transaction that begins here tells the synchronizers, who have a current one too.
+    match CURRENT.try_with(Clone::clone).ok()? {
+        Current::Begun(tx) => Some(tx),
+        #[cfg(feature = "http")]
+        Current::Lazy(lazy) => lazy.tx(),
+    }
 }
 
 /// Runs `future` with `tx` as its [`current`] transaction. Scopes nest; the inner one counts.
@@ -44,6 +42,20 @@ pub fn current() -> Option<Tx> {
 /// Ends nothing: whoever owns the transaction does. Dropping the future drops what runs in it.
 pub async fn scope<F: Future>(tx: Tx, future: F) -> F::Output {
     CURRENT.scope(Current::Begun(tx), future).await
+}
+
+/// Runs something with `tx` as the current transaction.
+pub(crate) fn within<R>(tx: Tx, piece: impl FnOnce() -> R) -> R {
+    CURRENT.sync_scope(Current::Begun(tx), piece)
+}
+
+/// The current transaction, if it has begun.
+pub(crate) fn begun() -> Option<Tx> {
+    match CURRENT.try_with(Clone::clone).ok()? {
+        Current::Begun(tx) => Some(tx),
+        #[cfg(feature = "http")]
+        Current::Lazy(lazy) => lazy.begun(),
+    }
 }
 
 /// Runs a piece of a future with a transaction that begins lazily as the current one.

@@ -87,14 +87,14 @@ impl Driver {
         }
     }
 
-    /// Starts the driver's task, in the caller's tracing span.
+    /// Starts the driver's task, in a span of its own within the caller's, which says what the transaction says of itself.
     pub(crate) fn spawn(self) -> Result<(), NoRuntime> {
         let event = match self.after {
             After::Commit => Event::Commit,
             After::Abort => Event::Abort,
         };
         let env = self.shared.manager.env.clone();
-        let span = tracing::Span::current();
+        let span = self.shared.annotations().span(self.shared.id);
         env.spawn(Box::pin(self.run(event).instrument(span)))
     }
 
@@ -396,6 +396,7 @@ impl Driver {
             branches: branches.collect(),
             note: annotations.note,
             user: annotations.user,
+            extended_info: annotations.extended_info,
             began_at: self.shared.began_at,
             took: manager.env.monotonic().saturating_sub(self.shared.began),
         };

@@ -14,8 +14,8 @@ use std::error::Error;
 use std::sync::Arc;
 
 use tracing::Instrument;
-use unanimous_core::Outcome;
 use unanimous_core::protocol::{Protocol, Spec};
+use unanimous_core::{BoxError, Outcome};
 
 use crate::commit::{Answered, Commit, Committed, Reply};
 use crate::current::scope;
@@ -62,7 +62,7 @@ impl Shared {
         if state.status != Status::Active {
             return None;
         }
-        if state.hooks.is_some() {
+        if state.hooks.is_some() || !self.manager.synchronizers.is_empty() {
             state.status = Status::Completing;
             state.watched = None;
             drop(state);
@@ -142,10 +142,10 @@ impl Shared {
         }
     }
 
-    /// From now on no hook comes any more; false where some are left to run after the end.
+    /// From now on no hook comes any more; false where hooks or synchronizers are left to be called after the end.
     fn close_hooks(&self, after: After) -> bool {
         let mut state = lock(&self.state);
-        if state.has_hook(after.moment(Outcome::Unknown)) {
+        if state.has_hook(after.moment(Outcome::Unknown)) || !self.manager.synchronizers.is_empty() {
             return false;
         }
         state.hooks_closed = true;
@@ -200,12 +200,14 @@ struct Completion {
     shared: Arc<Shared>,
     /// None once the branches were handed over.
     reply: Option<Reply>,
+    /// Whether the synchronizers know that it completes.
+    told: bool,
 }
 
 impl Completion {
     fn start(shared: Arc<Shared>, wish: Wish) -> Commit {
         let (reply, commit) = Commit::waiting(shared.id);
-        let completion = Completion { shared: shared.clone(), reply: Some(reply) };
+        let completion = Completion { shared: shared.clone(), reply: Some(reply), told: false };
         let task = completion.run(wish).instrument(tracing::Span::current());
         match shared.manager.env.spawn(Box::pin(task)) {
             Ok(()) => commit,
@@ -230,8 +232,8 @@ impl Completion {
     }
 
     /// Takes the branches when nothing is left to run before the commit.
-    async fn before_commit(&self, tx: &Tx) -> Result<Taken, Cause> {
-        let shared = &self.shared;
+    async fn before_commit(&mut self, tx: &Tx) -> Result<Taken, Cause> {
+        let (shared, told) = (&self.shared, &mut self.told);
         let all = async {
             loop {
                 let hook = {
@@ -240,12 +242,20 @@ impl Completion {
                         return Err(cause);
                     }
                     match state.next_hook(Moment::BeforeCommit) {
-                        Some(hook) => hook,
+                        Some(hook) => Some(hook),
+                        None if !*told => None,
                         // Under the same lock, so that no hook comes in between.
                         None => return shared.refusal(&state).map_or_else(|| Ok(take(&mut state, None)), Err),
                     }
                 };
-                if let Err(source) = scope(tx.clone(), hooks::call(hook, tx.clone())).await {
+                let done = match hook {
+                    Some(hook) => scope(tx.clone(), hooks::call(hook, tx.clone())).await,
+                    None => {
+                        *told = true;
+                        shared.manager.synchronizers.before_completion(tx).map_err(BoxError::from)
+                    }
+                };
+                if let Err(source) = done {
                     return Err(Cause::Hook { retryable: tx.is_retryable(&*source), source });
                 }
             }
@@ -267,7 +277,7 @@ impl Completion {
         }
     }
 
-    async fn before_abort(&self, tx: &Tx) {
+    async fn before_abort(&mut self, tx: &Tx) {
         let wait = self.shared.manager.phase_two_wait;
         tokio::select! {
             biased;
@@ -275,6 +285,10 @@ impl Completion {
             () = self.shared.manager.env.sleep(wait) => {
                 tracing::error!(transaction = %tx.id(), ?wait, "the before-abort hooks took too long; rolling back without them");
             }
+        }
+        if !std::mem::replace(&mut self.told, true) {
+            // Its panics are reported, and nothing keeps an abort.
+            let _ = self.shared.manager.synchronizers.before_completion(tx);
         }
     }
 
@@ -359,5 +373,12 @@ impl Drop for Announcement {
 }
 
 async fn after(tx: &Tx, moment: Moment) {
+    let synchronizers = &tx.shared.manager.synchronizers;
+    if let Moment::AfterCommit(outcome) = moment {
+        synchronizers.after_completion(tx, outcome);
+    }
     hooks::run_all(tx, moment).await;
+    if moment == Moment::AfterAbort {
+        synchronizers.after_completion(tx, Outcome::Aborted);
+    }
 }

@@ -19,9 +19,18 @@ enum State {
     Ended,
 }
 
+impl State {
+    fn tx(&self) -> Option<Tx> {
+        match self {
+            State::Begun(transaction) => Some(transaction.handle()),
+            State::Untouched(_) | State::Ended => None,
+        }
+    }
+}
+
 impl LazyTransaction {
-    /// A slot whose transaction `begin` begins, at most once. `begin` is called under a lock: it must not ask for the current
-    /// transaction, and must not block.
+    /// A slot whose transaction `begin` begins, at most once, without telling the synchronizers: the slot does. `begin` is called
+    /// under a lock: it must not ask for the current transaction, and must not block.
     pub(crate) fn lazily(begin: impl FnOnce() -> Transaction + Send + 'static) -> LazyOwner {
         LazyOwner(Arc::new(Self { state: Mutex::new(State::Untouched(Box::new(begin))) }))
     }
@@ -29,16 +38,25 @@ impl LazyTransaction {
     /// The transaction, begun now if it was not; none after its end.
     pub(crate) fn tx(&self) -> Option<Tx> {
         let mut state = lock(&self.state);
-        if let State::Untouched(_) = &*state {
+        let untouched = matches!(&*state, State::Untouched(_));
+        if untouched {
             // Ended meanwhile: a begin that panics leaves a slot that gives nothing, not one that is half begun.
             if let State::Untouched(begin) = std::mem::replace(&mut *state, State::Ended) {
                 *state = State::Begun(begin());
             }
         }
-        match &*state {
-            State::Begun(transaction) => Some(transaction.handle()),
-            State::Untouched(_) | State::Ended => None,
+        let tx = state.tx();
+        drop(state);
+        if let (true, Some(tx)) = (untouched, &tx) {
+            // Outside of the lock: synchronizers may ask for the current transaction.
+            tx.announce();
         }
+        tx
+    }
+
+    /// The transaction, if it has begun.
+    pub(crate) fn begun(&self) -> Option<Tx> {
+        lock(&self.state).tx()
     }
 
     /// Whether the transaction has begun or still may.

@@ -16,6 +16,7 @@
 //! - The core's words and contracts, re-exported from `unanimous-core`: [`Branch`], [`ResourceManager`], [`Decider`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod annotations;
 mod commit;
 mod current;
 mod dispatch;
@@ -38,6 +39,7 @@ mod savepoint;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod sync;
+mod synchronizer;
 mod transaction;
 
 pub use commit::{Abort, Commit, Committed};
@@ -46,6 +48,7 @@ pub use error::{Cause, CommitError, HookError, JoinError, RunError, SavepointErr
 pub use manager::{BranchReport, BuildError, Builder, Report, TransactionManager, Undrained};
 pub use recovery::{Doubt, InDoubt};
 pub use savepoint::Savepoint;
+pub use synchronizer::Synchronizer;
 pub use transaction::{Joined, Options, Transaction, Tx};
 pub use unanimous_core::protocol::End;
 #[doc(inline)]

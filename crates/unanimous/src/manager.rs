@@ -22,6 +22,7 @@ use crate::error::RunError;
 use crate::live::Live;
 use crate::recovery::{self, InDoubt, Recovery};
 use crate::sync::Gauge;
+use crate::synchronizer::Synchronizers;
 use crate::transaction::{Options, Transaction, Tx};
 
 /// Waits between tries grow from the first to the second, doubling, with jitter.
@@ -44,6 +45,7 @@ pub(crate) struct Inner {
     pub(crate) time_limit: Option<Duration>,
     pub(crate) store_wait: Duration,
     pub(crate) observer: Option<Observer>,
+    pub(crate) synchronizers: Synchronizers,
     sequence: AtomicU64,
     closing: AtomicBool,
     given_up: AtomicBool,
@@ -190,6 +192,7 @@ impl Builder {
             time_limit: self.time_limit,
             store_wait: self.store_wait,
             observer: self.observer,
+            synchronizers: Synchronizers::default(),
             sequence: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
@@ -260,6 +263,8 @@ pub struct Report {
     pub note: String,
     /// The user.
     pub user: String,
+    /// The extended info.
+    pub extended_info: BTreeMap<String, String>,
     /// When it began: microseconds since 1970, UTC.
     pub began_at: u64,
     /// From begin to the answer.
@@ -325,6 +330,13 @@ impl TransactionManager {
     ///
     /// As [`begin`](Self::begin).
     pub fn begin_with(&self, options: Options) -> Transaction {
+        let transaction = self.begin_unannounced(options);
+        transaction.announce();
+        transaction
+    }
+
+    /// The same, for who tells the synchronizers later.
+    pub(crate) fn begin_unannounced(&self, options: Options) -> Transaction {
         let sequence = self.inner.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         assert!(sequence <= MAX_SEQUENCE, "an incarnation has at most 10^15 - 1 transactions; restart the process");
         Transaction::new(self.inner.clone(), self.inner.owner.transaction(sequence), options)

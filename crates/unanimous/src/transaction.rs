@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use unanimous_core::{Branch, BranchContext, BranchError, Capability, Outcome, ResourceManager, TransactionId};
 
+use crate::annotations::{Annotations, Data};
 use crate::commit::{Abort, Commit};
 use crate::dispatch::{DynBranch, Registered};
 use crate::ending::Wish;
@@ -98,8 +99,8 @@ pub(crate) struct State {
     pub(crate) slots: Vec<Slot>,
     pub(crate) leases: usize,
     pub(crate) options: Options,
-    note: String,
-    user: String,
+    pub(crate) annotations: Annotations,
+    pub(crate) data: Data,
     /// None where nobody has registered one, so that they cost nothing.
     pub(crate) hooks: Option<Box<Hooks>>,
     /// No hook can run any more.
@@ -108,8 +109,16 @@ pub(crate) struct State {
     after_end: Vec<AfterEnd>,
     /// How it ended, once the callbacks were called.
     ended: Option<Outcome>,
+    /// Everything was called that was to be called.
+    over: bool,
     /// Dropped when the transaction is not active any more: ends the watch of its time limit.
     pub(crate) watched: Option<oneshot::Sender<()>>,
+}
+
+impl State {
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
 }
 
 type AfterEnd = Box<dyn FnOnce(Outcome) + Send>;
@@ -125,16 +134,9 @@ pub(crate) struct Shared {
     pub(crate) joining: tokio::sync::Mutex<()>,
 }
 
-/// What a transaction says of itself, for reports.
-pub(crate) struct Annotations {
-    pub(crate) note: String,
-    pub(crate) user: String,
-}
-
 impl Shared {
     pub(crate) fn annotations(&self) -> Annotations {
-        let state = lock(&self.state);
-        Annotations { note: state.note.clone(), user: state.user.clone() }
+        lock(&self.state).annotations.clone()
     }
 
     /// Runs the callbacks, outside of any lock; one that panics is reported and changes nothing.
@@ -150,6 +152,13 @@ impl Shared {
         for callback in callbacks {
             self.call_after_end(callback, outcome);
         }
+        let data = {
+            let mut state = lock(&self.state);
+            state.over = true;
+            std::mem::take(&mut state.data)
+        };
+        // Outside of the lock: values do things when they are dropped.
+        drop(data);
     }
 
     fn call_after_end(&self, callback: AfterEnd, outcome: Outcome) {
@@ -336,13 +345,14 @@ impl Transaction {
             slots: Vec::new(),
             leases: 0,
             options,
-            note: String::new(),
-            user: String::new(),
+            annotations: Annotations::default(),
+            data: Data::default(),
             hooks: None,
             hooks_closed: false,
             savepoints: Savepoints::default(),
             after_end: Vec::new(),
             ended: None,
+            over: false,
             watched: None,
         };
         let shared =
@@ -481,6 +491,11 @@ impl Tx {
         Ok(Joined { branch, lease, tx: self })
     }
 
+    /// Tells the synchronizers that it has begun.
+    pub(crate) fn announce(&self) {
+        self.shared.manager.synchronizers.new_transaction(self);
+    }
+
     /// From now on it can only be aborted; commit will say so.
     pub fn doom(&self) {
         lock(&self.shared.state).doomed = true;
@@ -499,20 +514,6 @@ impl Tx {
     /// Whether something has joined.
     pub fn has_branches(&self) -> bool {
         !lock(&self.shared.state).slots.is_empty()
-    }
-
-    /// Adds a line to the transaction's note.
-    pub fn note(&self, text: &str) {
-        let mut state = lock(&self.shared.state);
-        if !state.note.is_empty() {
-            state.note.push('\n');
-        }
-        state.note.push_str(text);
-    }
-
-    /// Sets the user on whose behalf it runs.
-    pub fn set_user(&self, user: &str) {
-        lock(&self.shared.state).user = user.to_owned();
     }
 
     /// Lets the branch of this name take part beside others that write although it is volatile or one-phase: a crash between

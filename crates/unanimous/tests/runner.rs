@@ -20,6 +20,7 @@ mod log_faults;
 mod log_file;
 mod log_power;
 mod log_process;
+mod manager_annotations;
 mod manager_carrier;
 mod manager_decision;
 mod manager_dropped;
@@ -31,6 +32,7 @@ mod manager_report;
 mod manager_run;
 mod manager_savepoints;
 mod manager_shutdown;
+mod manager_synchronizers;
 mod manager_transaction;
 mod manager_votes;
 #[cfg(feature = "sqlite")]

@@ -56,7 +56,7 @@ where
         let owner = LazyTransaction::lazily({
             let (manager, method, uri) = (layer.manager.clone(), method.clone(), uri.clone());
             move || {
-                let transaction = manager.begin_with(options);
+                let transaction = manager.begin_unannounced(options);
                 // Without the query: it may hold what must not get into logs.
                 transaction.note(&format!("{method} {}", uri.path()));
                 if let Some(user) = user {

@@ -1,0 +1,114 @@
+//! What a transaction says of itself, for people, and what its users keep with it.
+//!
+//! Annotations are in the tracing span of the transaction's end and in its [`Report`](crate::Report). They are not in the decision's
+//! record: it holds what recovery needs, and its size is bounded.
+//!
+//! Must not know what the texts mean, nor what the data is.
+
+use std::any::{Any, TypeId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::sync::lock;
+use crate::transaction::Tx;
+
+/// What a transaction says of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Annotations {
+    pub(crate) note: String,
+    pub(crate) user: String,
+    pub(crate) extended_info: BTreeMap<String, String>,
+}
+
+impl Annotations {
+    /// A span for the transaction's end; only what was said is in it.
+    pub(crate) fn span(&self, id: unanimous_core::TransactionId) -> tracing::Span {
+        let said = |text: &str| (!text.is_empty()).then(|| tracing::field::display(text.to_owned()));
+        let extended_info = (!self.extended_info.is_empty()).then(|| tracing::field::debug(&self.extended_info));
+        tracing::info_span!("transaction", %id, user = said(&self.user), note = said(&self.note), extended_info)
+    }
+}
+
+/// Values of any type, by type and key.
+pub(crate) type Data = BTreeMap<(TypeId, String), Arc<dyn Any + Send + Sync>>;
+
+/// # Annotations
+///
+/// Texts for people, in the tracing span of the transaction's end and in its [`Report`](crate::Report); set until then, what comes later
+/// is not reported. They are kept in memory only.
+impl Tx {
+    /// Adds a line to the transaction's note, which is also its [description](Self::description). White space around it is left out.
+    pub fn note(&self, text: &str) {
+        let text = text.trim();
+        let mut state = lock(&self.shared.state);
+        let note = &mut state.annotations.note;
+        if !note.is_empty() && !text.is_empty() {
+            note.push('\n');
+        }
+        note.push_str(text);
+    }
+
+    /// The note's lines.
+    pub fn description(&self) -> String {
+        lock(&self.shared.state).annotations.note.clone()
+    }
+
+    /// Replaces the note.
+    pub fn set_description(&self, text: &str) {
+        lock(&self.shared.state).annotations.note = text.to_owned();
+    }
+
+    /// Sets the user on whose behalf it runs.
+    pub fn set_user(&self, user: &str) {
+        lock(&self.shared.state).annotations.user = user.to_owned();
+    }
+
+    /// Sets the user with the path that the name belongs to, as `PATH NAME`: the ancestor's `setUser`, whose path is `/` by default.
+    pub fn set_user_at(&self, path: &str, name: &str) {
+        self.set_user(&format!("{path} {name}"));
+    }
+
+    /// The user; empty where none was set.
+    pub fn user(&self) -> String {
+        lock(&self.shared.state).annotations.user.clone()
+    }
+
+    /// Sets a text by its name; the last one of a name counts.
+    pub fn set_extended_info(&self, name: impl Into<String>, value: impl Into<String>) {
+        lock(&self.shared.state).annotations.extended_info.insert(name.into(), value.into());
+    }
+
+    /// The texts by their names.
+    pub fn extended_info(&self) -> BTreeMap<String, String> {
+        lock(&self.shared.state).annotations.extended_info.clone()
+    }
+}
+
+/// # Data
+///
+/// Values that are kept with the transaction for whoever takes part in it, such as a cache or what a hook needs. The key is the type and a
+/// name, so that two users with types of their own never meet. They are dropped when the transaction has ended, after its
+/// [`after_end`](Self::after_end) callbacks; from then on there are none, and none are kept.
+impl Tx {
+    /// Keeps a value; gives back the one that was there.
+    pub fn set_data<T: Send + Sync + 'static>(&self, key: &str, value: T) -> Option<Arc<T>> {
+        let value: Arc<dyn Any + Send + Sync> = Arc::new(value);
+        let mut state = lock(&self.shared.state);
+        if state.is_over() {
+            drop(state);
+            // Outside of the lock: values do things when they are dropped.
+            drop(value);
+            return None;
+        }
+        state.data.insert(key_of::<T>(key), value).and_then(|old| old.downcast().ok())
+    }
+
+    /// The value of this type and key.
+    pub fn data<T: Send + Sync + 'static>(&self, key: &str) -> Option<Arc<T>> {
+        lock(&self.shared.state).data.get(&key_of::<T>(key)).cloned().and_then(|value| value.downcast().ok())
+    }
+}
+
+fn key_of<T: 'static>(key: &str) -> (TypeId, String) {
+    (TypeId::of::<T>(), key.to_owned())
+}
