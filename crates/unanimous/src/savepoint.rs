@@ -31,6 +31,8 @@ type Branches = Vec<(String, Arc<dyn DynBranch>)>;
 impl Tx {
     /// Remembers the state of all branches, so that what is done from now on can be undone by [`Savepoint::rollback`].
     ///
+    #[cfg_attr(feature = "files", doc = include_str!("docs/savepoint.md"))]
+    ///
     /// It holds up other joins and savepoints of this transaction meanwhile, and counts as a guard: a commit that starts before it has
     /// ended aborts. Work that other tasks do through their guards at this time may fall on either side.
     ///

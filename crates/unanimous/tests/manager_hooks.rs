@@ -430,9 +430,14 @@ async fn a_hook_that_comes_too_late_is_refused() {
             Ok(())
         })
         .expect("its moment is still to come");
+    // Accepted hooks run, so what comes when the last one has run is refused.
+    let (tried, is_refused) = oneshot::channel();
+    let after = handle.clone();
+    handle.after_end(move |_| tried.send(after.after_commit(async |_, _| Ok(())).is_err()).unwrap());
     hold.release();
     commit.await.unwrap();
     assert_eq!(world.journal.count("after committed"), 1);
+    assert!(is_refused.await.unwrap());
     let refused: Vec<HookError> =
         [handle.after_commit(async |_, _| Ok(())).unwrap_err(), handle.after_abort(async |_| Ok(())).unwrap_err()]
             .into();
