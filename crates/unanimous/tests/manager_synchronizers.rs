@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use unanimous::{BranchError, Cause, CommitError, Options, Outcome, Synchronizer, TransactionManager, Tx, scope};
+use unanimous::{BranchError, Cause, CommitError, Options, Outcome, Synchronizer, Tx, scope};
 
 use crate::support::warnings::Warnings;
 use crate::support::{Call, Fault, Journal, World, aborted};
@@ -306,7 +306,7 @@ async fn synchronizers_are_told_of_a_lazy_transaction_when_it_begins() {
 
     use crate::http_support::{answer, post};
 
-    struct Notes(Mutex<Vec<String>>, TransactionManager, Arc<Told>);
+    struct Notes(Mutex<Vec<String>>, unanimous::TransactionManager, Arc<Told>);
     impl Synchronizer for Notes {
         fn new_transaction(&self, tx: &Tx) {
             self.0.lock().unwrap().push(tx.description());
