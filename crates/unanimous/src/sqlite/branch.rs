@@ -14,7 +14,8 @@ use unanimous_core::{Branch, BranchError, BranchId, Capability, DecisionRecord, 
 
 use super::error::{self, EndError, Ended, SqliteError};
 use super::guard::Life;
-use super::worker::{Job, Session};
+use super::session::Session;
+use super::worker::Job;
 
 /// What a join may ask for. By default: a writing transaction (`BEGIN IMMEDIATE`), with the store's own lock timeout.
 #[derive(Clone, Debug, Default)]

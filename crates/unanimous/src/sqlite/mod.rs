@@ -79,6 +79,7 @@ mod error;
 mod file;
 mod guard;
 mod rows;
+mod session;
 mod store;
 mod worker;
 
