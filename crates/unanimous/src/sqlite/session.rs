@@ -1,4 +1,5 @@
-//! One branch on its thread: from BEGIN to its end, with a look at each step whether the transaction is still the one that was begun.
+//! One branch on its thread: from BEGIN to its end, with a look at each step whether the transaction is still the one
+//! that was begun.
 //!
 //! Must not know channels, the pool or who else waits.
 
@@ -84,7 +85,8 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
-    /// A value that nobody waits for any more is dropped here, by code of the application's: its panic must not end the thread.
+    /// A value that nobody waits for any more is dropped here, by code of the application's: its panic must not end the
+    /// thread.
     pub(super) fn work(&mut self, work: WorkJob) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
             self.discard = true;
@@ -197,7 +199,8 @@ impl<'c> Session<'c> {
                 self.store.finished.written(&finished);
                 Ok(())
             }
-            // SQLite says that it rolled back; but the frames of the commit may be in the log, unsynced, and a crash brings them back.
+            // SQLite says that it rolled back; but the frames of the commit may be in the log, unsynced, and a crash
+            // brings them back.
             Err(source) if self.conn.is_autocommit() => Err(BranchError::lost(EndError::Unknown(source))),
             Err(source) if is_busy(&source) => {
                 Err(BranchError::conflict(EndError::Busy { waited: patience.waited(), source }))

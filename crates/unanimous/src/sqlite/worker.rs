@@ -1,9 +1,9 @@
 //! The threads: each owns a connection and serves one branch after another.
 //!
-//! A branch is lent a thread: a [`Lease`] with the receiving end of the branch's own channel. What ends the branch ends the
-//! channel, so that nothing that is sent later can run, not even in another branch's transaction; and a branch whose handle is
-//! dropped closes the channel from the other side, which rolls it back. The permit to write travels with the lease and is given
-//! up by the thread, when the transaction has really ended.
+//! A branch is lent a thread: a [`Lease`] with the receiving end of the branch's own channel. What ends the branch ends
+//! the channel, so that nothing that is sent later can run, not even in another branch's transaction; and a branch
+//! whose handle is dropped closes the channel from the other side, which rolls it back. The permit to write travels
+//! with the lease and is given up by the thread, when the transaction has really ended.
 //!
 //! Must not know the manager or an async runtime.
 
@@ -53,8 +53,8 @@ pub(super) struct Lease {
     pub(super) wait: Waits,
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) begun: oneshot::Sender<Result<(), BeginError>>,
-    /// The thread's own handle, put back into the pool afterwards. It is in the lease, since a thread that held its own sender
-    /// for good would never see that nobody else does.
+    /// The thread's own handle, put back into the pool afterwards. It is in the lease, since a thread that held its own
+    /// sender for good would never see that nobody else does.
     thread: Option<Idle>,
 }
 
@@ -208,7 +208,8 @@ fn attend(session: &mut Session<'_>, jobs: &Receiver<Job>) -> (Ended, Answer) {
     }
 }
 
-/// Should the thread die, nothing is left to be rolled back: its connection is closed. The first end counts, so this is only heard then.
+/// Should the thread die, nothing is left to be rolled back: its connection is closed. The first end counts, so this is
+/// only heard then.
 struct LastWord(Arc<Life>);
 
 impl Drop for LastWord {
