@@ -263,10 +263,9 @@ async fn a_reader_beside_a_running_process() {
             let view = read(&path).unwrap();
             let verified = view.verify();
             assert!(verified.is_sound(), "{verified:?}");
-            let decided = |sequence: u64| {
-                sequence == 0 || matches!(view.history().lookup(owner.transaction(sequence)), Known::Commit(_))
-            };
-            assert!(decided(before), "what was acknowledged before the look is seen: {before} of {verified:?}");
+            // By the time of the look it may be finished, and dropped again from such a small log; it never looks aborted.
+            let known = view.history().lookup(owner.transaction(before));
+            assert!(before == 0 || known != Known::Abort, "{before} was acknowledged before the look: {verified:?}");
             segments.insert(view.header().segment);
             looks += 1;
             assert!(looks < 100_000, "the writer does not get on: {segments:?}");
