@@ -83,6 +83,14 @@ pub(crate) fn unknown<T: std::fmt::Debug>(result: Result<T, CommitError>) -> Com
     }
 }
 
+/// What a future gives; fails where it never ends, instead of hanging with it.
+pub(crate) async fn ended<F: Future>(future: F) -> F::Output {
+    match tokio::time::timeout(LONG, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("this did not end within {LONG:?}"),
+    }
+}
+
 /// Waits until something holds, letting tasks run and time pass; fails with `what` when it never does.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let waited = async {
