@@ -20,7 +20,7 @@ pub(crate) use log::{JournalLog, KeptLog, LogDisk};
 pub(crate) use store::MemoryStore;
 
 /// Longer than anything that a test waits for. Under tokio's paused clock it passes at once where nothing else can happen.
-pub(crate) const LONG: Duration = Duration::from_secs(600);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// A journal, a log's disk and stores that outlive the managers built over them.
 pub(crate) struct World {
