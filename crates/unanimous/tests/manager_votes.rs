@@ -239,6 +239,27 @@ async fn a_rollback_that_keeps_failing_is_left_to_recovery() {
     nothing_is_left(&[&a, &b]);
 }
 
+/// A rollback that panics is repeated as one that fails, where the branch may be prepared.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_panics_is_repeated() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, _log) = world.start().await;
+    let tx = manager.begin();
+    for store in [&a, &b] {
+        tx.join(store).await.unwrap().put("row").unwrap();
+    }
+    world.journal.clear();
+    b.fail(Call::Prepare, Fault::Refused);
+    a.fail(Call::Rollback, Fault::Panic);
+    aborted(ended(tx.commit()).await);
+    assert_eq!(
+        world.journal.acts()[4..],
+        ["b.prepare: refused", "a.rollback", "a.rollback: panic", "b.rollback", "a.rollback"]
+    );
+    nothing_is_left(&[&a, &b]);
+}
+
 /// A rollback that fails and was never prepared is not repeated: it ends with its session.
 #[tokio::test(start_paused = true)]
 async fn a_rollback_of_an_unprepared_branch_is_not_repeated() {
