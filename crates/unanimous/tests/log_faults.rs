@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -181,6 +182,7 @@ async fn unfinished_decisions_fill_the_log_and_it_recovers() {
     while log.ready().is_ok() {
         sequence += 1;
         log.decide(sized(owner, sequence, 200)).await.unwrap();
+        assert!(sequence < 1000, "a segment of 16 KiB never fills up");
     }
     let ready = sequence;
     let said = log.ready().unwrap_err();
@@ -190,6 +192,7 @@ async fn unfinished_decisions_fill_the_log_and_it_recovers() {
         if let Err(error) = log.decide(sized(owner, sequence, 200)).await {
             break refused(Err(error));
         }
+        assert!(sequence < 1000, "a segment of 16 KiB never fills up");
     };
     assert!(matches!(full, LogError::Full { .. }), "{full}");
     assert!(sequence > ready + 3, "there is room for what was past `ready`");
@@ -303,6 +306,7 @@ async fn a_replaced_folder_poisons() {
             break unknown(Err(error));
         }
         log.forget(owner.transaction(sequence));
+        assert!(sequence < 1000, "segments are begun in a folder that is not the log's any more");
     };
     assert!(poisoned.source().unwrap().to_string().contains("moved or replaced"), "{poisoned:?}");
     assert!(disk.names(LOG).is_empty(), "nothing lands in the other folder");
@@ -343,6 +347,11 @@ async fn without_a_runtime_nothing_is_written() {
     log.close().await;
 }
 
+/// Asks a future once.
+async fn is_pending<F: Future>(future: &mut Pin<Box<F>>) -> bool {
+    std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending())).await
+}
+
 /// Group commit: those that come while one syncs wait for the next sync, which takes all of them along, in the order of their coming;
 /// nobody is told before it has ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -357,10 +366,8 @@ async fn one_sync_for_all_that_wait() {
     let mut others: Vec<_> = (2..=40).map(|sequence| Box::pin(log.decide(decision(owner, sequence)))).collect();
     // One of those who wait goes away, and one who only asks comes.
     drop(others.remove(7));
-    let asking = tokio::spawn({
-        let log = log.clone();
-        async move { log.lookup(owner.transaction(20)).await.unwrap() }
-    });
+    let mut asking = Box::pin(log.lookup(owner.transaction(20)));
+    assert!(is_pending(&mut asking).await);
     assert_eq!(log.lookup(owner.transaction(41)).await.unwrap(), Known::Abort, "who is not decided waits for nobody");
 
     disk.let_through();
@@ -368,10 +375,9 @@ async fn one_sync_for_all_that_wait() {
     // The next sync waits at the gate, and nobody was told yet.
     disk.sync_is_waiting();
     for other in &mut others {
-        let polled = std::future::poll_fn(|context| Poll::Ready(other.as_mut().poll(context).is_pending()));
-        assert!(polled.await, "nobody is told before the sync has ended");
+        assert!(is_pending(other).await, "nobody is told before the sync has ended");
     }
-    assert!(!asking.is_finished());
+    assert!(is_pending(&mut asking).await);
     disk.let_through();
     for other in others {
         other.await.unwrap();
@@ -404,10 +410,8 @@ async fn a_failed_sync_tells_what_was_tried_from_what_was_not() {
     let tried = log.decide(decision(owner, 1));
     disk.sync_is_waiting();
     let queued = log.decide(decision(owner, 2));
-    let asking = tokio::spawn({
-        let log = log.clone();
-        async move { log.lookup(owner.transaction(1)).await.unwrap() }
-    });
+    let mut asking = Box::pin(log.lookup(owner.transaction(1)));
+    assert!(is_pending(&mut asking).await);
     disk.fail(Fault::NextSync);
     disk.let_through();
     assert!(matches!(unknown(tried.await), LogError::Poisoned(_)));

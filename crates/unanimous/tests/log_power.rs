@@ -174,6 +174,32 @@ async fn what_a_killed_process_left_unsynced_is_forced_before_it_is_told() {
     assert!(lost > 0, "it was not durable before");
 }
 
+/// A process dies when it has written the beginning of a segment that has no name yet: nothing of it is taken for a torn tail later.
+#[tokio::test]
+async fn a_segment_without_a_name_leaves_nothing_behind() {
+    let disk = TestDisk::default();
+    let log = open(&disk, 1).await.unwrap();
+    for sequence in 1..=10 {
+        log.decide(decision(log.owner(), sequence)).await.unwrap();
+        log.forget(log.owner().transaction(sequence));
+    }
+    log.close().await;
+    // Its beginning is written and synced, and then the process dies.
+    disk.power_off_after(2);
+    assert!(open(&disk, 2).await.is_err());
+    let disk = disk.after_kill();
+    assert_eq!(disk.names(LOG), ["0000000001.log", "reserve.new"]);
+
+    // The next one has less to say, so that it does not cover all of it.
+    let env = TestEnv::new(3);
+    env.advance(Duration::from_secs(60));
+    let options = FileLog::options().disk(Arc::new(disk.clone())).env(env).max_size(MAX_SIZE);
+    let log = options.horizon(Duration::from_secs(1)).open(LOG).await.unwrap();
+    let verified = unanimous::log::read_from(&disk, LOG.as_ref()).unwrap().verify();
+    assert_eq!((verified.finished, verified.tail), (0, None));
+    log.close().await;
+}
+
 /// The steps in which a segment gets its name, in their order: content and length, name, folder, and only then the older one goes.
 #[tokio::test]
 async fn a_segment_is_durable_before_the_older_one_goes() {

@@ -315,7 +315,7 @@ async fn a_time_limit_that_passes_before_commit_aborts_at_once() {
     assert!(world.journal.acts().is_empty() && handle.is_active());
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(world.journal.acts(), ["a.rollback"]);
-    assert!(handle.is_doomed() && !handle.is_active());
+    assert!(!handle.is_doomed() && !handle.is_active());
     assert!(
         matches!(handle.join(&a).await.map(|_| ()), Err(JoinError::NotActive { why, .. }) if why.contains("time limit"))
     );

@@ -24,6 +24,8 @@ pub struct History {
     /// Nothing is presumed of incarnations with a counter below this.
     folded_before: u32,
     incarnations: BTreeMap<u32, Era>,
+    /// How many of them have a floor.
+    floors: usize,
     unfinished: BTreeMap<TransactionId, DecisionRecord>,
     finished: BTreeMap<TransactionId, (DecisionRecord, u64)>,
     /// The finished ones by the time of their end.
@@ -103,6 +105,7 @@ impl History {
             log,
             folded_before: 0,
             incarnations: BTreeMap::new(),
+            floors: 0,
             unfinished: BTreeMap::new(),
             finished: BTreeMap::new(),
             by_age: BTreeSet::new(),
@@ -146,9 +149,8 @@ impl History {
             Record::Commit(record) => self.commit(record)?,
             Record::Finished { transaction, at } => self.finish(transaction, at),
             Record::Floor { incarnation, sequence } => {
-                let era = self.incarnations.get_mut(&incarnation.counter).filter(|era| era.nonce == incarnation.nonce);
-                let era = era.ok_or(HistoryError::UnknownIncarnation(incarnation))?;
-                era.floor = era.floor.max(sequence);
+                self.era(incarnation).ok_or(HistoryError::UnknownIncarnation(incarnation))?;
+                self.raise_floor(incarnation, sequence);
             }
             Record::Folded { before } => self.fold(before),
         }
@@ -198,6 +200,15 @@ impl History {
     fn fold(&mut self, before: u32) {
         self.folded_before = self.folded_before.max(before);
         self.incarnations = self.incarnations.split_off(&self.folded_before);
+        self.floors = self.incarnations.values().filter(|era| era.floor > 0).count();
+    }
+
+    /// An incarnation that is not known any more is folded, which holds all of it.
+    fn raise_floor(&mut self, incarnation: Incarnation, sequence: u64) {
+        if let Some(era) = self.incarnations.get_mut(&incarnation.counter) {
+            self.floors += usize::from(era.floor == 0 && sequence > 0);
+            era.floor = era.floor.max(sequence);
+        }
     }
 
     /// An incarnation that is known, counter and nonce.
@@ -254,9 +265,8 @@ impl History {
 
     /// What incarnations and floors take.
     fn base_bytes(&self) -> usize {
-        let floors = self.incarnations.values().filter(|era| era.floor > 0).count();
         let folded = if self.folded_before > 0 { FOLDED_LEN } else { 0 };
-        folded + self.incarnations.len() * INCARNATION_LEN + floors * FLOOR_LEN
+        folded + self.incarnations.len() * INCARNATION_LEN + self.floors * FLOOR_LEN
     }
 
     /// Lets go what was finished longer than `horizon` before `now` (microseconds since 1970, UTC), and then, oldest first, of what
@@ -312,10 +322,7 @@ impl History {
         self.by_age.remove(&(at, transaction));
         let (record, _) = self.finished.remove(&transaction).expect("what is listed by age is kept");
         self.finished_bytes -= commit_len(&record) + FINISHED_LEN;
-        // An incarnation that is not known any more is folded, which holds all of it.
-        if let Some(era) = self.incarnations.get_mut(&transaction.incarnation.counter) {
-            era.floor = era.floor.max(transaction.sequence);
-        }
+        self.raise_floor(transaction.incarnation, transaction.sequence);
     }
 
     /// From now on nothing is presumed of any transaction that began before the next incarnation: for a log that was restored from a

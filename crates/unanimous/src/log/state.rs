@@ -73,7 +73,7 @@ impl Answer {
 pub(super) struct Answers {
     decided: Vec<(oneshot::Sender<Answer>, Answer)>,
     closed: Vec<oneshot::Sender<()>>,
-    /// Dropped last of all: that gives the folder's lock up.
+    /// Dropped before anybody is told: that gives the folder's lock up.
     segments: Option<Segments>,
 }
 

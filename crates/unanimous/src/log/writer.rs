@@ -61,9 +61,10 @@ impl Shared {
     }
 
     fn set_timer(self: &Arc<Self>, delay: Duration) {
-        let (sleep, shared) = (self.env.sleep(delay), Arc::downgrade(self));
+        let (env, shared) = (self.env.clone(), Arc::downgrade(self));
         let timer = Box::pin(async move {
-            sleep.await;
+            // Begun within the task: an end may be told from a thread outside of the runtime, which has no timers.
+            env.sleep(delay).await;
             // A log that was dropped meanwhile has nothing to flush; one whose end is not known is asked again after a restart.
             if let Some(shared) = Weak::upgrade(&shared) {
                 let work = {
