@@ -7,6 +7,7 @@
 
 mod arguments;
 mod crash;
+mod documents;
 mod metadata;
 mod run;
 mod runners;

@@ -22,6 +22,8 @@ pub(crate) struct Package {
 #[derive(Debug)]
 pub(crate) struct Workspace {
     pub(crate) packages: Vec<Package>,
+    /// Its root folder.
+    pub(crate) root: PathBuf,
     /// Where cargo builds.
     pub(crate) target: PathBuf,
 }
@@ -38,7 +40,8 @@ pub(crate) fn workspace() -> Result<Workspace, String> {
 
 fn parse(json: &Value) -> Option<Workspace> {
     let packages = json["packages"].as_array()?.iter().map(package).collect::<Option<_>>()?;
-    Some(Workspace { packages, target: json["target_directory"].as_str()?.into() })
+    let folder = |key: &str| Some(PathBuf::from(json[key].as_str()?));
+    Some(Workspace { packages, root: folder("workspace_root")?, target: folder("target_directory")? })
 }
 
 fn package(json: &Value) -> Option<Package> {

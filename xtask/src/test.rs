@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::arguments::Crash;
 use crate::metadata::{Package, Workspace, workspace};
 use crate::run::{Run, cargo};
-use crate::{crash, runners, say, tools};
+use crate::{crash, documents, runners, say, tools};
 
 /// Few, since the full number is a command of its own; enough to see that the machinery works and that nothing is badly broken.
 const CRASH_ROUNDS: u32 = 5;
@@ -16,6 +16,9 @@ pub(crate) fn run() -> Result<(), String> {
     steps.step("tools", "cargo xtask test", tools::prepare)?;
     steps.cargo("format", &cargo(["fmt", "--all", "--", "--check"]))?;
     steps.step("runners: no test file is forgotten", "cargo xtask test", || runners::check(&workspace.packages))?;
+    steps.step("documents: no test is named that is not there", "cargo xtask test", || {
+        documents::check(&workspace.root)
+    })?;
     steps.cargo(
         "clippy",
         &cargo(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),

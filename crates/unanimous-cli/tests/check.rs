@@ -8,7 +8,7 @@ use std::thread;
 
 use rustix::process::Signal;
 use serde_json::json;
-use unanimous_testing::demo::check;
+use unanimous_testing::demo::{Demo, check};
 
 use crate::support::{Running, binary, clean, told, unanimous};
 
@@ -49,6 +49,10 @@ fn data_at_rest_is_compared_and_not_changed() {
     let before = files(&data);
     assert_eq!(clean(&check(binary(), &data).unwrap()), (3, 3));
     assert_eq!(files(&data), before);
+
+    let demo = Demo::start(binary(), &data).unwrap();
+    assert_eq!(demo.ready().unwrap().get("/receipts/3").unwrap().status, 200, "it starts again after it was looked at");
+    assert_eq!(clean(&demo.check().unwrap()), (3, 3));
 }
 
 #[test]

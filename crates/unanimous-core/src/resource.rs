@@ -50,6 +50,9 @@ pub trait ResourceManager: Send + Sync + 'static {
 
     /// Begins a branch.
     ///
+    /// Cancel safety: when this future is dropped, or its branch is dropped without an end, nothing may stay open in the store; the
+    /// manager can't roll back what it never got.
+    ///
     /// # Errors
     ///
     /// A [conflict](BranchError::conflict) when a lock was not to be had in time.

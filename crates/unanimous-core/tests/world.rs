@@ -8,7 +8,7 @@ use unanimous_core::protocol::{Action, Answer, DecisionAnswer, Event, Path, Prot
 use unanimous_core::recovery::{Verdict, verdict, whom_to_ask};
 use unanimous_core::{
     BranchId, Capability, DeciderId, Decision, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId,
-    Owner, Participant, StoreId, TransactionId, Work,
+    Outcome, Owner, Participant, StoreId, TransactionId, Work,
 };
 
 /// A branch in its store.
@@ -552,6 +552,14 @@ impl World {
         }
         let crashed = self.with(|world| {
             world.crashes = world.crashes.saturating_sub(1);
+            if let (None, Some(protocol)) = (world.told, &self.protocol) {
+                // Its runtime may end without its process: what the driver can still say then must hold.
+                world.told = match protocol.outcome_if_dropped() {
+                    Outcome::Committed => Some(Told::Committed),
+                    Outcome::Aborted => Some(Told::Aborted),
+                    Outcome::Unknown => None,
+                };
+            }
             world.protocol = None;
             world.poisoned = false;
             world.deciding = false;

@@ -13,3 +13,8 @@ pub mod crash;
 pub mod demo;
 pub mod process;
 pub mod rng;
+
+/// The README's examples, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -21,10 +21,12 @@ mod dispatch;
 mod driver;
 pub mod env;
 mod error;
-#[cfg(feature = "files")]
+#[cfg(all(feature = "files", unix))]
 pub mod files;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "http")]
+mod lazy;
 mod live;
 pub mod log;
 mod manager;

@@ -281,10 +281,6 @@ impl Shared {
         })
     }
 
-    fn timed_out(&self) -> bool {
-        lock(&self.state).status == Status::TimedOut
-    }
-
     /// Hands the branches to a driver of their own; what is returned may be dropped.
     fn drive(self: &Arc<Self>, taken: Taken, event: Event, cause: Option<Cause>) -> Commit {
         let Taken { mut slots, options, .. } = taken;
@@ -604,9 +600,9 @@ impl Tx {
         lock(&self.shared.state).doomed = true;
     }
 
-    /// Whether it can only be aborted: doomed, or past its time limit.
+    /// Whether somebody has doomed it. One that is past its time limit was not doomed, but is not [active](Self::is_active) any more.
     pub fn is_doomed(&self) -> bool {
-        lock(&self.shared.state).doomed || self.shared.timed_out()
+        lock(&self.shared.state).doomed
     }
 
     /// Whether it can still be joined.

@@ -23,6 +23,7 @@ mod log_process;
 mod manager_carrier;
 mod manager_decision;
 mod manager_dropped;
+mod manager_logs;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;

@@ -15,7 +15,7 @@ use unanimous_core::{
 use super::Files;
 use super::acts::Acts;
 use super::branch::FilesBranch;
-use super::script::{Loss, Script};
+use super::script::{Loss, Script, memory_folder};
 
 fn id(sequence: u64) -> BranchId {
     let transaction = Owner { log: LogId(7), incarnation: Incarnation::new(1, 1) }.transaction(sequence);
@@ -64,7 +64,7 @@ fn new() -> Tree {
 
 /// A store with old files in it.
 async fn store() -> TempDir {
-    let root = tempfile::tempdir().unwrap();
+    let root = memory_folder();
     process(root.path(), None).identity().await.unwrap();
     fs::create_dir(root.path().join("d")).unwrap();
     for (path, content) in old() {
@@ -427,7 +427,7 @@ async fn each_step_of_a_one_phase_commit_fails_once_and_the_answer_is_true() {
 #[tokio::test]
 async fn a_crash_at_every_step_of_making_the_store() {
     for steps in 0.. {
-        let parent = tempfile::tempdir().unwrap();
+        let parent = memory_folder();
         let root = parent.path().join("a/b");
         let script = Arc::new(Script::stop_after(steps));
         let made = process(&root, Some(&script)).identity().await;
@@ -583,19 +583,18 @@ async fn a_power_failure_after_every_step_of_one_phase() {
 /// touched, or a power failure in the middle of the recovery leaves some files new and no decision.
 #[tokio::test]
 async fn a_power_failure_in_the_recovery_of_a_decision_that_was_not_synced() {
+    let claim = {
+        let (root, whole) = (store().await, Arc::new(Script::default()));
+        let branch = begin(&process(root.path(), Some(&whole)), 1).await;
+        work(&branch).await;
+        branch.commit_one_phase(&id(1)).await.unwrap();
+        whole.done().iter().position(|step| *step == "claim the paths by").unwrap() + 1
+    };
     let run = async |root: &Path, steps: usize, listing: bool| {
         let script = Arc::new(Script::with_power_failure(usize::MAX));
         let branch = begin(&process(root, Some(&script)), 1).await;
         work(&branch).await;
         // Killed after the manifest's rename, before the sync of its folder.
-        let claim = {
-            let probe = store().await;
-            let whole = Arc::new(Script::default());
-            let branch = begin(&process(probe.path(), Some(&whole)), 1).await;
-            work(&branch).await;
-            branch.commit_one_phase(&id(1)).await.unwrap();
-            whole.done().iter().position(|step| *step == "claim the paths by").unwrap() + 1
-        };
         script.go_on(claim);
         assert_eq!(branch.commit_one_phase(&id(1)).await.unwrap_err().kind(), FailureKind::Lost);
         drop(branch);

@@ -3,6 +3,7 @@
 //! Must not know how the promise was made, nor who decided.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -70,14 +71,16 @@ pub(super) fn in_doubt(folder: &Folder) -> Result<Vec<BranchId>, FilesError> {
             Ok(false) => {}
             // It is decided, not in doubt: it must not keep the others from being listed. Its paths stay claimed meanwhile.
             Err(error) => {
-                tracing::warn!(branch = %decided.branch, error = %error, "a one-phase commit can't be completed now");
+                tracing::warn!(branch = %decided.branch, error = &error as &dyn Error, "a one-phase commit can't be completed now");
             }
         }
     }
     match sweep(folder) {
         Ok(0) => {}
         Ok(removed) => tracing::info!(removed, "removed staged files of processes that have died"),
-        Err(error) => tracing::warn!(error = %error, "staged files of dead processes can't be removed now"),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn Error, "staged files of dead processes can't be removed now")
+        }
     }
     Ok(found.into_iter().filter(|manifest| manifest.state == State::Prepared).map(|manifest| manifest.branch).collect())
 }

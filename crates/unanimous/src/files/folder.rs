@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
@@ -31,6 +32,13 @@ pub(super) const PREPARED: &str = "prepared";
 /// How long a lock is waited for: long beside a critical section, short beside a stopped process.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
+/// The folder's lock, held. The file goes first, so that the next in line finds it free.
+#[must_use]
+pub(super) struct Locked<'a> {
+    _file: File,
+    _gate: MutexGuard<'a, ()>,
+}
+
 /// An opened root with its own folder.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -42,6 +50,8 @@ pub(super) struct Folder {
     root: File,
     own: File,
     mount: Mount,
+    /// Taken before the lock: threads of one process queue up here, and don't have to poll.
+    gate: Arc<Mutex<()>>,
 }
 
 /// Where a file lives: a rename works within one of these only, not even between two mounts of one file system.
@@ -184,6 +194,7 @@ impl Folder {
         known: Option<&StoreId>,
         create: Option<StoreId>,
         acts: &Acts,
+        gate: &Arc<Mutex<()>>,
     ) -> Result<Self, FilesError> {
         let gone = |file: PathBuf, why| FilesError::Gone { file, why };
         let open_root = || -> Result<(File, File), FilesError> {
@@ -224,7 +235,20 @@ impl Folder {
         };
         let (stage, prepared) = (part(STAGE)?, part(PREPARED)?);
         let mount = Mount::of(&stage, "").map_err(io_error("look at", &path.join(OWN).join(STAGE)))?;
-        Ok(Self { acts: acts.clone(), id, path: path.to_owned(), stage, prepared, root, own, mount })
+        if Mount::of(&root, "").map_err(io_error("look at", path))? != mount {
+            return Err(FilesError::OtherFileSystem { path: format!("{OWN}/{STAGE}") });
+        }
+        Ok(Self {
+            acts: acts.clone(),
+            id,
+            path: path.to_owned(),
+            stage,
+            prepared,
+            root,
+            own,
+            mount,
+            gate: Arc::clone(gate),
+        })
     }
 
     /// Where a file of the store's own is, for people.
@@ -312,11 +336,16 @@ impl Folder {
         Ok(Some((bytes, Stamp::of(&stat))))
     }
 
-    /// Holds the folder's lock until the file is dropped.
-    pub(super) fn lock(&self) -> Result<File, FilesError> {
+    /// Holds the folder's lock until it is dropped. Never call it twice in one thread.
+    pub(super) fn lock(&self) -> Result<Locked<'_>, FilesError> {
+        let begin = Instant::now();
+        // A panic while it was held has released the lock, and left what a crash leaves.
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.own_path(LOCK, "");
-        lock_file(&self.own, LOCK, &path, LOCK_WAIT)?
-            .ok_or(FilesError::Gone { file: path, why: "somebody removed a part of the store; restore it" })
+        // Who waits behind others does not begin to wait anew.
+        let file = lock_file(&self.own, LOCK, &path, LOCK_WAIT.saturating_sub(begin.elapsed()))?
+            .ok_or(FilesError::Gone { file: path, why: "somebody removed a part of the store; restore it" })?;
+        Ok(Locked { _file: file, _gate: gate })
     }
 
     /// Locks a manifest; none where it is not there (any more).

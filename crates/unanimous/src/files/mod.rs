@@ -1,23 +1,32 @@
 //! A folder of files as a store: files appear, change and go with the transaction, all of them or none, whatever crashes.
 //!
-//! ```no_run
+//! ```
 //! use unanimous::files::Files;
-//! use unanimous::{Tx, TransactionManager};
+//! use unanimous::log::FileLog;
+//! use unanimous::{BoxError, TransactionManager};
 //!
-//! # async fn example(log: impl unanimous::DecisionLog) -> Result<(), Box<dyn std::error::Error>> {
-//! let receipts = Files::open("receipts", "./data/receipts").await?;
+//! # async fn example(data: &std::path::Path) -> Result<(), BoxError> {
+//! let receipts = Files::open("receipts", data.join("receipts")).await?;
+//! let log = FileLog::open(data.join("decisions")).await?;
 //! let manager = TransactionManager::builder(log).resource(receipts.clone()).build().await?;
+//! # std::fs::create_dir(data.join("receipts/2024"))?;
+//! # std::fs::write(data.join("receipts/2024/6.json"), "")?;
 //!
 //! let tx = manager.begin();
 //! let files = tx.join(&receipts).await?;
-//! files.create("2024/7.json", r#"{"item": "tea"}"#).await?;     // must not exist
-//! files.replace("last", "7").await?;                             // may exist
-//! files.delete("2024/6.json").await?;                            // must exist
+//! files.create("2024/7.json", r#"{"item": "tea"}"#).await?; // must not exist
+//! files.replace("last", "7").await?; // may exist
+//! files.delete("2024/6.json").await?; // must exist
 //! assert_eq!(files.read("last").await?.as_deref(), Some(&b"7"[..]));
+//! assert!(!data.join("receipts/last").exists()); // others see it after the commit
 //! drop(files);
 //! tx.commit().await?;
+//! assert_eq!(std::fs::read_to_string(data.join("receipts/last"))?, "7");
 //! # Ok(())
 //! # }
+//! # let data = tempfile::tempdir()?;
+//! # tokio::runtime::Runtime::new()?.block_on(example(data.path()))?;
+//! # Ok::<(), unanimous::BoxError>(())
 //! ```
 //!
 //! # What is promised
@@ -85,7 +94,7 @@ mod script;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::oneshot;
 use unanimous_core::{BranchContext, BranchError, BranchId, Capability, ResourceManager, StoreError, StoreId};
@@ -113,6 +122,8 @@ struct Inner {
     acts: Acts,
     /// What the folder was when it was seen first. From then on it can be gone or back, but never be made again.
     known: OnceLock<StoreId>,
+    /// See [`Folder::lock`].
+    gate: Arc<Mutex<()>>,
 }
 
 impl fmt::Debug for Files {
@@ -159,7 +170,7 @@ impl Files {
         let inner = &self.inner;
         let known = inner.known.clone();
         let (name, root, acts) = (inner.name.clone(), inner.root.clone(), inner.acts.clone());
-        Self { inner: Arc::new(Inner { name, root, create: inner.create, env, acts, known }) }
+        Self { inner: Arc::new(Inner { name, root, create: inner.create, env, acts, known, gate: Arc::default() }) }
     }
 
     /// The root folder.
@@ -171,7 +182,9 @@ impl Files {
         // Without a current folder the path stays relative, and the first use says what is wrong.
         let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
         let known = OnceLock::new();
-        Self { inner: Arc::new(Inner { name, root, create, env: TokioEnv::shared(), acts, known }) }
+        Self {
+            inner: Arc::new(Inner { name, root, create, env: TokioEnv::shared(), acts, known, gate: Arc::default() }),
+        }
     }
 
     async fn opened(self) -> Result<Self, FilesError> {
@@ -186,7 +199,7 @@ impl Inner {
     fn folder(&self) -> Result<Folder, FilesError> {
         let known = self.known.get();
         let create = (self.create && known.is_none()).then(|| self.random_id());
-        let folder = Folder::open(&self.root, known, create, &self.acts)?;
+        let folder = Folder::open(&self.root, known, create, &self.acts, &self.gate)?;
         let known = self.known.get_or_init(|| folder.id.clone());
         if *known != folder.id {
             // Another thread saw another store first.

@@ -5,6 +5,8 @@
 //!
 //! Must not know other stores.
 
+use std::error::Error;
+
 use unanimous_core::BranchId;
 
 use super::finish::{Trust, keep};
@@ -22,7 +24,7 @@ pub(super) fn commit(folder: &Folder, work: &Work, branch: &BranchId, token: Str
             let Staged { manifest, live } = staged.claim(folder, work)?;
             if let Err(error) = keep(folder, &manifest, live, Trust::Own) {
                 // The decision is durable. Its paths stay claimed until it is completed, at the next listing.
-                tracing::warn!(branch = %branch, error = %error, "committed, but not completed yet; it is tried again");
+                tracing::warn!(branch = %branch, error = &error as &dyn Error, "committed, but not completed yet; it is tried again");
             }
             Ok(())
         }

@@ -3,6 +3,7 @@
 //! Must not know how a promise is kept.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::File;
 
 use rustix::fs::{Access, AtFlags, Mode};
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 use unanimous_core::BranchId;
 
 use super::error::FilesError;
-use super::folder::{Folder, IfMissing, PREPARED, STAGE, Stamp, Way, lock_now};
+use super::folder::{Folder, IfMissing, Locked, PREPARED, STAGE, Stamp, Way, lock_now};
 use super::manifest::{Action, Content, Manifest, Operation, State};
 use super::path::RelPath;
 
@@ -183,7 +184,7 @@ impl Staged {
     }
 
     /// Everything before the manifest's rename; gives back the folder's lock.
-    fn write_manifest(&self, folder: &Folder, work: &Work) -> Result<File, FilesError> {
+    fn write_manifest<'f>(&self, folder: &'f Folder, work: &Work) -> Result<Locked<'f>, FilesError> {
         let manifest = &self.manifest;
         let live = live_name(&manifest.stage);
         let path = folder.own_path(STAGE, &live);
@@ -252,16 +253,20 @@ pub(super) fn refuse_claimed(folder: &Folder, work: &Work, branch: Option<&Branc
 /// folder's lock held and its path unclaimed: no other transaction can change the answer then.
 pub(super) fn check(folder: &Folder, work: &Work, path: &RelPath, pending: &Pending) -> Result<Way, FilesError> {
     let if_missing = if pending.content().is_some() { IfMissing::Make } else { IfMissing::Stop };
-    let missing = || FilesError::Missing { path: path.to_string() };
-    let way = folder.walk(path, if_missing)?.ok_or_else(missing)?;
+    let changed = |now: Option<Stamp>| work.seen.get(path).is_some_and(|seen| *seen != now);
+    let Some(way) = folder.walk(path, if_missing)? else {
+        let path = path.to_string();
+        return Err(if changed(None) { FilesError::Changed { path } } else { FilesError::Missing { path } });
+    };
     let now = folder.look(way.folder(), path)?;
+    // First of all: who has looked before it wrote finds something else when it looks again.
+    if changed(now.map(|(stamp, _)| stamp)) {
+        return Err(FilesError::Changed { path: path.to_string() });
+    }
     match (pending, now) {
         (Pending::Create(_), Some(_)) => return Err(FilesError::Exists { path: path.to_string() }),
-        (Pending::Delete, None) => return Err(missing()),
+        (Pending::Delete, None) => return Err(FilesError::Missing { path: path.to_string() }),
         _ => {}
-    }
-    if work.seen.get(path).is_some_and(|seen| *seen != now.map(|(stamp, _)| stamp)) {
-        return Err(FilesError::Changed { path: path.to_string() });
     }
     // Phase two must not be the first to hear of a folder that can't be written.
     rustix::fs::accessat(way.folder(), ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(|error| {
@@ -285,7 +290,7 @@ pub(super) fn discard(folder: &Folder, manifest: &Manifest) {
     for name in places.chain([live_name(&manifest.stage)]) {
         let path = folder.own_path(STAGE, &name);
         if let Err(error) = folder.acts.unlink("remove", &folder.stage, &name, &path) {
-            tracing::debug!(error = %error, "a staged file stays until the next sweep");
+            tracing::debug!(error = &error as &dyn Error, "a staged file stays until the next sweep");
             return;
         }
     }

@@ -31,8 +31,8 @@ use tracing::Span;
 use super::failure::OnCommitFailure;
 use super::layer::TransactionLayer;
 use super::veto::VetoContext;
-use crate::current::LazyOwner;
 use crate::error::{Cause, CommitError, chain};
+use crate::lazy::LazyOwner;
 use crate::transaction::{Abort, Commit, Transaction};
 
 type Panic = Box<dyn Any + Send>;
@@ -168,7 +168,7 @@ impl<F> Exchange<F> {
     /// Runs a piece of the handler with the transaction as the current one, and catches its panic.
     fn run<R>(&self, piece: impl FnOnce() -> R) -> Result<R, Panic> {
         // Unwind safe: after a panic the handler is not polled again, and the panic goes on to those who called.
-        catch_unwind(AssertUnwindSafe(|| self.owner.slot().enter(piece)))
+        catch_unwind(AssertUnwindSafe(|| crate::current::enter(self.owner.slot(), piece)))
     }
 
     /// Commits or gives up, now that the handler has returned.
@@ -179,8 +179,7 @@ impl<F> Exchange<F> {
         let Ok(response) = &result else {
             return abort(transaction, Then::Answer(result));
         };
-        // One past its time limit counts as doomed too, but nobody chose that: its commit fails, and says so.
-        if transaction.is_doomed() && transaction.is_active() {
+        if transaction.is_doomed() {
             return abort(transaction, Then::Answer(result));
         }
         if let Some(veto) = &self.layer.veto {

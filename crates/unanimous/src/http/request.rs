@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::Extensions;
 use unanimous_core::Outcome;
 
-use crate::current::LazyTransaction;
+use crate::lazy::LazyTransaction;
 use crate::transaction::Tx;
 
 /// The request extension.

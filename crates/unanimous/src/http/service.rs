@@ -12,7 +12,7 @@ use super::failure::OnCommitFailure;
 use super::future::{Exchange, ResponseFuture};
 use super::layer::TransactionLayer;
 use super::request::{Slot, is_active};
-use crate::current::LazyTransaction;
+use crate::lazy::LazyTransaction;
 
 /// A service that runs each request in a transaction; [`TransactionLayer`] makes it.
 #[derive(Clone, Debug)]

@@ -7,12 +7,13 @@
 //! ```
 //!
 //! - `unanimous_identity`: one row, written once.
-//! - `unanimous_decision`: a row for each transaction that this database decided. `commit` came with the work's own commit; `abort`
-//!   is a fence: somebody asked, found nothing, and made sure that a late commit can't follow. `finished_at` is when every
-//!   branch was known to be confirmed, for a fence when it was made. `asked` grows with each time that recovery was told the row, so that
-//!   telling it is a real write.
+//! - `unanimous_decision`: a row for each transaction that this database decided. `commit` came with the work's own
+//!   commit; `abort` is a fence: somebody asked, found nothing, and made sure that a late commit can't follow.
+//!   `finished_at` is when every branch was known to be confirmed, for a fence when it was made. `asked` grows with
+//!   each time that recovery was told the row, so that telling it is a real write.
 //! - `unanimous_participant`: the prepared branches of each.
-//! - `unanimous_floor`: for each incarnation of a log, the highest sequence whose row was deleted: no row at or below it says nothing.
+//! - `unanimous_floor`: for each incarnation of a log, the highest sequence whose row was deleted: no row at or below
+//!   it says nothing.
 //!
 //! Every function runs within a transaction that its caller began, and ends none.
 //! Must not know threads or branches.
@@ -26,8 +27,8 @@ use super::error::DecisionError;
 /// The tables that the application's work must not change.
 const TABLES: [&str; 4] = ["unanimous_identity", "unanimous_decision", "unanimous_participant", "unanimous_floor"];
 
-/// How many expired rows one commit takes along at most, so that none becomes slow by it. More than one, so that they go faster
-/// than they come.
+/// How many expired rows one commit takes along at most, so that none becomes slow by it. More than one, so that they
+/// go faster than they come.
 const EXPIRED_AT_ONCE: i64 = 64;
 
 /// Old shells must be able to read them at three in the morning: no STRICT (3.37), no generated columns (3.31).
@@ -124,8 +125,9 @@ pub(super) fn finish(conn: &Connection, transactions: &[TransactionId], now: u64
 
 /// Deletes rows that are past the horizon, some at a time, and raises their incarnations' floors.
 ///
-/// Commit rows go when they are finished. Fences go when they are of an earlier incarnation of `owner`'s log, whose carriers are dead since
-/// `owner` holds the log; one of the present incarnation may still be what stops a late carrier.
+/// Commit rows go when they are finished. Fences go when they are of an earlier incarnation of `owner`'s log, whose
+/// carriers are dead since `owner` holds the log; one of the present incarnation may still be what stops a late
+/// carrier.
 pub(super) fn expire(conn: &Connection, owner: Owner, horizon: u64) -> rusqlite::Result<()> {
     let mut expired: Vec<String> = conn
         .prepare(
@@ -163,8 +165,8 @@ pub(super) fn expire(conn: &Connection, owner: Owner, horizon: u64) -> rusqlite:
     Ok(())
 }
 
-/// What the rows say of a transaction of `owner`'s own log; fences it where they say nothing. What is answered is not durable before the caller
-/// has committed: a fence is written, a row that was there is written again (rule 3).
+/// What the rows say of a transaction of `owner`'s own log; fences it where they say nothing. What is answered is not
+/// durable before the caller has committed: a fence is written, a row that was there is written again (rule 3).
 pub(super) fn ask(
     conn: &Connection,
     transaction: TransactionId,

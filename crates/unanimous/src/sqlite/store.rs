@@ -1,7 +1,7 @@
 //! What all handles, branches and threads of one database share; and the thread that keeps a connection for recovery.
 //!
-//! Recovery must get through when every other connection is in use (rule 14), and the file must stay open so that its inode
-//! can't be given to another: one connection does both, on a thread of its own.
+//! Recovery must get through when every other connection is in use (rule 14), and the file must stay open so that its
+//! inode can't be given to another: one connection does both, on a thread of its own.
 //!
 //! Must not know branches.
 
@@ -38,7 +38,8 @@ impl Store {
     }
 }
 
-/// Transactions whose every branch is confirmed, and whose rows don't say so yet. Only in memory: a crash costs one more listing.
+/// Transactions whose every branch is confirmed, and whose rows don't say so yet. Only in memory: a crash costs one
+/// more listing.
 #[derive(Default)]
 pub(super) struct Finished(Mutex<BTreeSet<TransactionId>>);
 
@@ -71,15 +72,16 @@ impl Finished {
 /// What the control thread is asked to do.
 pub(super) type Request = Box<dyn FnOnce(&Connection) + Send>;
 
-/// The control thread's channel. Dropped, the thread writes what is left to be written, if that is possible at once, and ends.
+/// The control thread's channel. Dropped, the thread writes what is left to be written, if that is possible at once,
+/// and ends.
 pub(super) struct Control(Sender<Request>);
 
 /// What the control thread hands over once the database is open.
 pub(super) type Opened = (OpenedFile, StoreId);
 
 impl Control {
-    /// Starts the thread, which opens the database. It learns of its store later: the store does not exist without what is
-    /// found in the file.
+    /// Starts the thread, which opens the database. It learns of its store later: the store does not exist without what
+    /// is found in the file.
     pub(super) async fn open(opener: Opener, name: &str) -> Result<(Self, Opened), OpenError> {
         let (send, requests) = channel();
         let (reply, hear) = oneshot::channel();

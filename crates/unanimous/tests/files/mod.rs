@@ -1,6 +1,7 @@
 //! The files adapter through its public interface, on real folders.
 
 mod kill;
+mod managed;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -345,7 +346,17 @@ async fn a_stale_read_is_a_conflict_and_no_update_is_lost() {
     fourth.commit_one_phase(&id(4)).await.unwrap();
     third.replace("new", "3").await.unwrap();
     refused(third.commit_one_phase(&id(3)).await, FailureKind::Conflict, "since this transaction read it");
-    assert_tree(root.path(), &[("count", "2"), ("new", "4")]);
+    // Who has looked before it creates or deletes is told of a conflict, not of what it already asked.
+    let (creates, deletes) = (branch(&files, 5).await, branch(&files, 6).await);
+    assert!(!creates.exists("made").await.unwrap());
+    creates.create("made", "5").await.unwrap();
+    assert!(deletes.exists("new").await.unwrap());
+    deletes.delete("new").await.unwrap();
+    fs::write(root.path().join("made"), "theirs").unwrap();
+    fs::remove_file(root.path().join("new")).unwrap();
+    refused(creates.prepare(&id(5)).await, FailureKind::Conflict, "since this transaction read it");
+    refused(deletes.prepare(&id(6)).await, FailureKind::Conflict, "since this transaction read it");
+    assert_tree(root.path(), &[("count", "2"), ("made", "theirs")]);
     assert_clean(root.path());
 }
 

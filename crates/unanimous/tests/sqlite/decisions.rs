@@ -1,4 +1,5 @@
-//! The decision row: with the work or not at all, asked for with a final answer, kept to the horizon (rules 3, 4, 8, 11).
+//! The decision row: with the work or not at all, asked for with a final answer, kept to the horizon (rules 3, 4, 8,
+//! 11).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -20,7 +20,7 @@ pub(crate) use log::{JournalLog, KeptLog, LogDisk};
 pub(crate) use store::MemoryStore;
 
 /// Longer than anything that a test waits for. Under tokio's paused clock it passes at once where nothing else can happen.
-pub(crate) const LONG: Duration = Duration::from_secs(600);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// A journal, a log's disk and stores that outlive the managers built over them.
 pub(crate) struct World {
@@ -80,6 +80,14 @@ pub(crate) fn unknown<T: std::fmt::Debug>(result: Result<T, CommitError>) -> Com
     match result {
         Err(error @ CommitError::Unknown { .. }) => error,
         other => panic!("an unknown outcome was expected, and it was {other:?}"),
+    }
+}
+
+/// What a future gives; fails where it never ends, instead of hanging with it.
+pub(crate) async fn ended<F: Future>(future: F) -> F::Output {
+    match tokio::time::timeout(LONG, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("this did not end within {LONG:?}"),
     }
 }
 

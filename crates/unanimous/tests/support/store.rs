@@ -42,6 +42,8 @@ struct Shared {
 struct Disk {
     identity: StoreId,
     down: bool,
+    /// Prepared branches are in no list, as where they hide behind their session.
+    hiding: bool,
     retries_everything: bool,
     rows: Rows,
     prepared: BTreeMap<BranchId, Rows>,
@@ -75,6 +77,7 @@ impl MemoryStore {
         let disk = Disk {
             identity: format!("store-{name}").parse().unwrap(),
             down: false,
+            hiding: false,
             retries_everything: false,
             rows: Rows::new(),
             prepared: BTreeMap::new(),
@@ -139,6 +142,11 @@ impl MemoryStore {
     /// While a store is down, it answers nothing, and does nothing.
     pub(crate) fn set_down(&self, down: bool) {
         self.disk().down = down;
+    }
+
+    /// While a store hides its prepared branches, its lists are empty.
+    pub(crate) fn set_hiding(&self, hiding: bool) {
+        self.disk().hiding = hiding;
     }
 
     /// Its branches call every error of the work worth repeating.
@@ -263,7 +271,7 @@ impl ResourceManager for MemoryStore {
 
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
         self.look(Call::List, "list").await?;
-        Ok(self.prepared())
+        Ok(if self.disk().hiding { Vec::new() } else { self.prepared() })
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
