@@ -9,6 +9,7 @@ mod arguments;
 mod crash;
 mod documents;
 mod metadata;
+mod packages;
 mod run;
 mod runners;
 mod test;

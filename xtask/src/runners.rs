@@ -79,7 +79,14 @@ mod tests {
     #[test]
     fn a_second_test_binary_is_named() {
         let tests = vec!["/p/tests/runner.rs".into(), "/p/tests/log.rs".into()];
-        let package = Package { name: "p".into(), folder: "/p".into(), published: true, features: Vec::new(), tests };
+        let package = Package {
+            name: "p".into(),
+            version: "0.1.0".into(),
+            folder: "/p".into(),
+            published: true,
+            features: Vec::new(),
+            tests,
+        };
         let wrong = strangers(&package, &"/p/tests/runner.rs".into());
         assert_eq!(wrong, ["/p/tests/log.rs is a test binary of its own: put `autotests = false` into /p/Cargo.toml"]);
     }

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use crate::arguments::Crash;
-use crate::metadata::{Package, Workspace, workspace};
+use crate::metadata::{Workspace, workspace};
 use crate::run::{Run, cargo};
-use crate::{crash, documents, runners, say, tools};
+use crate::{crash, documents, packages, runners, say, tools};
 
 /// Few, since the full number is a command of its own; enough to see that the machinery works and that nothing is badly broken.
 const CRASH_ROUNDS: u32 = 5;
@@ -32,7 +32,7 @@ pub(crate) fn run() -> Result<(), String> {
     )?;
     steps.cargo("tests", &cargo(["test", "--workspace", "--all-features"]))?;
     steps.cargo("dependencies", &cargo(["deny", "check", "bans", "licenses", "sources"]))?;
-    steps.cargo("packages", &packages(&workspace))?;
+    steps.step("packages: each builds from its own files", "cargo xtask test", || packages::check(&workspace))?;
     let rounds = Crash { rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
     steps.step("crash rounds", &format!("cargo xtask crash demo --rounds {CRASH_ROUNDS}"), || crash::run(&rounds))?;
     steps.summary();
@@ -49,13 +49,6 @@ fn feature_combinations(workspace: &Workspace) -> Vec<Run> {
     let none = cargo(check.into_iter().chain(warnings));
     let each = alone.map(|feature| cargo(check.into_iter().chain(["--features", feature]).chain(warnings)));
     std::iter::once(none).chain(each).collect()
-}
-
-/// Builds each package from exactly the files that would be published. Dirty trees are allowed: before a commit is when it is run.
-fn packages(workspace: &Workspace) -> Run {
-    let published = workspace.packages.iter().filter(|package| package.published);
-    let names = published.flat_map(|Package { name, .. }| ["--package", name.as_str()]);
-    cargo(["package", "--allow-dirty", "--quiet"].into_iter().chain(names))
 }
 
 /// The steps that are done, with their seconds.
