@@ -73,7 +73,9 @@ async fn a_failed_write_or_sync_poisons() {
             Err(_) => assert_eq!(fault, Fault::Panic),
         }
         let before = disk.events();
-        assert!(matches!(refused(log.decide(decision(owner, 3)).await), LogError::Poisoned(_)), "{fault:?}");
+        let later = tokio::time::timeout(Duration::from_secs(20), log.decide(decision(owner, 3))).await;
+        let later = later.expect("a poisoned log answers at once");
+        assert!(matches!(refused(later), LogError::Poisoned(_)), "{fault:?}");
         for sequence in 1..=4 {
             let known = log.lookup(owner.transaction(sequence)).await.unwrap();
             assert_eq!(known, Known::Hold(HoldReason::Poisoned), "{fault:?}");

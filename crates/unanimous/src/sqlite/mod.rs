@@ -156,7 +156,7 @@ impl SqliteBuilder {
     }
 
     /// How long a decision is kept after its last branch was confirmed (rule 11). 24 hours by default; a decision takes
-    /// about 300 bytes. A branch of an older transaction that turns up prepared, out of a restored backup say, is held
+    /// about 450 bytes. A branch of an older transaction that turns up prepared, out of a restored backup say, is held
     /// and reported.
     pub fn horizon(self, horizon: Duration) -> Self {
         Self { horizon, ..self }
