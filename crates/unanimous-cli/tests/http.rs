@@ -189,6 +189,7 @@ fn a_browser_gets_the_page() {
         assert!(failed.text().contains(r#"class="card told aborted""#), "{fail}: {}", failed.text());
         assert!(failed.text().contains("nothing is stored"), "{fail}: {}", failed.text());
         assert!(failed.text().contains("rolled back"), "{fail}: {}", failed.text());
+        assert!(failed.text().contains(&format!("\nfail={fail}<")), "the page says which: {fail}: {}", failed.text());
     }
     let refused = post("", "0");
     assert_eq!(refused.status, 422);

@@ -40,6 +40,9 @@ pub(crate) async fn place(
     let id = tx.id();
     began.set(id);
     tx.set_user(&new.customer);
+    if let Some(fail) = new.fail {
+        tx.note(&format!("fail={}", fail.name()));
+    }
     let order = match desk.place(&tx, &new).await {
         Ok(order) => order,
         Err(error) => return error.into_answer(),

@@ -51,6 +51,12 @@ impl Fail {
         (Self::Doom, "doom", "the handler dooms the transaction"),
         (Self::Vote, "vote", "the receipts vote no at commit"),
     ];
+
+    /// As requests name it.
+    pub(crate) fn name(self) -> &'static str {
+        let known = Self::ALL.iter().find(|(fail, ..)| *fail == self);
+        known.expect("each way is in the list of all").1
+    }
 }
 
 /// An order as both stores keep it: a row, and a receipt with the same content.
