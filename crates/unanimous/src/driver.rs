@@ -357,7 +357,7 @@ impl Driver {
 
     fn cause_of(&mut self, cause: protocol::Cause) -> Cause {
         match cause {
-            protocol::Cause::Requested => self.cause.take().unwrap_or(Cause::Doomed),
+            protocol::Cause::Requested => self.cause.take().unwrap_or(Cause::GivenUp),
             protocol::Cause::TimeLimit => Cause::TimeLimit,
             protocol::Cause::Branch(i) => Cause::Branch {
                 resource: self.slots[i].name.clone(),
@@ -390,7 +390,7 @@ impl Driver {
         let report = Report {
             id: self.shared.id,
             outcome,
-            cause: result.as_ref().err().map(crate::error::chain),
+            cause: result.as_ref().err().map(|error| crate::error::chain(error.cause())),
             branches: branches.collect(),
             note: annotations.note,
             user: annotations.user,
