@@ -95,7 +95,14 @@ impl Env for TokioEnv {
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        Box::pin(tokio::time::sleep(duration))
+        match self.handle() {
+            // Also from a thread outside of the runtime.
+            Ok(runtime) => {
+                let _inside = runtime.enter();
+                Box::pin(tokio::time::sleep(duration))
+            }
+            Err(NoRuntime) => Box::pin(async move { tokio::time::sleep(duration).await }),
+        }
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) -> Result<(), NoRuntime> {

@@ -90,6 +90,8 @@ impl Signals {
 pub(crate) struct Recovery {
     interval: Duration,
     doubts: Mutex<Vec<InDoubt>>,
+    /// For each resource the branch whose end got no answer in the last pass.
+    hung: Mutex<BTreeMap<String, BranchId>>,
     signals: Arc<Signals>,
     one_pass_at_a_time: AsyncMutex<()>,
 }
@@ -97,7 +99,13 @@ pub(crate) struct Recovery {
 impl Recovery {
     pub(crate) fn new(interval: Duration) -> Self {
         let signals = Signals { wake: Notify::new(), stop: watch::Sender::new(false) };
-        Self { interval, doubts: Mutex::default(), signals: Arc::new(signals), one_pass_at_a_time: AsyncMutex::new(()) }
+        Self {
+            interval,
+            doubts: Mutex::default(),
+            hung: Mutex::default(),
+            signals: Arc::new(signals),
+            one_pass_at_a_time: AsyncMutex::new(()),
+        }
     }
 
     /// Something was left to recovery: don't wait for the interval.
@@ -191,14 +199,18 @@ async fn whole_pass(inner: &Inner) {
         let live = &live;
         async move {
             let mut left = Left { prepared: BTreeSet::new(), doubts: Vec::new() };
-            for branch in branches {
+            for branch in turned(inner, &registered.name, branches) {
                 let result = match live.get(&branch.transaction) {
                     Some(Stage::Driven) => {
                         left.prepared.insert(branch);
                         continue;
                     }
                     Some(Stage::Held) => Err(Doubt::Undecided),
-                    None => finish(inner, &registered, &branch).await,
+                    Some(Stage::Aborted) => end(inner, &registered, &branch, Verdict::Rollback).await,
+                    None => {
+                        let known = ask(inner, &branch).await;
+                        end(inner, &registered, &branch, verdict(&branch, &known)).await
+                    }
                 };
                 if let Err(why) = result {
                     left.doubts.push(InDoubt {
@@ -221,8 +233,32 @@ async fn whole_pass(inner: &Inner) {
     for (decider, record) in unfinished {
         forget_or_report(inner, decider.as_deref(), &record, &after, &mut doubts);
     }
+    forget_aborted(inner, &live, &after);
     report(&doubts);
     *lock(&inner.recovery.doubts) = doubts;
+}
+
+/// A branch that hung in the last pass comes last in this one: those behind it would never be tried otherwise.
+fn turned(inner: &Inner, resource: &str, mut branches: Vec<BranchId>) -> Vec<BranchId> {
+    let hung = lock(&inner.recovery.hung).remove(resource);
+    if let Some(place) = hung.and_then(|hung| branches.iter().position(|branch| *branch == hung)) {
+        branches.rotate_left(place + 1);
+    }
+    branches
+}
+
+/// Aborted transactions of which no store lists a branch any more, where every store was asked.
+fn forget_aborted(inner: &Inner, live: &BTreeMap<TransactionId, Stage>, after: &After) {
+    let all = inner
+        .resources
+        .values()
+        .all(|registered| registered.known_identity().is_some_and(|store| after.prepared.contains_key(store)));
+    let listed = |id: TransactionId| after.prepared.values().flatten().any(|branch| branch.transaction == id);
+    for (&id, _) in live.iter().filter(|(_, stage)| **stage == Stage::Aborted) {
+        if all && !listed(id) {
+            inner.live.leave(id);
+        }
+    }
 }
 
 struct Left {
@@ -272,11 +308,15 @@ impl Pass<'_> {
             return Err(StoreError::new("it did not answer before in this pass"));
         }
         let answer = within(self.inner, call).await;
-        if matches!(&answer, Err(error) if error.source().is_some_and(|source| source.is::<NoAnswer>())) {
+        if is_no_answer(&answer) {
             lock(&self.silent).insert(who);
         }
         answer
     }
+}
+
+fn is_no_answer<T>(answer: &Result<T, StoreError>) -> bool {
+    matches!(answer, Err(error) if error.source().is_some_and(|source| source.is::<NoAnswer>()))
 }
 
 /// The limit of time passed.
@@ -395,10 +435,9 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
     })
 }
 
-async fn finish(inner: &Pass<'_>, registered: &Registered, branch: &BranchId) -> Result<(), Doubt> {
+async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdict: Verdict) -> Result<(), Doubt> {
     let who = Some(registered.name.as_str());
-    let known = ask(inner, branch).await;
-    let (done, what) = match verdict(branch, &known) {
+    let (done, what) = match verdict {
         Verdict::Hold(reason) => return Err(Doubt::Held(reason)),
         Verdict::Commit => (
             inner.within(who, async { registered.resource.commit(branch).await.map_err(StoreError::new) }).await,
@@ -409,6 +448,9 @@ async fn finish(inner: &Pass<'_>, registered: &Registered, branch: &BranchId) ->
             "rolled back",
         ),
     };
+    if is_no_answer(&done) {
+        lock(&inner.recovery.hung).insert(registered.name.clone(), branch.clone());
+    }
     match done {
         Ok(()) => {
             tracing::info!(%branch, resource = %registered.name, "recovery {what} the branch");
