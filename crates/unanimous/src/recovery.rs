@@ -199,7 +199,8 @@ async fn whole_pass(inner: &Inner) {
         let live = &live;
         async move {
             let mut left = Left { prepared: BTreeSet::new(), doubts: Vec::new() };
-            for branch in turned(inner, &registered.name, branches) {
+            let hung = lock(&inner.recovery.hung).remove(&registered.name);
+            for branch in turned(branches, hung) {
                 let result = match live.get(&branch.transaction) {
                     Some(Stage::Driven) => {
                         left.prepared.insert(branch);
@@ -239,8 +240,7 @@ async fn whole_pass(inner: &Inner) {
 }
 
 /// A branch that hung in the last pass comes last in this one: those behind it would never be tried otherwise.
-fn turned(inner: &Inner, resource: &str, mut branches: Vec<BranchId>) -> Vec<BranchId> {
-    let hung = lock(&inner.recovery.hung).remove(resource);
+fn turned(mut branches: Vec<BranchId>, hung: Option<BranchId>) -> Vec<BranchId> {
     if let Some(place) = hung.and_then(|hung| branches.iter().position(|branch| *branch == hung)) {
         branches.rotate_left(place + 1);
     }
@@ -499,5 +499,23 @@ fn report(doubts: &[InDoubt]) {
         let transaction = doubt.transaction.map(tracing::field::display);
         let branch = doubt.branch.as_ref().map(tracing::field::display);
         tracing::warn!(resource = %doubt.resource, transaction, branch, "in doubt: {}", doubt.why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unanimous_core::{DeciderId, Incarnation, LogId, Owner};
+
+    use super::*;
+
+    #[test]
+    fn a_branch_that_hung_comes_last() {
+        let owner = Owner { log: LogId(1), incarnation: Incarnation::new(1, 1) };
+        let branch = |n| BranchId { transaction: owner.transaction(n), decider: DeciderId::Log, number: 0 };
+        let branches = |order: [u64; 3]| order.map(branch).to_vec();
+        assert_eq!(turned(branches([1, 2, 3]), None), branches([1, 2, 3]));
+        assert_eq!(turned(branches([1, 2, 3]), Some(branch(1))), branches([2, 3, 1]));
+        assert_eq!(turned(branches([1, 2, 3]), Some(branch(3))), branches([1, 2, 3]));
+        assert_eq!(turned(branches([1, 2, 3]), Some(branch(9))), branches([1, 2, 3]));
     }
 }

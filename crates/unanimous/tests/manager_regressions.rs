@@ -146,25 +146,3 @@ async fn a_call_that_never_comes_back_after_the_hand_over() {
     assert!(manager.recover().await.is_empty(), "all is confirmed");
     manager.shutdown(Duration::from_secs(30)).await.unwrap();
 }
-
-/// The first of a store's branches hangs whenever recovery commits it: those behind it are finished all the same.
-#[tokio::test(start_paused = true)]
-async fn a_branch_that_hangs_in_every_pass() {
-    let mut world = World::new();
-    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
-    let (manager, _log) = world.start().await;
-    a.fail_always(Call::Commit, Fault::Lost);
-    for key in ["first", "second"] {
-        let tx = manager.begin();
-        for store in [&a, &b] {
-            tx.join(store).await.unwrap().put(key).unwrap();
-        }
-        if key == "first" {
-            // Its own recovery, and only that, gets no answer.
-            let _never = a.hold(Call::RecoveredCommit);
-        }
-        assert_eq!(ended(tx.commit()).await.unwrap().pending, 1);
-    }
-    tokio::time::sleep(Duration::from_secs(300)).await;
-    assert!(a.keys().contains(&"second".to_owned()), "{:?}", a.keys());
-}
