@@ -630,3 +630,58 @@ async fn a_power_failure_in_the_recovery_of_a_decision_that_was_not_synced() {
         }
     }
 }
+
+/// Rules 3 and 8: a branch that is not listed has ended, and its decision is forgotten. Killed between the removal of the manifest and
+/// its sync, the next process must make the absence durable before it tells anybody; or the manifest is back after a power
+/// failure, nobody knows what was decided, and what it would do again undoes a later transaction.
+#[tokio::test]
+async fn an_absence_that_was_listed_does_not_end_with_the_power() {
+    // Commits (or not) up to that step; another process lists, and where it finds nothing, writes the same file.
+    let run = async |root: &Path, decision: Decision, steps: usize| {
+        let script = Arc::new(Script::with_power_failure(steps));
+        let branch = begin(&process(root, Some(&script)), 1).await;
+        branch.replace("d/replaced", "one").await.unwrap();
+        let prepared = branch.prepare(&id(1)).await.is_ok();
+        if prepared {
+            let _ = match decision {
+                Decision::Commit => branch.commit().await,
+                Decision::Abort => branch.rollback().await,
+            };
+        }
+        drop(branch);
+        let finished = !script.has_stopped();
+        script.go_on(usize::MAX / 2);
+        let files = process(root, Some(&script));
+        let absent = prepared && files.in_doubt().await.unwrap().is_empty();
+        if absent {
+            let branch = begin(&files, 2).await;
+            branch.replace("d/replaced", "two").await.unwrap();
+            branch.commit_one_phase(&id(2)).await.unwrap();
+        }
+        (script, absent, finished)
+    };
+    for decision in [Decision::Commit, Decision::Abort] {
+        let mut absences = 0;
+        for steps in 0.. {
+            let losses = every_loss(async || run(store().await.path(), decision, steps).await.0).await;
+            let mut finished = false;
+            for loss in losses {
+                let root = store().await;
+                let (script, absent, last) = run(root.path(), decision, steps).await;
+                finished = last;
+                if !absent {
+                    continue;
+                }
+                absences += 1;
+                let at = format!("{decision} after {steps} steps, {loss:?}");
+                script.lose(loss);
+                assert_eq!(process(root.path(), None).in_doubt().await.unwrap(), [], "{at}: it was listed as absent");
+                assert_eq!(tree(root.path())["d/replaced"], "two", "{at}");
+            }
+            if finished {
+                break;
+            }
+        }
+        assert!(absences > 0, "{decision}: the killed process never left an absence behind");
+    }
+}

@@ -82,6 +82,10 @@ pub(super) fn in_doubt(folder: &Folder) -> Result<Vec<BranchId>, FilesError> {
             tracing::warn!(error = &error as &dyn Error, "staged files of dead processes can't be removed now")
         }
     }
+    // Who isn't listed has ended, and is forgotten by its decider (rule 8): its manifest, which somebody may have removed and died before
+    // the sync, must not come back. After the look, not before it, so that nothing goes in between. Costs next to nothing where
+    // nothing has changed.
+    confirm_absence(folder)?;
     Ok(found.into_iter().filter(|manifest| manifest.state == State::Prepared).map(|manifest| manifest.branch).collect())
 }
 
