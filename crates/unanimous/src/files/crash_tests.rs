@@ -8,14 +8,16 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use unanimous_core::{
-    Branch, BranchContext, BranchError, BranchId, DeciderId, Decision, FailureKind, Incarnation, LogId, Owner,
-    ResourceManager,
+    Branch, BranchContext, BranchError, BranchId, DeciderId, Decision, DecisionLog, FailureKind, Incarnation, LogId,
+    Owner, ResourceManager,
 };
 
 use super::Files;
 use super::acts::Acts;
 use super::branch::FilesBranch;
 use super::script::{Loss, Script, memory_folder};
+use crate::log::FileLog;
+use crate::{Doubt, InDoubt, TransactionManager};
 
 fn id(sequence: u64) -> BranchId {
     let transaction = Owner { log: LogId(7), incarnation: Incarnation::new(1, 1) }.transaction(sequence);
@@ -684,4 +686,58 @@ async fn an_absence_that_was_listed_does_not_end_with_the_power() {
         }
         assert!(absences > 0, "{decision}: the killed process never left an absence behind");
     }
+}
+
+/// A one-phase commit of several files that was acknowledged and is not done: somebody's file is in the way. It is reported by the
+/// manager until it is done, is never rolled back, and is completed once the file is moved away.
+#[tokio::test]
+async fn an_acknowledged_commit_that_can_not_be_completed_is_in_doubt_until_it_is() {
+    let data = tempfile::tempdir().unwrap();
+    let log = FileLog::open(data.path().join("log")).await.unwrap();
+    let transaction = log.owner().transaction(1);
+    log.close().await;
+    drop(log);
+    let own_id = BranchId { transaction, decider: DeciderId::Log, number: 0 };
+
+    // The process ends when the decision is durable; what it has acknowledged is not done.
+    let (root, script) = acknowledged_only(&own_id).await;
+    assert_eq!(tree(root.path()), old(), "after {:?}", script.done().last());
+    fs::write(root.path().join("d/created"), "theirs").unwrap();
+
+    let files = process(root.path(), None);
+    assert_eq!(files.in_doubt().await.unwrap(), std::slice::from_ref(&own_id));
+    let log = FileLog::open(data.path().join("log")).await.unwrap();
+    let manager = TransactionManager::builder(log).resource(files.clone()).build().await.unwrap();
+    let doubts = manager.recover().await;
+    let [InDoubt { branch: Some(branch), why: Doubt::NotFinished(why), .. }] = &doubts[..] else {
+        panic!("{doubts:?}")
+    };
+    assert_eq!(*branch, own_id);
+    for says in ["was decided in one phase", "completed as soon as", "\"d/created\"", "move that file away"] {
+        assert!(why.contains(says), "{says}: {why}");
+    }
+    assert_eq!(fs::read_to_string(root.path().join("d/created")).unwrap(), "theirs");
+    // Its paths stay its own meanwhile.
+    let other = begin(&files, 2).await;
+    other.replace("fresh", "other").await.unwrap();
+    assert_eq!(other.prepare(&id(2)).await.unwrap_err().kind(), FailureKind::Conflict);
+
+    fs::remove_file(root.path().join("d/created")).unwrap();
+    assert_eq!(manager.recover().await, []);
+    assert_eq!(tree(root.path()), new());
+    recover(root.path(), Decision::Abort, "after it was completed").await;
+}
+
+/// A store whose process ended as early as it could after it had acknowledged a one-phase commit of several files.
+async fn acknowledged_only(id: &BranchId) -> (TempDir, Arc<Script>) {
+    for steps in 0.. {
+        let root = store().await;
+        let script = Arc::new(Script::stop_after(steps));
+        let branch = process(root.path(), Some(&script)).begin(&BranchContext::new(id.transaction), ()).await.unwrap();
+        work(&branch).await;
+        if branch.commit_one_phase(id).await.is_ok() {
+            return (root, script);
+        }
+    }
+    unreachable!("a commit has an end")
 }

@@ -69,7 +69,7 @@
 //! | after commit, before the manifest is gone | all operations done | seen to be done; the manifest goes |
 //! | in the middle of rollback | the manifest is gone, or is not | content without a manifest is removed; or it is rolled back again |
 //! | in a one-phase commit of one file | its old or its new content | nothing to do |
-//! | in a one-phase commit of several | no `decided` manifest, or one | nothing happened; or it is forced again and completed |
+//! | in a one-phase commit of several | no `decided` manifest, or one | nothing happened; or it is forced again and completed; where it can't be, it is listed as in doubt until it can |
 //!
 //! A manifest that can't be read may be a promise, and may claim any path: nothing is listed, prepared or removed in the folder
 //! until it is repaired; only branches that are prepared can be finished. Byte for byte, and each crash step by step:
