@@ -43,6 +43,10 @@
 //! the transaction aborts. A replaced file keeps its permission bits, but not its owner, other hard links or extended attributes. On a
 //! file system that ignores case, two spellings of one name are not seen as one path.
 //!
+//! Nor is a vote proof against everything: **a sticky folder in which the file is another user's, and an immutable or append-only file or
+//! folder, pass the vote and fail in phase two**. The branch then stays in doubt, with its paths claimed, and is completed
+//! once the operating system lets it.
+//!
 //! The file system must be local, with hard links, `flock` and folders that can be synced (ext4, xfs, btrfs, zfs, APFS and others);
 //! the root and everything below must be on one of them, behind one mount. All processes that use the folder must be able to
 //! write its own folder.
