@@ -158,6 +158,9 @@ impl SqliteBuilder {
     /// How long a decision is kept after its last branch was confirmed (rule 11). 24 hours by default; a decision takes
     /// about 450 bytes. A branch of an older transaction that turns up prepared, out of a restored backup say, is held
     /// and reported.
+    ///
+    /// It is this process's log's: where several share the database, each deletes its own decisions by its own horizon, and
+    /// those of a log that never comes back stay.
     pub fn horizon(self, horizon: Duration) -> Self {
         Self { horizon, ..self }
     }

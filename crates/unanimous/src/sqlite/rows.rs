@@ -123,32 +123,36 @@ pub(super) fn finish(conn: &Connection, transactions: &[TransactionId], now: u64
     Ok(())
 }
 
-/// Deletes rows that are past the horizon, some at a time, and raises their incarnations' floors.
+/// Deletes rows of `owner`'s own log that are past the horizon, some at a time, and raises their incarnations' floors.
+/// Those of other logs are their owners', whose horizon may be a longer one.
 ///
-/// Commit rows go when they are finished. Fences go when they are of an earlier incarnation of `owner`'s log, whose
-/// carriers are dead since `owner` holds the log; one of the present incarnation may still be what stops a late
-/// carrier.
+/// Commit rows go when they are finished. Fences go when they are of an earlier incarnation, whose carriers are dead
+/// since `owner` holds the log; one of the present incarnation may still be what stops a late carrier.
 pub(super) fn expire(conn: &Connection, owner: Owner, horizon: u64) -> rusqlite::Result<()> {
+    let (horizon, log) = (micros(horizon), owner.log.to_string());
     let mut expired: Vec<String> = conn
         .prepare(
             "SELECT transaction_id FROM main.unanimous_decision \
-             WHERE outcome = 'commit' AND finished_at IS NOT NULL AND finished_at <= ?1 ORDER BY finished_at LIMIT ?2",
+             WHERE outcome = 'commit' AND finished_at IS NOT NULL AND finished_at <= ?1 AND log = ?2 \
+             ORDER BY finished_at LIMIT ?3",
         )?
-        .query_map((micros(horizon), EXPIRED_AT_ONCE), |row| row.get(0))?
+        .query_map((horizon, &log, EXPIRED_AT_ONCE), |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     let fences: Vec<String> = conn
         .prepare(
             "SELECT transaction_id FROM main.unanimous_decision \
              WHERE outcome = 'abort' AND finished_at <= ?1 AND log = ?2 AND counter < ?3 ORDER BY finished_at LIMIT ?4",
         )?
-        .query_map((micros(horizon), owner.log.to_string(), owner.incarnation.counter, EXPIRED_AT_ONCE), |row| {
-            row.get(0)
-        })?
+        .query_map((horizon, &log, owner.incarnation.counter, EXPIRED_AT_ONCE), |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     expired.extend(fences);
     for id in &expired {
-        // A row whose id can't be read is left for an operator: deleting it would raise no floor.
-        let Ok(transaction) = id.parse::<TransactionId>() else { continue };
+        // A row whose id can't be read, or is another log's, is left for an operator: deleting it would raise no floor, or not its
+        // own.
+        let Some(transaction) = id.parse::<TransactionId>().ok().filter(|transaction| transaction.log == owner.log)
+        else {
+            continue;
+        };
         conn.execute(
             "INSERT INTO main.unanimous_floor (log, counter, nonce, sequence) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT (log, counter, nonce) DO UPDATE SET sequence = max(sequence, excluded.sequence)",

@@ -346,6 +346,53 @@ async fn rows_are_kept_to_the_horizon_and_nothing_is_presumed_beyond_it() {
     }
 }
 
+/// Two applications with logs of their own share a database; the one with the short horizon commits.
+#[tokio::test]
+async fn a_log_expires_its_own_rows_only() {
+    const HOUR: u64 = 3_600_000_000;
+    let clock = Arc::new(SetClock { real: TokioEnv::current(), now: AtomicU64::new(100 * HOUR) });
+    let place = Place::new();
+    let open = async |horizon| {
+        Sqlite::builder("work", place.path())
+            .horizon(Duration::from_micros(horizon))
+            .env(clock.clone())
+            .init(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, v)"))
+            .open()
+            .await
+            .unwrap()
+    };
+    let (long, short) = (open(24 * HOUR).await, open(HOUR).await);
+    let other = Owner { log: LogId(8), ..owner() };
+    let theirs = carried_by(&long, other, 1).await;
+    let mine = carried(&short, 1).await;
+    for (store, record) in [(&long, &theirs), (&short, &mine)] {
+        store.forget(record.transaction);
+    }
+    let theirs_later = carried_by(&long, other, 2).await;
+    let mine_later = carried(&short, 2).await;
+
+    clock.now.fetch_add(2 * HOUR, Ordering::SeqCst);
+    let mine_last = carried(&short, 3).await;
+    assert_eq!(
+        rows(&place),
+        [
+            format!("{} commit", mine_later.transaction),
+            format!("{} commit", mine_last.transaction),
+            format!("{} commit finished", theirs.transaction),
+            format!("{} commit", theirs_later.transaction),
+        ]
+    );
+    // No floor of theirs was raised either: what they have not heard of can still be presumed.
+    assert_eq!(strings(&place.stranger(), "SELECT log FROM unanimous_floor"), [owner().log.to_string()]);
+    assert_eq!(within(long.decision(theirs.transaction, other)).await.unwrap(), Known::Commit(theirs.clone()));
+
+    // By its own horizon it goes.
+    clock.now.fetch_add(24 * HOUR, Ordering::SeqCst);
+    carried_by(&long, other, 3).await;
+    let held = Known::Hold(HoldReason::BeyondHorizon);
+    assert_eq!(within(long.decision(theirs.transaction, other)).await.unwrap(), held);
+}
+
 #[tokio::test]
 async fn damaged_rows_are_reported_and_not_guessed_at() {
     let place = Place::new();
