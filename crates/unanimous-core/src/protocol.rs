@@ -4,7 +4,7 @@
 //! performs the [`Action`]s that it hands out and feeds the answers back as [`Event`]s. The async driver, a driver on the caller's
 //! own thread, and the exhaustive test run this same function, so what the test shows holds for all.
 //!
-//! The path is chosen by what the branches say at flush (design, section 4):
+//! The path is chosen by what the branches say at flush (`docs/protocol.md`, "Paths, and what each costs"):
 //!
 //! ```text
 //! flush all ─┬─ none wrote ────────── end all by commit ───────────────────────────────── committed

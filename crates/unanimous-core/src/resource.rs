@@ -87,8 +87,8 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// For a [carrier](Capability::Carrier): what its decision rows say of a transaction.
     ///
     /// The answer is final and durable: a row that is found is forced again before it is believed (rule 3), and where none is
-    /// found the transaction is fenced with an Abort row first, so that a carrier that is late can't commit any more (design,
-    /// section 4). `owner` is who asks: it holds its log's lock, which rules that earlier incarnations of it are dead.
+    /// found the transaction is fenced with an Abort row first, so that a carrier that is late can't commit any more
+    /// (`docs/protocol.md`, rule 4). `owner` is who asks: it holds its log's lock, which rules that earlier incarnations of it are dead.
     ///
     /// # Errors
     ///

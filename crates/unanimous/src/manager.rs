@@ -137,7 +137,8 @@ impl Builder {
         self
     }
 
-    /// How long a caller waits for branches to confirm after the decision; 5 s by default. Then commit says how many are pending.
+    /// How long a caller waits for branches to confirm after the decision; 5 s by default. Then commit says how many are pending. The
+    /// decision itself is waited for without a limit: nothing true could be said before it.
     pub fn phase_two_wait(mut self, wait: Duration) -> Self {
         self.phase_two_wait = wait;
         self

@@ -26,7 +26,8 @@ use crate::sync::lock;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Options {
-    /// Aborted when its commit has not been decided by then, counted from begin. None: the manager's.
+    /// Aborted when its branches have not all voted by then, counted from begin. Never cuts a decision that is on its way: a log or a
+    /// carrier that does not answer is waited for. None: the manager's.
     pub time_limit: Option<Duration>,
     /// Names of branches that may take part beside others that write although they are volatile or one-phase (rule 10).
     pub allow: Vec<String>,
