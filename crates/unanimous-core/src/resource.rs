@@ -62,7 +62,8 @@ pub trait ResourceManager: Send + Sync + 'static {
         options: Self::Options,
     ) -> impl Future<Output = Result<Self::Branch, BranchError>> + Send;
 
-    /// Lists the prepared branches, whoever began them: recovery tells its own by their ids.
+    /// Lists the prepared branches, whoever began them: recovery tells its own by their ids. And those that are decided in the store and
+    /// not completed: their rollback is refused, their commit completes them.
     ///
     /// # Errors
     ///

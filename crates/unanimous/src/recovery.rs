@@ -6,6 +6,7 @@
 //!
 //! Must not know drivers, nor what a store does to list and finish.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
@@ -56,6 +57,8 @@ pub enum Doubt {
     NotFinished(String),
     /// It is decided Commit, and the participant's store is not registered here.
     Unregistered,
+    /// Another resource, this one, is the same store.
+    SameStore(String),
     /// Its outcome is unknown to this process, which therefore leaves it alone.
     Undecided,
 }
@@ -66,6 +69,9 @@ impl fmt::Display for Doubt {
             Doubt::Held(reason) => write!(f, "held: {reason}"),
             Doubt::Unreachable(error) => write!(f, "the store can't be asked: {error}"),
             Doubt::NotFinished(error) => write!(f, "decided, but its store did not finish it: {error}"),
+            Doubt::SameStore(other) => {
+                write!(f, "it is the same store as {other:?}; register it once, under the name that its decisions have")
+            }
             Doubt::Unregistered => f.write_str("decided to commit, but its store is not registered here; register it"),
             Doubt::Undecided => {
                 f.write_str("its outcome is unknown; restart the process, so that it reads which decisions are durable")
@@ -395,9 +401,18 @@ async fn list(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Listed {
     let mut listed = Listed::new();
     for (registered, answer) in asked.await {
         match answer {
-            Ok((store, branches)) => {
-                listed.insert(store, (registered.clone(), branches));
-            }
+            Ok((store, branches)) => match listed.entry(store) {
+                Entry::Vacant(place) => {
+                    place.insert((registered.clone(), branches));
+                }
+                // Builder::build refuses it where both answer; one of them was down then.
+                Entry::Occupied(other) => doubts.push(InDoubt {
+                    resource: registered.name.clone(),
+                    transaction: None,
+                    branch: None,
+                    why: Doubt::SameStore(other.get().0.name.clone()),
+                }),
+            },
             Err(error) => {
                 let doubt = unreachable(registered, &error);
                 if !doubts.contains(&doubt) {

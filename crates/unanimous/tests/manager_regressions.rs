@@ -146,3 +146,17 @@ async fn a_call_that_never_comes_back_after_the_hand_over() {
     assert!(manager.recover().await.is_empty(), "all is confirmed");
     manager.shutdown(Duration::from_secs(30)).await.unwrap();
 }
+
+/// Two names of one store, one of which was down when the manager was built: noticed when it is back.
+#[tokio::test(start_paused = true)]
+async fn one_store_under_two_names_that_was_down_at_start() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    b.set_identity(a.identity_now().as_str());
+    b.set_down(true);
+    let (manager, _log) = world.start().await;
+    b.set_down(false);
+    let doubts = manager.recover().await;
+    assert_eq!(doubts.len(), 1, "{doubts:?}");
+    assert_eq!((doubts[0].resource.as_str(), &doubts[0].why), ("b", &unanimous::Doubt::SameStore("a".into())));
+}
