@@ -1,5 +1,7 @@
 //! For tests around unanimous, an adapter's first of all. `docs/writing-an-adapter.md` shows how it is used.
 //!
+//! - [`conformance`]: what every adapter must do, as checks.
+//! - [`disturbed`]: any resource, made to fail where it is told to.
 //! - [`memory`]: stores and a log in memory that journal every call and can be told to fail anywhere.
 //! - [`process`]: a child process that never outlives its test, for kill -9.
 //! - [`rng`]: a seeded generator, so that a failure can be repeated.
@@ -14,10 +16,12 @@
 
 #[cfg(feature = "demo")]
 pub mod client;
+pub mod conformance;
 #[cfg(feature = "demo")]
 pub mod crash;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod disturbed;
 pub mod memory;
 pub mod process;
 pub mod rng;

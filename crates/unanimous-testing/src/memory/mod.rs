@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use unanimous::{BuildError, Builder, Capability, TransactionManager};
 
+pub(crate) use faults::Faults;
 pub use faults::{Call, Fault, Hold};
 pub use journal::Journal;
 pub use log::{JournalLog, KeptLog, LogDisk};
@@ -126,6 +127,6 @@ impl World {
 }
 
 /// A panic that a test has asked for may happen while a lock is held; what the lock guards is changed whole or not at all.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

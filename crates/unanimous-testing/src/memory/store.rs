@@ -186,6 +186,11 @@ impl MemoryStore {
         self.disk().decisions.insert(record.transaction, DecisionRow::Commit(record));
     }
 
+    /// Writes a row outside of any transaction, as a stranger does.
+    pub fn put_now(&self, key: &str) {
+        self.disk().rows.insert(key.to_owned(), String::new());
+    }
+
     /// The committed rows' keys.
     pub fn keys(&self) -> Vec<String> {
         self.disk().rows.keys().cloned().collect()
