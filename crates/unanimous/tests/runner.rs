@@ -32,6 +32,7 @@ mod manager_run;
 mod manager_shutdown;
 mod manager_transaction;
 mod manager_votes;
+mod own_adapter;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
