@@ -1,5 +1,5 @@
 //! A store of our own: a spool of batches. What a transaction puts into it becomes one file of lines when the transaction commits,
-//! for some other program to pick up; no batch appears half, twice, or for a transaction that did not commit.
+//! for some other program to pick up; no batch appears half, or for a transaction that did not commit.
 //!
 //! `docs/writing-an-adapter.md` builds it step by step.
 //!
