@@ -113,6 +113,32 @@ pub(super) async fn alone<S: Subject>(case: Case<S>) -> Checked {
     Ok(())
 }
 
+pub(super) async fn alone_with_an_answer_that_is_lost<S: Subject>(case: Case<S>) -> Checked {
+    let around = Around::new(case);
+    let life = around.start().await?;
+    for (fault, committed) in [(Fault::Lost, false), (Fault::LostDone, true)] {
+        let key = around.case.key();
+        life.subject.fail(Call::CommitOnePhase, fault);
+        let outcome = around.wrote(&life, &key).await?.commit().await;
+        ensure!(matches!(outcome, Err(CommitError::Unknown { .. })), "without an answer the outcome is {outcome:?}");
+        eventually!("recovery to leave nothing in doubt", life.manager.recover().await.is_empty().then_some(()));
+        case_agrees(&around.case, &life, &key, committed).await?;
+    }
+    Ok(())
+}
+
+/// What is there is what was done, and the store works.
+async fn case_agrees<S: Subject>(case: &Case<S>, life: &Life<S>, key: &str, committed: bool) -> Checked {
+    case.lists(life.subject.resource(), []).await?;
+    match committed {
+        true => case.is_there(key).await,
+        false => {
+            case.is_absent(key).await?;
+            case.writes_again(life.subject.resource(), key).await
+        }
+    }
+}
+
 pub(super) async fn beside_one_that_says_no<S: Subject>(case: Case<S>) -> Checked {
     let around = Around::new(case);
     let life = around.start().await?;

@@ -305,6 +305,7 @@ fn checks<S: Subject>() -> Vec<Check<S>> {
             branch::a_branch_alone_commits_in_one_phase: "commit_one_phase commits a branch that has not prepared";
             branch::a_no_leaves_nothing: "a definite no at the vote or the commit: the branch can never commit any more, rolls back, and leaves nothing";
             managed::alone: "a transaction with this branch only commits, and aborts";
+            managed::alone_with_an_answer_that_is_lost: "a one-phase commit whose answer was lost happened or not, and nothing of it stays in doubt";
             managed::beside_one_that_says_no: "where another branch says no, nothing of this one is left";
             cancel::begin: "a begin that was dropped at any poll leaves nothing, and no locks";
             cancel::flush: "a flush that was dropped at any poll can be rolled back";
@@ -328,6 +329,8 @@ fn checks<S: Subject>() -> Vec<Check<S>> {
             two_phase::branch_and_recovery_may_both_finish: "phase two is idempotent over branch and resource together";
             two_phase::nothing_follows_from_an_id_that_is_not_prepared: "finishing an id that is not prepared (any more) changes nothing";
             two_phase::transactions_are_apart: "ids are compared whole: finishing one branch leaves all others prepared";
+            two_phase::a_promise_holds: "commit after a successful prepare does not fail for what prepare could have seen, whatever others do meanwhile";
+            two_phase::recovery_does_not_wait_for_branches: "phase two and recovery have connections of their own (rule 14)";
             managed::with_a_log: "beside another two-phase store, the log decides and both commit";
             managed::a_vote_whose_answer_is_lost: "a prepare whose answer was lost, done or not, is rolled back";
             managed::a_vote_that_lands_late: "a prepare that lands after its transaction has aborted is found by the listing and rolled back";

@@ -2,10 +2,14 @@
 //!
 //! Must not know the manager.
 
-use unanimous::{Branch, BranchId, DeciderId, Incarnation, LogId, Owner, ResourceManager, StoreId, TransactionId};
+use std::time::Duration;
+
+use unanimous::{
+    Branch, BranchContext, BranchId, DeciderId, Incarnation, LogId, Owner, ResourceManager, StoreId, TransactionId,
+};
 
 use super::Subject;
-use super::case::{Case, Checked, Stage, ensure, must};
+use super::case::{Case, Checked, PATIENCE, Stage, ensure, eventually, must};
 
 /// The shortest and the longest id, one that a store decides, and several that begin alike.
 fn ids<S: Subject>(case: &Case<S>) -> Vec<BranchId> {
@@ -167,4 +171,67 @@ pub(super) async fn transactions_are_apart<S: Subject>(case: Case<S>) -> Checked
         }
     }
     case.lists(&restarted, []).await
+}
+
+/// How long something is tried that may have to wait for what this check holds.
+const WHILE_HELD: Duration = Duration::from_secs(1);
+
+pub(super) async fn a_promise_holds<S: Subject>(case: Case<S>) -> Checked {
+    let resource = case.open().await?;
+    let (id, key) = (case.id(), case.key());
+    let branch = case.branch(&resource, Stage::Prepared, &id, &key).await?;
+    // Refused, waiting for the first, or committed: the other's affair.
+    let _ = tokio::time::timeout(WHILE_HELD, async {
+        let other = case.id();
+        let branch = resource.begin(&BranchContext::new(other.transaction), Default::default()).await.ok()?;
+        case.subject.write(&branch, &key).await.ok()?;
+        branch.flush().await.ok()?;
+        branch.commit_one_phase(&other).await.ok()
+    })
+    .await;
+    let mut error = None;
+    eventually!(format!("commit of what has prepared to be Ok; it failed with {error:?}"), {
+        match branch.commit().await {
+            Ok(()) => Some(()),
+            Err(failed) => {
+                error = Some(failed);
+                None
+            }
+        }
+    });
+    case.is_there(&key).await?;
+    case.lists(&resource, []).await
+}
+
+/// More than any pool of connections that was made for a test.
+const MOST_BRANCHES: usize = 64;
+
+pub(super) async fn recovery_does_not_wait_for_branches<S: Subject>(case: Case<S>) -> Checked {
+    let resource = case.open().await?;
+    let prepared = [(case.id(), case.key()), (case.id(), case.key())];
+    for (id, key) in &prepared {
+        drop(case.branch(&resource, Stage::Prepared, id, key).await?);
+    }
+    let mut open = Vec::new();
+    while open.len() < MOST_BRANCHES {
+        let context = BranchContext::new(case.transaction());
+        match tokio::time::timeout(WHILE_HELD, resource.begin(&context, Default::default())).await {
+            Ok(Ok(branch)) => open.push(branch),
+            // No more are to be had: what this check needs.
+            Ok(Err(_)) | Err(_) => break,
+        }
+    }
+    let finished = tokio::time::timeout(PATIENCE, async {
+        must("identity", resource.identity().await)?;
+        case.lists(&resource, prepared.iter().map(|(id, _)| id)).await?;
+        must("commit by id", resource.commit(&prepared[0].0).await)?;
+        must("rollback by id", resource.rollback(&prepared[1].0).await)?;
+        case.lists(&resource, []).await
+    });
+    match finished.await {
+        Ok(finished) => finished?,
+        Err(elapsed) => must(&format!("recovery beside {} branches that are open", open.len()), Err(elapsed))?,
+    }
+    case.is_there(&prepared[0].1).await?;
+    case.is_absent(&prepared[1].1).await
 }

@@ -1,8 +1,9 @@
 //! An adapter with one bug at a time, and the checks that must see it.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use unanimous::{
     BoxError, Branch, BranchContext, BranchError, BranchId, Capability, DecisionRecord, Known, Owner, ResourceManager,
     StoreError, StoreId, TransactionId, Work,
@@ -32,6 +33,10 @@ enum Bug {
     WritesAtOnce,
     /// A prepare that is dropped half-way has left a promise that no rollback of the branch takes back.
     TornPrepare,
+    /// What another has written meanwhile stands in the way of a commit that was promised.
+    BreaksItsPromise,
+    /// Branches and recovery share a few connections.
+    OnePool,
     /// The identity is that of the kind of store.
     OneIdentity,
     /// A decision row comes in a transaction of its own, after the work.
@@ -47,6 +52,16 @@ struct Buggy {
     bug: Bug,
     own: Mutex<Vec<BranchId>>,
     finished: Mutex<Vec<BranchId>>,
+    connections: Arc<Semaphore>,
+}
+
+impl Buggy {
+    async fn connection(&self) -> Option<OwnedSemaphorePermit> {
+        match self.bug {
+            Bug::OnePool => self.connections.clone().acquire_owned().await.ok(),
+            _ => None,
+        }
+    }
 }
 
 struct BuggyBranch {
@@ -56,6 +71,8 @@ struct BuggyBranch {
     ended: AtomicBool,
     committed: AtomicBool,
     prepared: Mutex<Option<BranchId>>,
+    written: Mutex<Vec<String>>,
+    _connection: Option<OwnedSemaphorePermit>,
 }
 
 impl BuggyBranch {
@@ -65,6 +82,7 @@ impl BuggyBranch {
             self.store.put_now(key);
             return Ok(());
         }
+        self.written.lock().unwrap().push(key.to_owned());
         self.branch.put(key)
     }
 }
@@ -96,10 +114,13 @@ impl ResourceManager for Buggy {
             ended: AtomicBool::new(false),
             committed: AtomicBool::new(false),
             prepared: Mutex::default(),
+            written: Mutex::default(),
+            _connection: self.connection().await,
         })
     }
 
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        let _connection = self.connection().await;
         let listed = self.store.in_doubt().await?;
         Ok(match self.bug {
             Bug::ForgetsTheNumber => listed.into_iter().map(|id| BranchId { number: 0, ..id }).collect(),
@@ -173,6 +194,10 @@ impl Branch for BuggyBranch {
         if self.committed.load(Ordering::SeqCst) && self.bug == Bug::SecondCommitFails {
             return Err(BranchError::refused("there is no such branch"));
         }
+        let taken = self.written.lock().unwrap().iter().any(|key| self.store.keys().contains(key));
+        if self.bug == Bug::BreaksItsPromise && taken && !self.committed.load(Ordering::SeqCst) {
+            return Err(BranchError::refused("it is taken meanwhile"));
+        }
         self.branch.commit().await?;
         self.committed.store(true, Ordering::SeqCst);
         self.ended.store(true, Ordering::SeqCst);
@@ -220,7 +245,13 @@ impl Subject for Planted {
     }
 
     async fn open(&self, place: &MemoryStore) -> Result<Buggy, BoxError> {
-        Ok(Buggy { store: place.clone(), bug: self.bug, own: Mutex::default(), finished: Mutex::default() })
+        Ok(Buggy {
+            store: place.clone(),
+            bug: self.bug,
+            own: Mutex::default(),
+            finished: Mutex::default(),
+            connections: Arc::new(Semaphore::new(8)),
+        })
     }
 
     async fn write(&self, branch: &BuggyBranch, key: &str) -> Result<(), BoxError> {
@@ -252,6 +283,8 @@ async fn every_planted_bug_is_seen_by_name() {
         (Bug::SaysReadOnly, two_phase, "branch::what_wrote_says_so_and_is_not_seen", "ReadOnly"),
         (Bug::WritesAtOnce, two_phase, "branch::rollback_leaves_nothing", "though it was not committed"),
         (Bug::TornPrepare, two_phase, "cancel::prepare", "and should list {}"),
+        (Bug::BreaksItsPromise, two_phase, "two_phase::a_promise_holds", "it is taken meanwhile"),
+        (Bug::OnePool, two_phase, "two_phase::recovery_does_not_wait_for_branches", "beside 8 branches"),
         (Bug::OneIdentity, two_phase, "branch::the_store_keeps_its_identity", "another store has the same identity"),
         (Bug::DecidesLater, carrier, "carrier::a_fence_keeps_the_late_one_out", "though it was not committed"),
         (Bug::DecidesLater, carrier, "cancel::commit_carrying", "that key"),
