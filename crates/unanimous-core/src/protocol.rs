@@ -553,8 +553,8 @@ impl Protocol {
     /// The caller is told "unknown", and recovery goes on asking; so does the driver where a branch is prepared that only this
     /// process can finish.
     fn stop_asking(&mut self, carrier: usize, out: &mut Vec<Action>) {
-        self.answer(Answer::Unknown(Cause::Branch(carrier)), out);
         self.hand_over(out);
+        self.answer(Answer::Unknown(Cause::Branch(carrier)), out);
         if self.none_in(State::Prepared) {
             self.finish(out);
         } else {
@@ -668,13 +668,13 @@ impl Protocol {
         self.waited = true;
         match self.stage {
             Stage::Aborting(cause) => {
-                self.answer(Answer::Aborted(cause), out);
                 self.hand_over(out);
+                self.answer(Answer::Aborted(cause), out);
             }
             Stage::PhaseTwo => {
                 let pending = self.members.iter().filter(|member| member.state == State::Committing).count();
-                self.answer(Answer::Committed { pending }, out);
                 self.hand_over(out);
+                self.answer(Answer::Committed { pending }, out);
             }
             // The answer to a question that is out decides what is said, unless it is late as well.
             Stage::Asking => {
@@ -687,7 +687,8 @@ impl Protocol {
     }
 
     /// Recovery can finish what its stores list: branches that prepare and survive. A volatile branch is repeated here for ever,
-    /// since nobody else could finish it. The live table is left first, so that a pass that this wakes finds them.
+    /// since nobody else could finish it. The live table is left first, so that a pass that this wakes finds them, and all of it comes
+    /// before the answer: a caller that hears of something pending may ask recovery at once.
     fn hand_over(&mut self, out: &mut Vec<Action>) {
         self.leave_live(out);
         for (i, member) in self.members.iter_mut().enumerate() {

@@ -112,14 +112,7 @@ async fn an_old_transaction_that_aborts_beyond_the_horizon() {
     a.heal(Call::Rollback);
     // Nobody but this process could tell any more.
     assert!(matches!(log_says(&data, id), unanimous::Known::Hold(unanimous::HoldReason::BeyondHorizon)));
-    let mut doubts = manager.recover().await;
-    for _ in 0..100 {
-        if doubts.is_empty() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        doubts = manager.recover().await;
-    }
+    let doubts = manager.recover().await;
     assert!(doubts.is_empty(), "{doubts:?}");
     assert!(a.prepared().is_empty());
     assert!(!a.keys().contains(&"old".to_owned()));

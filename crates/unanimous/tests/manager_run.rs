@@ -9,8 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use unanimous::{BoxError, BranchError, CommitError, JoinError, RunError, Transaction, TransactionManager, Tx};
 
-use crate::support::store::Deadlock;
-use crate::support::{Call, Fault, MemoryStore, World, ended};
+use crate::support::{Call, Deadlock, Fault, MemoryStore, World, ended};
 
 /// The work of most tests: one row in each store.
 async fn write(tx: Tx, stores: Vec<MemoryStore>) -> Result<u32, BoxError> {

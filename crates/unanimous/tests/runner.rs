@@ -1,6 +1,7 @@
 //! One test binary for the crate, linked once: every file of this folder is a module here.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
+mod conformance;
 #[cfg(feature = "files")]
 mod files;
 #[cfg(feature = "axum")]
@@ -33,6 +34,7 @@ mod manager_run;
 mod manager_shutdown;
 mod manager_transaction;
 mod manager_votes;
+mod own_adapter;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
