@@ -72,6 +72,28 @@ pub(crate) struct Order {
     pub(crate) placed_at: String,
 }
 
+impl Order {
+    /// The fields in which a receipt differs from this row, in words.
+    pub(crate) fn differences(&self, receipt: &Self) -> String {
+        let quoted = |text: &str| Value::from(text).to_string();
+        let fields = |order: &Self| {
+            [
+                ("id", order.id.to_string()),
+                ("customer", quoted(&order.customer)),
+                ("item", quoted(&order.item)),
+                ("quantity", order.quantity.to_string()),
+                ("transaction", quoted(&order.transaction)),
+                ("placed_at", quoted(&order.placed_at)),
+            ]
+        };
+        let pairs = fields(self).into_iter().zip(fields(receipt));
+        let different = pairs.filter(|((_, row), (_, receipt))| row != receipt);
+        let told =
+            different.map(|((name, row), (_, receipt))| format!("{name}: {row} in the row, {receipt} in the receipt"));
+        told.collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// Why something is not an order. Nothing of it was written.
 #[derive(Debug)]
 pub(crate) enum Invalid {
