@@ -123,7 +123,9 @@ fn bad_input_says_what_is_wrong_and_leaves_nothing() {
     wrong(post(&[json], &huge[..65_537]), 413, "larger than 65536 bytes");
     wrong(desk.client.get("/orders?limit=many").unwrap(), 400, "limit: must be a whole number");
     wrong(desk.client.get("/orders?limit=-1").unwrap(), 400, "limit: must be a whole number");
-    for id in ["1", "none", "-1", "1.json", "..%2Forders.db", "99999999999999999999"] {
+    wrong(desk.client.get("/orders?limit=1&limit=2").unwrap(), 400, "limit: must be a whole number, given once");
+    wrong(desk.client.get("/orders?limit=%ff").unwrap(), 400, "limit: must be a whole number, given once");
+    for id in ["1", "none", "-1", "-0", "+1", "1.json", "..%2Forders.db", "99999999999999999999", "%ff"] {
         wrong(desk.client.get(&format!("/receipts/{id}")).unwrap(), 404, "no such receipt");
     }
     wrong(desk.client.get("/nothing").unwrap(), 404, "nothing here");
@@ -160,6 +162,27 @@ fn the_list_has_a_default_limit_and_no_upper_bound() {
     assert_eq!(quantities("/orders?limit=0"), Vec::<u64>::new());
     assert_eq!(quantities("/orders?limit=1000000"), (1..=105).rev().collect::<Vec<_>>());
     assert_eq!(quantities("/orders?limit=99999999999999999999999").len(), 105);
+}
+
+/// What only looks is no transaction that anybody wants to see, also where there is nothing to be seen.
+#[test]
+fn looking_leaves_no_trace_among_the_last_transactions() {
+    let desk = Running::start();
+    assert_eq!(desk.client.post_json("/orders", &order("Ada", "tea", 1)).unwrap().status, 201);
+    for (path, status) in [
+        ("/receipts/1", 200),
+        ("/receipts/01", 404),
+        ("/receipts/99", 404),
+        ("/orders", 200),
+        ("/orders?limit=many", 400),
+        ("/nothing", 404),
+    ] {
+        assert_eq!(desk.client.get(path).unwrap().status, status, "{path}");
+    }
+    let page = desk.client.get("/").unwrap().text().to_owned();
+    let (_, transactions) = page.split_once(r#"<h2 id="transactions">"#).unwrap();
+    assert_eq!(transactions.matches("<span class=\"badge\">").count(), 1, "{transactions}");
+    assert!(transactions.contains("POST /orders"), "{transactions}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(crate) fn placed(id: i64, transaction: TransactionId) -> Response {
     response
 }
 
-/// The request is refused as it stands: nothing was begun for it.
+/// The request is refused as it stands: nothing was written for it.
 pub(crate) fn refused(status: StatusCode, error: impl ToString) -> Response {
     with_json(status, &json!({"error": error.to_string()}))
 }

@@ -2,6 +2,7 @@
 //!
 //! Must not know how a transaction ends: the layer sees to that, by the answer.
 
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -86,9 +87,14 @@ pub(crate) struct Listing {
 }
 
 /// `GET /orders`: a JSON array, newest first.
-pub(crate) async fn orders(State(desk): State<Desk>, tx: Tx, Query(listing): Query<Listing>) -> Response {
-    let Some(limit) = limit(listing.limit.as_deref()) else {
-        let text = "limit: must be a whole number, such as /orders?limit=100";
+pub(crate) async fn orders(
+    State(desk): State<Desk>,
+    tx: Tx,
+    listing: Result<Query<Listing>, QueryRejection>,
+) -> Response {
+    let limit = listing.ok().and_then(|Query(listing)| limit(listing.limit.as_deref()));
+    let Some(limit) = limit else {
+        let text = "limit: must be a whole number, given once, such as /orders?limit=100";
         return refused(StatusCode::BAD_REQUEST, text);
     };
     match desk.orders_json(&tx, limit).await {
@@ -98,12 +104,13 @@ pub(crate) async fn orders(State(desk): State<Desk>, tx: Tx, Query(listing): Que
 }
 
 /// `GET /receipts/<id>`: the receipt's file as it is.
-pub(crate) async fn receipt(State(desk): State<Desk>, tx: Tx, Path(id): Path<String>) -> Response {
+pub(crate) async fn receipt(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>) -> Response {
     let not_there =
         || refused(StatusCode::NOT_FOUND, "there is no such receipt; its number is that of a committed order");
-    let digits = id.bytes().all(|byte| byte.is_ascii_digit());
-    let Some(id) = id.parse::<i64>().ok().filter(|_| digits) else { return not_there() };
-    match desk.receipt(&tx, id).await {
+    // Only the name that the receipt has: not /receipts/01, and no bytes that are no text.
+    let number = |id: String| id.parse::<i64>().ok().filter(|number| *number >= 0 && number.to_string() == id);
+    let Some(id) = id.ok().and_then(|Path(id)| number(id)) else { return not_there() };
+    match desk.receipt(id).await {
         Ok(Some(receipt)) => ([(CONTENT_TYPE, "application/json")], receipt).into_response(),
         Ok(None) => not_there(),
         Err(error) => error.into_answer(),
@@ -117,10 +124,7 @@ pub(crate) struct Look {
 }
 
 /// `GET /`: the page. A browser is sent here with the number of the order that it has just placed.
-pub(crate) async fn look(
-    State(desk): State<Desk>,
-    look: Result<Query<Look>, axum::extract::rejection::QueryRejection>,
-) -> Response {
+pub(crate) async fn look(State(desk): State<Desk>, look: Result<Query<Look>, QueryRejection>) -> Response {
     let placed = look.ok().and_then(|Query(look)| look.placed);
     let page = desk.page(|orders| {
         let order = orders.iter().find(|order| Some(order.id) == placed)?;
