@@ -24,6 +24,13 @@ fn it_says_what_to_try_and_what_it_says_works() {
     let checks: Vec<&str> = lines.iter().copied().filter(|line| line.contains(" demo check ")).collect();
     assert_eq!((curls.len(), checks.len()), (5, 1), "{stdout}");
 
+    let page = desk.client.get("/").unwrap();
+    assert!(
+        page.text().contains(&format!("<code>{}</code>", checks[0])),
+        "the page has the same line: {}",
+        page.text()
+    );
+
     // The lines as a shell takes them, without a need for curl on the machine.
     let words = |line: &str| -> Vec<String> {
         let script = format!("for word in {line}; do printf '%s\\n' \"$word\"; done");

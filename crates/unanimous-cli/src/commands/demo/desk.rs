@@ -7,6 +7,7 @@ use std::fmt::{self, Write as _};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use unanimous::files::{Files, FilesError};
@@ -16,7 +17,7 @@ use unanimous::sqlite::{self, Sqlite, SqliteBuilder, SqliteError, SqliteOptions}
 use unanimous::{JoinError, TransactionId, TransactionManager, Tx, Undrained};
 
 use super::history::{Ended, History};
-use super::order::{NewOrder, Order};
+use super::order::{Entered, NewOrder, Order};
 use super::page::{self, Told};
 use crate::failure::Failure;
 
@@ -52,6 +53,7 @@ pub(crate) struct Desk {
     orders: Sqlite,
     receipts: Files,
     history: History,
+    check: Arc<str>,
 }
 
 /// A store could not serve a request. The request's transaction aborts.
@@ -127,7 +129,9 @@ impl Desk {
     ///
     /// The log is made last of all. So where it is there, the stores were, and one that is missing then is gone: it is not made anew.
     /// A run that was killed before has left no log, and what it has made is completed.
-    pub(crate) async fn open(data: &Path) -> Result<Self, Failure> {
+    ///
+    /// `check` is the command line that compares the stores, for the page.
+    pub(crate) async fn open(data: &Path, check: &str) -> Result<Self, Failure> {
         fs::create_dir_all(data).map_err(|error| {
             let hint = "choose another folder with --data, or make room for this one";
             Failure::new(format!("can't make the data folder {}", data.display())).because(&error).hint(hint)
@@ -155,7 +159,7 @@ impl Desk {
             .build()
             .await
             .map_err(|error| Failure::new("can't build the transaction manager").because(&error))?;
-        Ok(Self { manager, orders, receipts, history })
+        Ok(Self { manager, orders, receipts, history, check: check.into() })
     }
 
     /// Lets what is committing end, and notes which decisions are finished.
@@ -239,8 +243,12 @@ impl Desk {
         Ok(read)
     }
 
-    /// The page; what is told on top of it may depend on the last orders.
-    pub(crate) async fn page(&self, told: impl FnOnce(&[Order]) -> Option<Told>) -> Result<String, DeskError> {
+    /// The page, with a form that holds what was entered; what is told on top may depend on the last orders.
+    pub(crate) async fn page(
+        &self,
+        entered: &Entered,
+        told: impl FnOnce(&[Order]) -> Option<Told>,
+    ) -> Result<String, DeskError> {
         let tx = self.manager.begin();
         let orders = in_transaction(&tx, async {
             let orders = tx.join_with(&self.orders, SqliteOptions::read_only()).await?;
@@ -258,7 +266,7 @@ impl Desk {
         let orders = orders?;
         // It has only read: there is nothing that could fail to become durable.
         let _ = tx.commit().await;
-        Ok(page::page(told(&orders).as_ref(), &orders, &self.history.last()))
+        Ok(page::page(told(&orders).as_ref(), entered, &orders, &self.history.last(), &self.check))
     }
 }
 
