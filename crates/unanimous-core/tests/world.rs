@@ -269,7 +269,13 @@ impl World {
     /// Nothing can happen any more: nothing may be left that somebody waits for.
     pub(crate) fn check_end(&self) -> Result<(), Violation> {
         let in_doubt = |branch: &Branch| branch.capability == Capability::TwoPhase && branch.store == Store::Prepared;
-        if self.branches.iter().any(in_doubt) { Err(Violation::LeftInDoubt) } else { Ok(()) }
+        // What only the living driver can finish, it must not leave.
+        let left = |branch: &Branch| branch.capability == Capability::Volatile && branch.store == Store::Prepared;
+        let held = self.protocol.as_ref().is_none_or(Protocol::is_held);
+        if self.branches.iter().any(in_doubt) || (!held && self.branches.iter().any(left)) {
+            return Err(Violation::LeftInDoubt);
+        }
+        Ok(())
     }
 
     /// Every state that can follow.

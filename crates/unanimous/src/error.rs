@@ -123,6 +123,13 @@ impl CommitError {
         }
     }
 
+    /// Why.
+    pub fn cause(&self) -> &Cause {
+        match self {
+            CommitError::Aborted { source, .. } | CommitError::Unknown { source, .. } => source,
+        }
+    }
+
     /// Whether repeating the whole transaction may help: aborted by a conflict. Never for an unknown outcome.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -158,6 +165,16 @@ impl Error for CommitError {
 pub enum Cause {
     /// It was doomed.
     Doomed,
+    /// Its owner gave it up.
+    GivenUp,
+    /// Its owner was dropped without ending it: a failure on the way, or a future that was dropped.
+    Dropped,
+    /// The commit veto said so.
+    Vetoed,
+    /// The commit veto failed; its error was traced.
+    VetoFailed,
+    /// The request's handler failed or panicked.
+    HandlerFailed,
     /// A guard of a joined branch was still in use when commit was called; drop guards before the commit.
     InUse {
         /// How many guards.
@@ -196,6 +213,11 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::Doomed => f.write_str("it was doomed"),
+            Cause::GivenUp => f.write_str("its owner gave it up"),
+            Cause::Dropped => f.write_str("its owner was dropped before it had ended it"),
+            Cause::Vetoed => f.write_str("the commit veto said so"),
+            Cause::VetoFailed => f.write_str("the commit veto failed"),
+            Cause::HandlerFailed => f.write_str("the request's handler failed"),
             Cause::InUse { guards } => {
                 write!(f, "{guards} guard(s) of joined branches were in use when commit was called; drop them before")
             }
@@ -207,7 +229,8 @@ impl fmt::Display for Cause {
             Cause::Log(_) => f.write_str("the decision could not be made durable"),
             Cause::NotAllowed { resource } => write!(
                 f,
-                "the branch {resource:?} could be torn from the others by a crash;                  allow it by name (Tx::allow) where that is acceptable"
+                "the branch {resource:?} could be torn from the others by a crash; \
+                 allow it by name (Tx::allow) where that is acceptable"
             ),
             Cause::TwoUnprepared { resources: [one, other] } => {
                 write!(f, "neither {one:?} nor {other:?} can prepare, and both wrote; use two transactions")

@@ -26,7 +26,8 @@ use crate::sync::lock;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Options {
-    /// Aborted when its commit has not been decided by then, counted from begin. None: the manager's.
+    /// Aborted when its branches have not all voted by then, counted from begin. Never cuts a decision that is on its way: a log or a
+    /// carrier that does not answer is waited for. None: the manager's.
     pub time_limit: Option<Duration>,
     /// Names of branches that may take part beside others that write although they are volatile or one-phase (rule 10).
     pub allow: Vec<String>,
@@ -289,7 +290,7 @@ impl Shared {
             self.run_after_end(outcome);
             return Commit::ready(match cause {
                 None if event == Event::Commit => Ok(Committed { id: self.id, pending: 0 }),
-                cause => Err(CommitError::Aborted { id: self.id, source: cause.unwrap_or(Cause::Doomed) }),
+                cause => Err(CommitError::Aborted { id: self.id, source: cause.unwrap_or(Cause::GivenUp) }),
             });
         }
         // Stable: joins of the same key keep their order.
@@ -397,10 +398,13 @@ impl Transaction {
     /// Gives the transaction up. Starts at the call, detached; the future ends when its branches are rolled back, or after the
     /// manager's `phase_two_wait`, when the rest is left to the background. It can't fail: nothing will commit.
     pub fn abort(self) -> Abort {
+        self.abort_for(Cause::GivenUp)
+    }
+
+    /// The same, for a reason that is told in the report.
+    pub(crate) fn abort_for(self, cause: Cause) -> Abort {
         let shared = &self.tx.shared;
-        Abort {
-            commit: shared.take(Status::Ending).map(|taken| shared.drive(taken, Event::Abort, Some(Cause::Doomed))),
-        }
+        Abort { commit: shared.take(Status::Ending).map(|taken| shared.drive(taken, Event::Abort, Some(cause))) }
     }
 
     /// A handle to share. It can do everything but end the transaction.
@@ -417,7 +421,7 @@ impl Drop for Transaction {
             tracing::warn!(transaction = %shared.id, "dropped without commit or abort; aborting in the background");
         }
         // Nobody waits for it.
-        drop(shared.drive(taken, Event::Abort, Some(Cause::Doomed)));
+        drop(shared.drive(taken, Event::Abort, Some(Cause::Dropped)));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Each path of the design's section 4, chosen by what the branches did, with the calls in their order and the forced writes of
+//! Each path of docs/protocol.md, chosen by what the branches did, with the calls in their order and the forced writes of
 //! each. A line of the journal with `!` is a forced write; lines of one phase run side by side.
 
 use unanimous::{Capability, Cause, CommitError, Options};

@@ -27,6 +27,7 @@ mod manager_logs;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;
+mod manager_regressions;
 mod manager_report;
 mod manager_run;
 mod manager_shutdown;

@@ -158,6 +158,9 @@ impl SqliteBuilder {
     /// How long a decision is kept after its last branch was confirmed (rule 11). 24 hours by default; a decision takes
     /// about 450 bytes. A branch of an older transaction that turns up prepared, out of a restored backup say, is held
     /// and reported.
+    ///
+    /// It is this process's log's: where several share the database, each deletes its own decisions by its own horizon, and
+    /// those of a log that never comes back stay.
     pub fn horizon(self, horizon: Duration) -> Self {
         Self { horizon, ..self }
     }
@@ -403,7 +406,13 @@ impl ResourceManager for Sqlite {
         if !self.control(move |store, conn, _| store.has_unfinished(conn, owner)).await? {
             return Ok(Vec::new());
         }
-        self.control_writing(move |store, conn, wait| store.unfinished(conn, owner, wait)).await
+        let rows::Unfinished { records, damaged } =
+            self.control_writing(move |store, conn, wait| store.unfinished(conn, owner, wait)).await?;
+        for error in damaged {
+            // The error names the row. It stays, and is reported by each pass until somebody has restored it.
+            tracing::error!(store = %self.inner.store.name, %error, "one decision can't be finished; the others are");
+        }
+        Ok(records)
     }
 
     /// Written with the next commit that carries a decision, with [`Sqlite::close`], or when the last handle is

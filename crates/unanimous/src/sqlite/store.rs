@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
-use unanimous_core::{DecisionRecord, Known, Owner, StoreId, TransactionId};
+use unanimous_core::{Known, Owner, StoreId, TransactionId};
 
 use super::connection::{Opener, Patience};
 use super::error::{DecisionError, FileChanged, OpenError, is_busy};
 use super::file::OpenedFile;
-use super::rows;
+use super::rows::{self, Unfinished};
 use super::worker::Pool;
 
 /// One open database.
@@ -144,10 +144,11 @@ impl Store {
         self.in_transaction(conn, wait, |conn| rows::ask(conn, transaction, owner, now))
     }
 
-    /// Whether some of an owner's log's transactions committed here and are not known to be finished.
+    /// Whether some of an owner's log's transactions committed here and are not known to be finished, readable or not.
     pub(super) fn has_unfinished(&self, conn: &Connection, owner: Owner) -> Result<bool, DecisionError> {
         self.file.check()?;
-        Ok(rows::unfinished(conn, owner)?.iter().any(|record| !self.finished.contains(record.transaction)))
+        let Unfinished { records, damaged } = rows::unfinished(conn, owner)?;
+        Ok(!damaged.is_empty() || records.iter().any(|record| !self.finished.contains(record.transaction)))
     }
 
     /// Those transactions, durably.
@@ -156,15 +157,15 @@ impl Store {
         conn: &Connection,
         owner: Owner,
         wait: Duration,
-    ) -> Result<Vec<DecisionRecord>, DecisionError> {
-        let mut records = self.in_transaction(conn, wait, |conn| {
-            let records = rows::unfinished(conn, owner)?;
+    ) -> Result<Unfinished, DecisionError> {
+        let mut unfinished = self.in_transaction(conn, wait, |conn| {
+            let unfinished = rows::unfinished(conn, owner)?;
             rows::touch(conn)
                 .map_err(|source| DecisionError::Sqlite { doing: "forcing the decisions that were read", source })?;
-            Ok(records)
+            Ok(unfinished)
         })?;
-        records.retain(|record| !self.finished.contains(record.transaction));
-        Ok(records)
+        unfinished.records.retain(|record| !self.finished.contains(record.transaction));
+        Ok(unfinished)
     }
 
     /// Writes what is finished.

@@ -37,7 +37,12 @@ impl LogDisk {
         let counter = u32::try_from(kept.incarnations.len()).unwrap() + 1;
         let incarnation = Incarnation::new(counter, 1000 + u64::from(counter));
         kept.incarnations.insert(incarnation);
-        KeptLog { owner: Owner { log: self.log, incarnation }, kept: self.kept.clone(), closed: AtomicBool::new(false) }
+        KeptLog {
+            owner: Owner { log: self.log, incarnation },
+            kept: self.kept.clone(),
+            closed: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
+        }
     }
 
     /// The transactions that are decided and not forgotten.
@@ -62,6 +67,7 @@ pub(crate) struct KeptLog {
     owner: Owner,
     kept: Arc<Mutex<Kept>>,
     closed: AtomicBool,
+    taken: AtomicBool,
 }
 
 impl Decider for KeptLog {
@@ -88,6 +94,10 @@ impl Decider for KeptLog {
 impl DecisionLog for KeptLog {
     fn owner(&self) -> Owner {
         self.owner
+    }
+
+    fn take(&self) -> bool {
+        !self.taken.swap(true, Ordering::SeqCst)
     }
 
     fn ready(&self) -> Result<(), BoxError> {
@@ -182,6 +192,10 @@ impl<L: DecisionLog> Decider for JournalLog<L> {
 impl<L: DecisionLog> DecisionLog for JournalLog<L> {
     fn owner(&self) -> Owner {
         self.shared.log.owner()
+    }
+
+    fn take(&self) -> bool {
+        self.shared.log.take()
     }
 
     fn ready(&self) -> Result<(), BoxError> {
