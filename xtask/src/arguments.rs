@@ -1,4 +1,6 @@
 //! The command line, parsed by hand: two commands don't need more.
+//!
+//! Must not know what the commands do.
 
 use std::str::FromStr;
 

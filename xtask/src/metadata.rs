@@ -1,4 +1,6 @@
 //! What cargo says of the workspace.
+//!
+//! Must not know what is done with a package.
 
 use std::path::PathBuf;
 

@@ -1,6 +1,8 @@
 //! No test is forgotten: each package has one test binary, `tests/runner.rs`, and each file beside it is a module of it.
 //!
 //! One binary links once; a file that nobody names would compile and run nowhere, and nobody would notice.
+//!
+//! Must not know what a test does.
 
 use std::collections::BTreeSet;
 use std::fs;

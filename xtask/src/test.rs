@@ -1,4 +1,6 @@
 //! `cargo xtask test`: everything that must hold, one step after another, the cheap ones first.
+//!
+//! Must not know how a step does its work.
 
 use std::time::Instant;
 

@@ -57,6 +57,13 @@ pub enum Doubt {
     NotFinished(String),
     /// It is decided Commit, and the participant's store is not registered here.
     Unregistered,
+    /// It is decided Commit, and what is registered under the participant's name is another store than it was.
+    OtherStore {
+        /// The store that the decision was made for.
+        was: StoreId,
+        /// The one that has its name now.
+        now: StoreId,
+    },
     /// Another resource, this one, is the same store.
     SameStore(String),
     /// Its outcome is unknown to this process, which therefore leaves it alone.
@@ -73,6 +80,10 @@ impl fmt::Display for Doubt {
                 write!(f, "it is the same store as {other:?}; register it once, under the name that its decisions have")
             }
             Doubt::Unregistered => f.write_str("decided to commit, but its store is not registered here; register it"),
+            Doubt::OtherStore { was, now } => write!(
+                f,
+                "decided to commit in the store {was}, and what is registered under its name is the store {now} now; bring back the one it was"
+            ),
             Doubt::Undecided => {
                 f.write_str("its outcome is unknown; restart the process, so that it reads which decisions are durable")
             }
@@ -499,11 +510,14 @@ fn forget_or_report(
     for participant in &record.participants {
         let Some(store) = &participant.store else { continue };
         if !known(&participant.resource, store) {
+            let named = inner.resources.get(&participant.resource).and_then(|named| named.known_identity());
+            let why =
+                named.map_or(Doubt::Unregistered, |now| Doubt::OtherStore { was: store.clone(), now: now.clone() });
             doubts.push(InDoubt {
                 resource: participant.resource.clone(),
                 transaction: Some(record.transaction),
                 branch: None,
-                why: Doubt::Unregistered,
+                why,
             });
         }
     }

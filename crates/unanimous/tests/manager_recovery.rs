@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use unanimous::{
     BranchId, DeciderId, DecisionLog, DecisionRecord, Doubt, HoldReason, InDoubt, Incarnation, LogId, Owner,
-    Participant, TransactionId,
+    Participant, StoreId, TransactionId,
 };
 
 use crate::support::{Call, Fault, LONG, MemoryStore, World, aborted, ended, eventually};
@@ -169,6 +169,31 @@ async fn an_unfinished_decision_is_forgotten_when_every_list_confirms_it() {
     assert!(doubts.iter().any(|(name, _, why)| name == "b" && matches!(why, Doubt::Unreachable(_))), "{doubts:?}");
     b.set_down(false);
     eventually("b's confirmation", || world.disk.unfinished() == [nowhere]).await;
+}
+
+/// The name is registered, and the store behind it is another one: to say "register it" would be wrong.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_another_has_taken_the_name_of_is_named() {
+    let mut world = World::new();
+    let a = world.two_phase("a");
+    let b = world.two_phase("b");
+    let earlier = world.disk.open().owner();
+    let decided = earlier.transaction(1);
+    let mut record = record(decided, &[(0, &a), (1, &b)]);
+    let was: StoreId = "store-before".parse().unwrap();
+    record.participants[1].store = Some(was.clone());
+    world.disk.plant(record);
+    let (builder, _log) = world.builder();
+    let manager = builder.build().await.unwrap();
+    let doubts = manager.in_doubt();
+    let why = Doubt::OtherStore { was, now: b.identity_now() };
+    assert_eq!(doubts_of(&doubts), [("b".to_owned(), Some(decided), why)]);
+    assert_eq!(
+        doubts[0].why.to_string(),
+        "decided to commit in the store store-before, and what is registered under its name is the store store-b now; \
+         bring back the one it was"
+    );
+    assert_eq!(world.disk.unfinished(), [decided]);
 }
 
 /// A store that is down at start: the manager builds, the others are recovered and used; its own branches follow when it is back,
