@@ -1,13 +1,16 @@
 //! The command line, parsed by hand: two commands don't need more.
+//!
+//! Must not know what the commands do.
 
 use std::str::FromStr;
 
 pub(crate) const USAGE: &str = "\
-usage: cargo xtask test
+usage: cargo xtask test [STEP]
        cargo xtask crash demo --rounds N [--seed S] [--clients C] [--keep]
 
 test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
-             installs what is missing where it may, and says what to install where it may not
+             installs what is missing where it may, and says what to install where it may not;
+             with a STEP (the beginning of its name, such as clippy or packages) that one alone
 crash demo   kill -9 of the demo under load, N times; exits 1 when anything was violated
              --seed S     the moments and orders of an earlier run (by default another one each time; it is printed)
              --clients C  parallel clients, 16 by default
@@ -17,7 +20,8 @@ crash demo   kill -9 of the demo under load, N times; exits 1 when anything was 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Help,
-    Test,
+    /// All steps, or those whose names begin like this.
+    Test(Option<String>),
     Crash(Crash),
 }
 
@@ -34,7 +38,7 @@ pub(crate) struct Crash {
 pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, String> {
     let mut arguments = arguments.into_iter();
     let command = match arguments.next().as_deref() {
-        Some("test") => Command::Test,
+        Some("test") => Command::Test(arguments.next()),
         Some("crash") => match arguments.next().as_deref() {
             Some("demo") => return crash(arguments).map(Command::Crash),
             Some(other) => return Err(format!("error: `crash` does not know {other:?}; there is `crash demo`")),
@@ -82,7 +86,8 @@ mod tests {
 
     #[test]
     fn commands_are_parsed() {
-        assert_eq!(parsed("test"), Ok(Command::Test));
+        assert_eq!(parsed("test"), Ok(Command::Test(None)));
+        assert_eq!(parsed("test clippy"), Ok(Command::Test(Some("clippy".into()))));
         let crash = Crash { rounds: 7, seed: Some(9), clients: 16, keep: true };
         assert_eq!(parsed("crash demo --rounds 7 --seed 9 --keep"), Ok(Command::Crash(crash)));
     }
@@ -92,7 +97,7 @@ mod tests {
         for (line, part) in [
             ("", "which command"),
             ("tset", "\"tset\""),
-            ("test now", "\"now\""),
+            ("test clippy now", "\"now\""),
             ("crash", "crash demo"),
             ("crash demo", "--rounds N is needed"),
             ("crash demo --rounds", "needs a number"),

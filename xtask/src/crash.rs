@@ -1,4 +1,6 @@
 //! `cargo xtask crash demo`: builds the release binary and runs the crash rounds of the test tools.
+//!
+//! Must not know what a round does: the test tools do.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

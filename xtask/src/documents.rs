@@ -1,26 +1,60 @@
-//! No document names a test that is not there: where `docs/*.md` says `module::test`, a function of that name must exist.
+//! No document names a test that is not there: where one says `module::test`, a function of that name must exist in that module.
 //!
-//! A table of tests is believed only while it is true, and names change.
+//! A table of tests is believed only while it is true, and names change. Looked through are `docs/*.md` and the root's documents.
+//!
+//! Must not know Markdown or Rust but for what stands between backticks, and on a function's first line.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Component, Path};
+
+/// Beside `docs/`.
+const AT_THE_ROOT: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
 
 pub(crate) fn check(root: &Path) -> Result<(), String> {
-    let mut functions = BTreeSet::new();
-    each_file(&root.join("crates"), "rs", &mut |_, text| {
-        functions.extend(text.lines().filter_map(function).map(str::to_owned))
+    let mut functions: BTreeMap<String, BTreeSet<Vec<String>>> = BTreeMap::new();
+    let crates = root.join("crates");
+    each_file(&crates, "rs", &mut |path, text| {
+        let place = place(path.strip_prefix(&crates).unwrap_or(path));
+        for name in text.lines().filter_map(function) {
+            functions.entry(name.to_owned()).or_default().insert(place.clone());
+        }
     })?;
     let mut wrong = Vec::new();
-    each_file(&root.join("docs"), "md", &mut |path, text| {
+    let mut see = |path: &Path, text: &str| {
         for name in named_tests(text) {
-            let (_, last) = name.rsplit_once("::").expect("a named test has a module");
-            if !functions.contains(last) {
+            let (module, last) = name.rsplit_once("::").expect("a named test has a module");
+            let places = functions.get(last).into_iter().flatten();
+            if !places.into_iter().any(|place| is_in(place, module)) {
                 wrong.push(format!("{} names the test {name}, which is not there", path.display()));
             }
         }
-    })?;
+    };
+    each_file(&root.join("docs"), "md", &mut see)?;
+    for name in AT_THE_ROOT {
+        let path = root.join(name);
+        see(&path, &read(&path)?);
+    }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
+/// The folders that a file is in, and its own name: its modules, but for those that are within it.
+fn place(path: &Path) -> Vec<String> {
+    let parts = path.with_extension("");
+    let words = parts.components().filter_map(|part| match part {
+        Component::Normal(word) => Some(word.to_string_lossy().into_owned()),
+        _ => None,
+    });
+    words.filter(|word| word != "mod").collect()
+}
+
+/// Whether a module's path ends the file's, where modules within the file (`mod tests`) are left out.
+fn is_in(place: &[String], module: &str) -> bool {
+    let module: Vec<&str> = module.split("::").filter(|word| *word != "tests").collect();
+    // A name of one word is that of the file or of its folder.
+    let tail =
+        |place: &[String]| place.iter().rev().zip(module.iter().rev()).filter(|(a, b)| a == b).count() == module.len();
+    tail(place) || place.split_last().is_some_and(|(_, folders)| tail(folders))
 }
 
 /// What stands between backticks and looks like a test: lower-case words joined by `::`.
@@ -50,32 +84,76 @@ fn each_file(folder: &Path, extension: &str, see: &mut dyn FnMut(&Path, &str)) -
         if path.is_dir() {
             each_file(&path, extension, see)?;
         } else if path.extension().is_some_and(|found| found == extension) {
-            see(&path, &fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?);
+            see(&path, &read(&path)?);
         }
     }
     Ok(())
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A workspace whose test `it_is_right` is in `one/tests/it.rs`, and `it_is_deep` in `one/src/part/inner.rs`.
+    fn workspace() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("crates/one/tests/it.rs", "    async fn it_is_right() {}\n// fn it_is_not_code() {}\n");
+        write("crates/one/src/part/inner.rs", "    fn it_is_deep() {}\n");
+        write("crates/one/tests/whole/mod.rs", "fn it_is_whole() {}\n");
+        for name in AT_THE_ROOT.into_iter().chain(["docs/it.md"]) {
+            write(name, "");
+        }
+        root
+    }
+
     #[test]
     fn a_test_that_is_not_there_is_named() {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir_all(root.path().join("crates/one/tests")).unwrap();
-        fs::create_dir(root.path().join("docs")).unwrap();
-        fs::write(
-            root.path().join("crates/one/tests/it.rs"),
-            "    async fn it_is_right() {}\n// fn it_is_not_code() {}\n",
-        )
-        .unwrap();
-        let document = |text: &str| fs::write(root.path().join("docs/it.md"), text).unwrap();
-        document("| `it::it_is_right` | `http::after_end` | `std::env::current_exe()` |");
-        assert_eq!(check(root.path()), Ok(()));
-        document("`it::it_is_right` and\n`it::it_is_wrong`, `it::it_is_not_code`");
-        let wrong = check(root.path()).unwrap_err();
-        assert!(wrong.contains("it::it_is_wrong") && wrong.contains("it::it_is_not_code"), "{wrong}");
-        assert!(!wrong.contains("it_is_right"), "{wrong}");
+        let root = workspace();
+        for document in AT_THE_ROOT.into_iter().chain(["docs/it.md"]) {
+            let path = root.path().join(document);
+            fs::write(&path, "| `it::it_is_right` | `http::after_end` | `std::env::current_exe()` |").unwrap();
+            assert_eq!(check(root.path()), Ok(()));
+            fs::write(&path, "`it::it_is_right` and\n`it::it_is_wrong`, `it::it_is_not_code`").unwrap();
+            let wrong = check(root.path()).unwrap_err();
+            assert!(wrong.contains("it::it_is_wrong") && wrong.contains("it::it_is_not_code"), "{wrong}");
+            assert!(!wrong.contains("it_is_right") && wrong.contains(document), "{wrong}");
+            fs::write(&path, "").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_test_that_is_in_another_module_is_named() {
+        let root = workspace();
+        let path = root.path().join("docs/it.md");
+        let right = [
+            "part::inner::it_is_deep",
+            "inner::it_is_deep",
+            "inner::tests::it_is_deep",
+            "part::it_is_deep",
+            "whole::it_is_whole",
+        ];
+        for name in right {
+            fs::write(&path, format!("`{name}`")).unwrap();
+            assert_eq!(check(root.path()), Ok(()), "{name}");
+        }
+        for name in [
+            "other::it_is_right",
+            "inner::it_is_right",
+            "other::inner::it_is_deep",
+            "inner::part::it_is_deep",
+            "mod::it_is_whole",
+        ] {
+            fs::write(&path, format!("`{name}`")).unwrap();
+            assert!(check(root.path()).unwrap_err().contains(name), "{name}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The project's own commands.
 //!
-//! - `cargo xtask test`: everything that must hold before a commit; what CI runs.
+//! - `cargo xtask test [STEP]`: everything that must hold before a commit; what CI runs.
 //! - `cargo xtask crash demo --rounds N [--seed S]`: kill -9 of the demo under load, and what must be true after it.
 //!
 //! Must not know the library: it runs cargo, and the test tools.
@@ -9,6 +9,7 @@ mod arguments;
 mod crash;
 mod documents;
 mod metadata;
+mod packages;
 mod run;
 mod runners;
 mod test;
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
             say(USAGE);
             Ok(())
         }
-        Ok(Command::Test) => test::run(),
+        Ok(Command::Test(only)) => test::run(only.as_deref()),
         Ok(Command::Crash(plan)) => crash::run(&plan),
         Err(wrong) => {
             complain(&format!("{wrong}\n\n{USAGE}"));

@@ -1,4 +1,6 @@
 //! What cargo says of the workspace.
+//!
+//! Must not know what is done with a package.
 
 use std::path::PathBuf;
 
@@ -10,6 +12,7 @@ use crate::run::cargo;
 #[derive(Debug)]
 pub(crate) struct Package {
     pub(crate) name: String,
+    pub(crate) version: String,
     /// Its folder.
     pub(crate) folder: PathBuf,
     pub(crate) published: bool,
@@ -49,6 +52,7 @@ fn package(json: &Value) -> Option<Package> {
     let tests = targets.filter(|target| target["kind"] == serde_json::json!(["test"]));
     Some(Package {
         name: json["name"].as_str()?.into(),
+        version: json["version"].as_str()?.into(),
         folder: PathBuf::from(json["manifest_path"].as_str()?).parent()?.into(),
         // Absent or null: every registry.
         published: json["publish"].as_array().is_none_or(|registries| !registries.is_empty()),

@@ -1,4 +1,6 @@
 //! Running other programs, with what to type to do the same by hand.
+//!
+//! Must not know what it runs.
 
 use std::ffi::OsString;
 use std::process::{Command, Output, Stdio};

@@ -1,6 +1,8 @@
 //! No test is forgotten: each package has one test binary, `tests/runner.rs`, and each file beside it is a module of it.
 //!
 //! One binary links once; a file that nobody names would compile and run nowhere, and nobody would notice.
+//!
+//! Must not know what a test does.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -79,7 +81,14 @@ mod tests {
     #[test]
     fn a_second_test_binary_is_named() {
         let tests = vec!["/p/tests/runner.rs".into(), "/p/tests/log.rs".into()];
-        let package = Package { name: "p".into(), folder: "/p".into(), published: true, features: Vec::new(), tests };
+        let package = Package {
+            name: "p".into(),
+            version: "0.1.0".into(),
+            folder: "/p".into(),
+            published: true,
+            features: Vec::new(),
+            tests,
+        };
         let wrong = strangers(&package, &"/p/tests/runner.rs".into());
         assert_eq!(wrong, ["/p/tests/log.rs is a test binary of its own: put `autotests = false` into /p/Cargo.toml"]);
     }

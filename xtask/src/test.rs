@@ -1,22 +1,27 @@
 //! `cargo xtask test`: everything that must hold, one step after another, the cheap ones first.
+//!
+//! Must not know how a step does its work.
 
 use std::time::Instant;
 
 use crate::arguments::Crash;
-use crate::metadata::{Package, Workspace, workspace};
+use crate::metadata::{Workspace, workspace};
 use crate::run::{Run, cargo};
-use crate::{crash, documents, runners, say, tools};
+use crate::{crash, documents, packages, runners, say, tools};
 
 /// Few, since the full number is a command of its own; enough to see that the machinery works and that nothing is badly broken.
 const CRASH_ROUNDS: u32 = 5;
 
-pub(crate) fn run() -> Result<(), String> {
+/// `only`: the beginning of the names of the steps that are done; all of them otherwise.
+pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     let workspace = workspace()?;
-    let mut steps = Steps::default();
-    steps.step("tools", "cargo xtask test", tools::prepare)?;
+    let mut steps = Steps { only: only.unwrap_or_default().into(), done: Vec::new() };
+    steps.step("tools", "cargo xtask test tools", tools::prepare)?;
     steps.cargo("format", &cargo(["fmt", "--all", "--", "--check"]))?;
-    steps.step("runners: no test file is forgotten", "cargo xtask test", || runners::check(&workspace.packages))?;
-    steps.step("documents: no test is named that is not there", "cargo xtask test", || {
+    steps.step("runners: no test file is forgotten", "cargo xtask test runners", || {
+        runners::check(&workspace.packages)
+    })?;
+    steps.step("documents: no test is named that is not there", "cargo xtask test documents", || {
         documents::check(&workspace.root)
     })?;
     steps.cargo(
@@ -32,10 +37,15 @@ pub(crate) fn run() -> Result<(), String> {
     )?;
     steps.cargo("tests", &cargo(["test", "--workspace", "--all-features"]))?;
     steps.cargo("dependencies", &cargo(["deny", "check", "bans", "licenses", "sources"]))?;
-    steps.cargo("packages", &packages(&workspace))?;
+    steps.step("packages: each builds from its own files", "cargo xtask test packages", || {
+        packages::check(&workspace)
+    })?;
     let rounds = Crash { rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
     steps.step("crash rounds", &format!("cargo xtask crash demo --rounds {CRASH_ROUNDS}"), || crash::run(&rounds))?;
     steps.summary();
+    if steps.done.is_empty() {
+        return Err(format!("there is no step whose name begins with {:?}", steps.only));
+    }
     Ok(())
 }
 
@@ -51,16 +61,11 @@ fn feature_combinations(workspace: &Workspace) -> Vec<Run> {
     std::iter::once(none).chain(each).collect()
 }
 
-/// Builds each package from exactly the files that would be published. Dirty trees are allowed: before a commit is when it is run.
-fn packages(workspace: &Workspace) -> Run {
-    let published = workspace.packages.iter().filter(|package| package.published);
-    let names = published.flat_map(|Package { name, .. }| ["--package", name.as_str()]);
-    cargo(["package", "--allow-dirty", "--quiet"].into_iter().chain(names))
-}
-
 /// The steps that are done, with their seconds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Steps {
+    /// What the names of those begin with that are to be done.
+    only: String,
     done: Vec<(String, f64)>,
 }
 
@@ -70,6 +75,9 @@ impl Steps {
     }
 
     fn step(&mut self, name: &str, repeat: &str, step: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        if !name.starts_with(&self.only) {
+            return Ok(());
+        }
         say(&format!("==> {name}: {repeat}"));
         let start = Instant::now();
         let result = step();

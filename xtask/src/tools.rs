@@ -1,4 +1,6 @@
 //! What the tests need beside Rust: looked for, installed where that is allowed, else named.
+//!
+//! Must not know what they are used for.
 
 use crate::run::{Run, cargo};
 use crate::say;

@@ -1,4 +1,6 @@
 //! Printing: a reader that has gone away (`unanimous log show | head`) is no reason to fail, and none to stop a server.
+//!
+//! Must not know what is printed.
 
 use std::io::{self, Write};
 

@@ -1,4 +1,6 @@
 //! Microseconds since 1970 as people read them.
+//!
+//! Must not know what time it is: callers say.
 
 /// UTC, ISO 8601 with milliseconds. The calendar is Howard Hinnant's `civil_from_days`.
 pub(crate) fn utc(micros: u64) -> String {

@@ -73,7 +73,8 @@ fn each_mismatch_is_told() {
     fs::write(receipt(2), two.replace("two", "three")).unwrap();
     let (code, out, err) = told_of(&data);
     assert_eq!((code, out.as_str()), (Some(1), "orders 3, receipts 3, mismatches 1, in doubt 0\n"));
-    assert!(err.starts_with("mismatch: order 2 is Order {") && err.contains("its receipt says"), "{err}");
+    let expected = r#"mismatch: order 2 is not what its receipt says: item: "two" in the row, "three" in the receipt"#;
+    assert_eq!(err, format!("{expected}\n"));
 
     fs::write(receipt(2), &two[..two.len() / 2]).unwrap();
     let (code, out, err) = told_of(&data);
@@ -106,11 +107,33 @@ fn what_is_no_data_folder_is_an_error() {
     let missing = unanimous(["demo", "check", "--data", &format!("{path}/nothing")]);
     let expected = format!("error: there is no data folder {path}/nothing\n{hint}");
     assert_eq!(told(&missing), (Some(2), String::new(), expected));
-    let empty = unanimous(["demo", "check", "--data", path]);
-    let expected =
-        format!("error: {path} is not the data folder of a demo: it has no orders.db or no receipts/\n{hint}");
-    assert_eq!(told(&empty), (Some(2), String::new(), expected));
-    assert_eq!(fs::read_dir(path).unwrap().count(), 0, "nothing was made there");
+    fs::write(folder.path().join("notes.txt"), "mine").unwrap();
+    let other = unanimous(["demo", "check", "--data", path]);
+    let expected = format!("error: {path} is not the data folder of a demo: it has no orders.db\n{hint}");
+    assert_eq!(told(&other), (Some(2), String::new(), expected));
+    assert_eq!(fs::read_dir(path).unwrap().count(), 1, "nothing was made there");
+}
+
+/// What a first start that was killed may have left.
+#[test]
+fn a_folder_that_was_never_served_is_told() {
+    for made in [&[][..], &["decisions"], &["orders.db"], &["orders.db", "receipts"], &["receipts/.unanimous-new"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        for name in made {
+            match *name {
+                "orders.db" => fs::write(folder.path().join(name), "").unwrap(),
+                name => fs::create_dir_all(folder.path().join(name)).unwrap(),
+            }
+        }
+        let expected = format!(
+            "error: the demo was never ready on this folder, {path}; start it once\nhint: unanimous demo --data {path}\n"
+        );
+        assert_eq!(told(&unanimous(["demo", "check", "--data", path])), (Some(2), String::new(), expected), "{made:?}");
+        let demo = Demo::start(binary(), folder.path()).unwrap();
+        demo.ready().unwrap();
+        assert_eq!(clean(&demo.check().unwrap()), (0, 0), "{made:?}");
+    }
 }
 
 /// Tells the clients to stop when it is dropped.

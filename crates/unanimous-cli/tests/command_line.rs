@@ -16,6 +16,8 @@ const COMMANDS: &[&[&str]] = &[
     &["demmo"],
     &["demo", "--port", "1"],
     &["demo", "--data", "x", "check"],
+    &["demo", "check", "--data", "x"],
+    &["demo", "--listen", "127.0.0.1:0", "check"],
     &["demo", "--listen", "8080"],
     &["log"],
     &["log", "show"],

@@ -99,11 +99,7 @@ fn bad_input_says_what_is_wrong_and_leaves_nothing() {
         );
     };
     wrong(post(&[json], r#"{"customer": "Ada", "quantity": 1}"#), 422, "item: is missing");
-    wrong(
-        post(&[json], r#"{"customer": "Ada", "item": "", "quantity": 1}"#),
-        422,
-        "item: must be text that is not empty",
-    );
+    wrong(post(&[json], r#"{"customer": "Ada", "item": "", "quantity": 1}"#), 422, "item: must not be empty");
     wrong(
         post(&[json], r#"{"customer": "Ada", "item": "tea", "quantity": 0}"#),
         422,
@@ -114,7 +110,7 @@ fn bad_input_says_what_is_wrong_and_leaves_nothing() {
     wrong(post(&[json], "customer, item, quantity"), 400, "not a JSON object");
     wrong(post(&[json], ""), 400, "not a JSON object");
     wrong(post(&[FORM], "customer=Ada&item=tea&quantity=three"), 422, "quantity: must be a whole number");
-    wrong(post(&[FORM], "customer=Ada&item=+&quantity=1"), 422, "item: must be text that is not empty");
+    wrong(post(&[FORM], "customer=Ada&item=+&quantity=1"), 422, "item: must not be empty");
     wrong(post(&[FORM], r#"{"customer": "Ada"}"#), 400, "content-type: application/json");
     wrong(post(&[("content-type", "text/plain")], "tea"), 415, "text/plain");
     wrong(post(&[("content-type", "multipart/form-data; boundary=x")], "--x--"), 415, "multipart/form-data");
@@ -123,7 +119,9 @@ fn bad_input_says_what_is_wrong_and_leaves_nothing() {
     wrong(post(&[json], &huge[..65_537]), 413, "larger than 65536 bytes");
     wrong(desk.client.get("/orders?limit=many").unwrap(), 400, "limit: must be a whole number");
     wrong(desk.client.get("/orders?limit=-1").unwrap(), 400, "limit: must be a whole number");
-    for id in ["1", "none", "-1", "1.json", "..%2Forders.db", "99999999999999999999"] {
+    wrong(desk.client.get("/orders?limit=1&limit=2").unwrap(), 400, "limit: must be a whole number, given once");
+    wrong(desk.client.get("/orders?limit=%ff").unwrap(), 400, "limit: must be a whole number, given once");
+    for id in ["1", "none", "-1", "-0", "+1", "1.json", "..%2Forders.db", "99999999999999999999", "%ff"] {
         wrong(desk.client.get(&format!("/receipts/{id}")).unwrap(), 404, "no such receipt");
     }
     wrong(desk.client.get("/nothing").unwrap(), 404, "nothing here");
@@ -162,6 +160,44 @@ fn the_list_has_a_default_limit_and_no_upper_bound() {
     assert_eq!(quantities("/orders?limit=99999999999999999999999").len(), 105);
 }
 
+/// What the library says of a broken request is for the server's log.
+#[test]
+fn a_body_that_breaks_off_is_told_in_our_own_words() {
+    let desk = Running::start();
+    let mut stream = TcpStream::connect(desk.client.address()).unwrap();
+    let head = "POST /orders HTTP/1.1\r\nhost: desk\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nno number\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.set_read_timeout(Some(unanimous_testing::demo::LIMIT)).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let expected = r#"{"error":"the body can't be read: it broke off, or is not what its headers say"}"#;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with(&format!("{expected}\n")), "{answer}");
+    drop(stream);
+    let (_, stderr) = desk.demo.stop(rustix::process::Signal::TERM).unwrap();
+    assert!(stderr.contains("a request's body can't be read"), "the reason is in the log: {stderr}");
+}
+
+/// What only looks is no transaction that anybody wants to see, also where there is nothing to be seen.
+#[test]
+fn looking_leaves_no_trace_among_the_last_transactions() {
+    let desk = Running::start();
+    assert_eq!(desk.client.post_json("/orders", &order("Ada", "tea", 1)).unwrap().status, 201);
+    for (path, status) in [
+        ("/receipts/1", 200),
+        ("/receipts/01", 404),
+        ("/receipts/99", 404),
+        ("/orders", 200),
+        ("/orders?limit=many", 400),
+        ("/nothing", 404),
+    ] {
+        assert_eq!(desk.client.get(path).unwrap().status, status, "{path}");
+    }
+    let page = desk.client.get("/").unwrap().text().to_owned();
+    let (_, transactions) = page.split_once(r#"<h2 id="transactions">"#).unwrap();
+    assert_eq!(transactions.matches("<span class=\"badge\">").count(), 1, "{transactions}");
+    assert!(transactions.contains("POST /orders"), "{transactions}");
+}
+
 #[test]
 fn a_browser_gets_the_page() {
     let desk = Running::start();
@@ -189,10 +225,20 @@ fn a_browser_gets_the_page() {
         assert!(failed.text().contains(r#"class="card told aborted""#), "{fail}: {}", failed.text());
         assert!(failed.text().contains("nothing is stored"), "{fail}: {}", failed.text());
         assert!(failed.text().contains("rolled back"), "{fail}: {}", failed.text());
+        assert!(failed.text().contains(&format!("\nfail={fail}<")), "the page says which: {fail}: {}", failed.text());
     }
     let refused = post("", "0");
     assert_eq!(refused.status, 422);
     assert!(refused.text().contains("quantity: must be a whole number from 1 to 1000000, not 0"), "{}", refused.text());
+
+    let again = ["customer", "item"]
+        .map(|name| format!(r#"name="{name}" value="&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;""#));
+    for field in again.iter().map(String::as_str).chain([r#"max="1000000" value="0""#]) {
+        assert!(refused.text().contains(field), "what was entered is there again: {field}: {}", refused.text());
+    }
+    let nowhere = desk.client.get_with("/nothing", &[BROWSER]).unwrap();
+    assert_eq!((nowhere.status, nowhere.header("content-type")), (404, Some("text/html; charset=utf-8")));
+    assert!(nowhere.text().contains("not found") && nowhere.text().contains("nothing here"), "{}", nowhere.text());
 
     let page = desk.client.get("/").unwrap();
     assert_eq!(page.text().matches(r#"<td class="aborted">"#).count(), 5, "{}", page.text());

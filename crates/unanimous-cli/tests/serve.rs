@@ -24,6 +24,13 @@ fn it_says_what_to_try_and_what_it_says_works() {
     let checks: Vec<&str> = lines.iter().copied().filter(|line| line.contains(" demo check ")).collect();
     assert_eq!((curls.len(), checks.len()), (5, 1), "{stdout}");
 
+    let page = desk.client.get("/").unwrap();
+    assert!(
+        page.text().contains(&format!("<code>{}</code>", checks[0])),
+        "the page has the same line: {}",
+        page.text()
+    );
+
     // The lines as a shell takes them, without a need for curl on the machine.
     let words = |line: &str| -> Vec<String> {
         let script = format!("for word in {line}; do printf '%s\\n' \"$word\"; done");
@@ -147,6 +154,77 @@ fn it_comes_up_again_after_a_kill() {
         assert_eq!(client.post_json("/orders", &order).unwrap().json()["id"], restart + 1);
         desk.demo = demo;
         desk.demo.kill().unwrap();
+    }
+}
+
+/// A store that is gone is not made anew beside a log that knows of it: it would pass for one in which nothing was ever written.
+#[test]
+fn a_store_that_is_gone_is_told_and_not_made_anew() {
+    let mut desk = Running::start();
+    let order = json!({"customer": "Ada", "item": "tea", "quantity": 1});
+    assert_eq!(desk.client.post_json("/orders", &order).unwrap().status, 201);
+    desk.demo.kill().unwrap();
+    let data = desk.data();
+    let path = data.to_str().unwrap();
+    let hint = "hint: bring it back, from its disk or a backup; or start with a new data folder: --data DIR\n";
+    let told_gone = |store: &str| {
+        let expected = format!("error: {path}/{store} is gone, and {path}/decisions knows of it\n");
+        let (code, out, err) = told(&unanimous(["demo", "check", "--data", path]));
+        assert_eq!((code, out.as_str(), err), (Some(2), "", format!("{expected}{hint}")));
+        // It must not serve; its last words are in the error.
+        let mut demo = Demo::start(binary(), &data).unwrap();
+        let error = demo.ready().expect_err("it serves without its store").to_string();
+        assert!(error.contains(&expected) && error.contains(hint.trim_end()), "{error}");
+        assert_eq!(demo.program().wait(LIMIT).unwrap().code(), Some(2));
+    };
+    let away = desk.folder.path().join("away");
+
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::rename(data.join(format!("orders.db{suffix}")), format!("{}{suffix}", away.display()));
+    }
+    told_gone("orders.db");
+    assert!(!data.join("orders.db").exists());
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::rename(format!("{}{suffix}", away.display()), data.join(format!("orders.db{suffix}")));
+    }
+
+    std::fs::rename(data.join("receipts"), &away).unwrap();
+    told_gone("receipts");
+    assert!(!data.join("receipts").exists());
+    // A mount point whose disk is not there.
+    std::fs::create_dir(data.join("receipts")).unwrap();
+    told_gone("receipts");
+    assert_eq!(desk.receipts(), Vec::<String>::new());
+    std::fs::remove_dir(data.join("receipts")).unwrap();
+    std::fs::rename(&away, data.join("receipts")).unwrap();
+
+    let demo = Demo::start(binary(), &data).unwrap();
+    demo.ready().unwrap();
+    assert_eq!(clean(&demo.check().unwrap()), (1, 1), "it is all there again");
+}
+
+/// A first start that is killed at whatever it has just made comes up again; until then the check says what to do.
+#[test]
+fn a_first_start_that_was_killed_comes_up_again() {
+    for made in ["", "orders.db", "receipts", "receipts/.unanimous", "decisions", "decisions/*"] {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let there = || match made.strip_suffix("/*") {
+            Some(parent) => std::fs::read_dir(data.join(parent)).is_ok_and(|mut entries| entries.next().is_some()),
+            None => data.join(made).exists(),
+        };
+        let mut killed = Demo::start(binary(), &data).unwrap();
+        let begun = std::time::Instant::now();
+        while !there() {
+            assert!(begun.elapsed() < LIMIT, "{made:?} was not made");
+            std::thread::yield_now();
+        }
+        killed.kill().unwrap();
+        let demo = Demo::start(binary(), &data).unwrap();
+        let client = demo.ready().unwrap_or_else(|error| panic!("killed when {made:?} was there: {error}"));
+        let order = json!({"customer": "Ada", "item": "tea", "quantity": 1});
+        assert_eq!(client.post_json("/orders", &order).unwrap().status, 201, "{made:?}");
+        assert_eq!(clean(&demo.check().unwrap()), (1, 1), "{made:?}");
     }
 }
 

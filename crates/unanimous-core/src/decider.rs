@@ -109,6 +109,10 @@ pub trait DecisionLog: Decider {
     /// The log's identity and its current incarnation, forced before this is callable (rule 4).
     fn owner(&self) -> Owner;
 
+    /// Gives the log to one manager; true once in the log's life, also over all clones of it. A second manager would give out the
+    /// same ids again, and presume of the first one's transactions.
+    fn take(&self) -> bool;
+
     /// Whether a decision could be written now; asked before the first prepare, so that no branch is prepared in vain.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! performs the [`Action`]s that it hands out and feeds the answers back as [`Event`]s. The async driver, a driver on the caller's
 //! own thread, and the exhaustive test run this same function, so what the test shows holds for all.
 //!
-//! The path is chosen by what the branches say at flush (design, section 4):
+//! The path is chosen by what the branches say at flush (`docs/protocol.md`, "Paths, and what each costs"):
 //!
 //! ```text
 //! flush all ─┬─ none wrote ────────── end all by commit ───────────────────────────────── committed
@@ -296,6 +296,19 @@ impl Protocol {
         self.stage == Stage::Held
     }
 
+    /// Whether it is being rolled back: recovery need not ask anybody.
+    pub fn is_aborting(&self) -> bool {
+        matches!(self.stage, Stage::Aborting(_))
+    }
+
+    /// Whether the caller was answered and all that is still out is recovery's too: nobody need wait for this driver.
+    pub fn is_recoverys(&self) -> bool {
+        let mut out = self.members.iter().filter(|member| member.state.is_out());
+        self.answered
+            && matches!(self.stage, Stage::PhaseTwo | Stage::Aborting(_))
+            && out.all(|member| member.handed_over)
+    }
+
     /// What can be said where the driver is dropped now and nobody goes on (its runtime ended): recovery presumes abort of what was
     /// never handed to a decider, and finds a decision that was.
     pub fn outcome_if_dropped(&self) -> Outcome {
@@ -537,11 +550,16 @@ impl Protocol {
         }
     }
 
-    /// The caller is told "unknown"; recovery goes on asking.
+    /// The caller is told "unknown", and recovery goes on asking; so does the driver where a branch is prepared that only this
+    /// process can finish.
     fn stop_asking(&mut self, carrier: usize, out: &mut Vec<Action>) {
-        self.answer(Answer::Unknown(Cause::Branch(carrier)), out);
         self.hand_over(out);
-        self.finish(out);
+        self.answer(Answer::Unknown(Cause::Branch(carrier)), out);
+        if self.none_in(State::Prepared) {
+            self.finish(out);
+        } else {
+            out.push(Action::AskCarrier(carrier));
+        }
     }
 
     fn decided(&mut self, answer: DecisionAnswer, out: &mut Vec<Action>) {
@@ -573,7 +591,6 @@ impl Protocol {
         }
         if self.waited {
             self.hand_over(out);
-            self.leave_live(out);
         } else if sent {
             out.push(Action::StartWait);
         }
@@ -616,7 +633,6 @@ impl Protocol {
         }
         if self.waited {
             self.hand_over(out);
-            self.leave_live(out);
         }
         self.rolled_back_all(out);
     }
@@ -633,7 +649,7 @@ impl Protocol {
             Ok(()) => member.state = State::Ended(End::RolledBack),
             // It was never prepared: it ends with its session.
             Err(_) if !prepared => member.state = State::Ended(End::RolledBack),
-            Err(_) if self.waited => member.state = State::Ended(End::Pending),
+            Err(_) if member.handed_over => member.state = State::Ended(End::Pending),
             Err(_) => return out.push(Action::Rollback(i)),
         }
         self.rolled_back_all(out);
@@ -652,16 +668,13 @@ impl Protocol {
         self.waited = true;
         match self.stage {
             Stage::Aborting(cause) => {
-                self.answer(Answer::Aborted(cause), out);
                 self.hand_over(out);
-                self.leave_live(out);
+                self.answer(Answer::Aborted(cause), out);
             }
             Stage::PhaseTwo => {
                 let pending = self.members.iter().filter(|member| member.state == State::Committing).count();
-                self.answer(Answer::Committed { pending }, out);
                 self.hand_over(out);
-                // A volatile branch is repeated here for ever: nobody else could finish it.
-                self.leave_live(out);
+                self.answer(Answer::Committed { pending }, out);
             }
             // The answer to a question that is out decides what is said, unless it is late as well.
             Stage::Asking => {
@@ -673,8 +686,11 @@ impl Protocol {
         }
     }
 
-    /// Recovery can finish what its stores list: branches that prepare and survive.
+    /// Recovery can finish what its stores list: branches that prepare and survive. A volatile branch is repeated here for ever,
+    /// since nobody else could finish it. The live table is left first, so that a pass that this wakes finds them, and all of it comes
+    /// before the answer: a caller that hears of something pending may ask recovery at once.
     fn hand_over(&mut self, out: &mut Vec<Action>) {
+        self.leave_live(out);
         for (i, member) in self.members.iter_mut().enumerate() {
             let may_be_prepared = matches!(
                 member.state,
@@ -683,9 +699,9 @@ impl Protocol {
             if may_be_prepared && member.spec.capability == Capability::TwoPhase && !member.handed_over {
                 member.handed_over = true;
                 out.push(Action::HandOver(i));
-            }
-            if member.state == State::Prepared {
-                member.state = State::Ended(End::Pending);
+                if member.state == State::Prepared {
+                    member.state = State::Ended(End::Pending);
+                }
             }
         }
     }

@@ -50,6 +50,9 @@ pub trait ResourceManager: Send + Sync + 'static {
 
     /// Begins a branch.
     ///
+    /// Cancel safety: when this future is dropped, or its branch is dropped without an end, nothing may stay open in the store; the
+    /// manager can't roll back what it never got.
+    ///
     /// # Errors
     ///
     /// A [conflict](BranchError::conflict) when a lock was not to be had in time.
@@ -59,7 +62,8 @@ pub trait ResourceManager: Send + Sync + 'static {
         options: Self::Options,
     ) -> impl Future<Output = Result<Self::Branch, BranchError>> + Send;
 
-    /// Lists the prepared branches, whoever began them: recovery tells its own by their ids.
+    /// Lists the prepared branches, whoever began them: recovery tells its own by their ids. And those that are decided in the store and
+    /// not completed: their rollback is refused, their commit completes them.
     ///
     /// # Errors
     ///
@@ -84,8 +88,8 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// For a [carrier](Capability::Carrier): what its decision rows say of a transaction.
     ///
     /// The answer is final and durable: a row that is found is forced again before it is believed (rule 3), and where none is
-    /// found the transaction is fenced with an Abort row first, so that a carrier that is late can't commit any more (design,
-    /// section 4). `owner` is who asks: it holds its log's lock, which rules that earlier incarnations of it are dead.
+    /// found the transaction is fenced with an Abort row first, so that a carrier that is late can't commit any more
+    /// (`docs/protocol.md`, rule 4). `owner` is who asks: it holds its log's lock, which rules that earlier incarnations of it are dead.
     ///
     /// # Errors
     ///

@@ -8,7 +8,7 @@ use unanimous_core::protocol::{Action, Answer, DecisionAnswer, Event, Path, Prot
 use unanimous_core::recovery::{Verdict, verdict, whom_to_ask};
 use unanimous_core::{
     BranchId, Capability, DeciderId, Decision, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId,
-    Owner, Participant, StoreId, TransactionId, Work,
+    Outcome, Owner, Participant, StoreId, TransactionId, Work,
 };
 
 /// A branch in its store.
@@ -269,7 +269,13 @@ impl World {
     /// Nothing can happen any more: nothing may be left that somebody waits for.
     pub(crate) fn check_end(&self) -> Result<(), Violation> {
         let in_doubt = |branch: &Branch| branch.capability == Capability::TwoPhase && branch.store == Store::Prepared;
-        if self.branches.iter().any(in_doubt) { Err(Violation::LeftInDoubt) } else { Ok(()) }
+        // What only the living driver can finish, it must not leave.
+        let left = |branch: &Branch| branch.capability == Capability::Volatile && branch.store == Store::Prepared;
+        let held = self.protocol.as_ref().is_none_or(Protocol::is_held);
+        if self.branches.iter().any(in_doubt) || (!held && self.branches.iter().any(left)) {
+            return Err(Violation::LeftInDoubt);
+        }
+        Ok(())
     }
 
     /// Every state that can follow.
@@ -552,6 +558,14 @@ impl World {
         }
         let crashed = self.with(|world| {
             world.crashes = world.crashes.saturating_sub(1);
+            if let (None, Some(protocol)) = (world.told, &self.protocol) {
+                // Its runtime may end without its process: what the driver can still say then must hold.
+                world.told = match protocol.outcome_if_dropped() {
+                    Outcome::Committed => Some(Told::Committed),
+                    Outcome::Aborted => Some(Told::Aborted),
+                    Outcome::Unknown => None,
+                };
+            }
             world.protocol = None;
             world.poisoned = false;
             world.deciding = false;

@@ -1,6 +1,6 @@
 //! The demo as a process: start, wait until it serves, check, stop.
 //!
-//! Knows what the demo prints and its command line, and nothing of how it works.
+//! Knows what the demo prints and its command line. Must not know how it works.
 
 use std::fmt;
 use std::io;

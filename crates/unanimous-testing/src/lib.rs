@@ -1,16 +1,28 @@
-//! Test tools that more than one package needs: real child processes, real sockets, kill -9.
+//! For tests around unanimous, an adapter's first of all. `docs/writing-an-adapter.md` shows how it is used.
 //!
-//! - [`process`]: a child process that never outlives its test.
-//! - [`client`]: a small HTTP client for JSON and forms.
+//! - [`conformance`]: what every adapter must do, as checks.
+//! - [`disturbed`]: any resource, made to fail where it is told to.
+//! - [`memory`]: stores and a log in memory that journal every call and can be told to fail anywhere.
+//! - [`process`]: a child process that never outlives its test, for kill -9.
 //! - [`rng`]: a seeded generator, so that a failure can be repeated.
-//! - [`demo`]: the demo as a process: start, wait until it serves, check, stop.
-//! - [`crash`]: kill -9 of the demo under load, again and again, and what must be true after it.
 //!
-//! Must not know the library's inside: it sees what a user sees, which is processes, sockets and files. Nothing here is published.
+//! Behind the feature `demo`, for the project's own tests:
+//!
+//! - `client`: a small HTTP client for JSON and forms.
+//! - `demo`: the demo as a process: start, wait until it serves, check, stop.
+//! - `crash`: kill -9 of the demo under load, again and again, and what must be true after it.
+//!
+//! Must not know the library's inside: it sees what a user sees, which is the public traits, processes, sockets and files.
 
+#[cfg(feature = "demo")]
 pub mod client;
+pub mod conformance;
+#[cfg(feature = "demo")]
 pub mod crash;
+#[cfg(feature = "demo")]
 pub mod demo;
+pub mod disturbed;
+pub mod memory;
 pub mod process;
 pub mod rng;
 

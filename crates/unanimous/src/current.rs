@@ -27,7 +27,8 @@ enum Current {
 /// The current task's transaction: the one that [`scope`], [`TransactionManager::run`](crate::TransactionManager::run) or an HTTP
 /// layer runs it in. Where the transaction begins lazily, this begins it.
 ///
-/// None outside of any of them, in a task that was spawned from within, and after the transaction's end.
+/// None outside of any of them, and in a task that was spawned from within. Within a [`scope`] that goes on after the transaction's end
+/// it is the ended one, which [`is_active`](Tx::is_active) tells; a request's layer gives it up at the end.
 pub fn current() -> Option<Tx> {
     // Out of the task's storage first: a transaction that begins here tells the synchronizers, who have a current one too.
     match CURRENT.try_with(Clone::clone).ok()? {

@@ -120,6 +120,7 @@ impl<R: ResourceManager> DynResource for R {
 
 pub(crate) trait DynLog: Send + Sync {
     fn owner(&self) -> Owner;
+    fn take(&self) -> bool;
     fn ready(&self) -> Result<(), BoxError>;
     fn decide(&self, record: DecisionRecord) -> BoxFuture<'_, Result<(), DecideError>>;
     fn lookup(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Known, StoreError>>;
@@ -131,6 +132,10 @@ pub(crate) trait DynLog: Send + Sync {
 impl<L: DecisionLog> DynLog for L {
     fn owner(&self) -> Owner {
         DecisionLog::owner(self)
+    }
+
+    fn take(&self) -> bool {
+        DecisionLog::take(self)
     }
 
     fn ready(&self) -> Result<(), BoxError> {

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -53,9 +54,12 @@ pub(crate) struct Driver {
     failures: Vec<Option<BranchError>>,
     log_failure: Option<DecideError>,
     tries: Vec<u32>,
+    handed_over: Vec<Arc<AtomicBool>>,
     asked: u32,
     record: Option<DecisionRecord>,
     live: bool,
+    /// Whether a shutdown waits for it.
+    counted: bool,
     calls: FuturesUnordered<BoxFuture<'static, Returned>>,
 }
 
@@ -80,9 +84,11 @@ impl Driver {
             failures: (0..count).map(|_| None).collect(),
             log_failure: None,
             tries: vec![0; count],
+            handed_over: (0..count).map(|_| Arc::default()).collect(),
             asked: 0,
             record: None,
             live: false,
+            counted: true,
             calls: FuturesUnordered::new(),
         }
     }
@@ -122,6 +128,9 @@ impl Driver {
             }
             if self.protocol.is_over() {
                 break;
+            }
+            if self.protocol.is_recoverys() {
+                self.count_out();
             }
             next = self.calls.next().await;
         }
@@ -186,7 +195,7 @@ impl Driver {
                 let branch = self.slots[i].branch.clone();
                 let wait = self.back_off(i);
                 self.call(i, Event::Committed, async move {
-                    wait.await;
+                    wait.await?;
                     branch.commit().await
                 });
             }
@@ -194,12 +203,13 @@ impl Driver {
                 let branch = self.slots[i].branch.clone();
                 let wait = self.back_off(i);
                 self.call(i, Event::RolledBack, async move {
-                    wait.await;
+                    wait.await?;
                     branch.rollback().await
                 });
             }
             Action::StartWait => self.after(self.shared.manager.phase_two_wait, Event::WaitElapsed),
             Action::HandOver(i) => {
+                self.handed_over[i].store(true, Ordering::Release);
                 let error = self.failures[i].as_ref().map(|error| error as &(dyn std::error::Error + 'static));
                 tracing::warn!(transaction = %self.shared.id, branch = %self.slots[i].name, error,
                     "the branch is not finished yet; recovery goes on with it");
@@ -227,14 +237,23 @@ impl Driver {
         }));
     }
 
-    /// A wait that grows with each try of the same branch; none before the first.
-    fn back_off(&mut self, i: usize) -> BoxFuture<'static, ()> {
+    /// A wait that grows with each try of the same branch; none before the first. An error where recovery has taken the branch over
+    /// meanwhile: then it is not tried here any more.
+    fn back_off(&mut self, i: usize) -> BoxFuture<'static, Result<(), BranchError>> {
         let tries = self.tries[i];
         self.tries[i] += 1;
         if tries == 0 {
-            return Box::pin(std::future::ready(()));
+            return Box::pin(std::future::ready(Ok(())));
         }
-        self.shared.manager.env.sleep(self.shared.manager.retry_wait(tries))
+        let sleep = self.shared.manager.env.sleep(self.shared.manager.retry_wait(tries));
+        let handed_over = self.handed_over[i].clone();
+        Box::pin(async move {
+            sleep.await;
+            match handed_over.load(Ordering::Acquire) {
+                true => Err(BranchError::lost("recovery has taken the branch over")),
+                false => Ok(()),
+            }
+        })
     }
 
     fn id_of(&self, i: usize) -> BranchId {
@@ -392,7 +411,7 @@ impl Driver {
         let report = Report {
             id: self.shared.id,
             outcome,
-            cause: result.as_ref().err().map(crate::error::chain),
+            cause: result.as_ref().err().map(|error| crate::error::chain(error.cause())),
             branches: branches.collect(),
             note: annotations.note,
             user: annotations.user,
@@ -405,10 +424,20 @@ impl Driver {
         }
     }
 
+    /// A shutdown need not wait any more.
+    fn count_out(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.shared.manager.open.remove();
+        }
+    }
+
     fn leave_live(&mut self) {
         if self.live {
             self.live = false;
-            self.shared.manager.live.leave(self.shared.id);
+            match self.protocol.is_aborting() {
+                true => self.shared.manager.live.abort(self.shared.id),
+                false => self.shared.manager.live.leave(self.shared.id),
+            }
         }
     }
 }
@@ -429,6 +458,6 @@ impl Drop for Driver {
             self.interrupted();
             self.shared.manager.recovery.wake();
         }
-        self.shared.manager.open.remove();
+        self.count_out();
     }
 }

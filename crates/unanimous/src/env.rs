@@ -4,6 +4,7 @@
 //! Must not know transactions.
 
 pub mod disk;
+mod threads;
 
 use std::fmt;
 use std::future::Future;
@@ -34,11 +35,11 @@ pub trait Env: Send + Sync + 'static {
     /// When there is no runtime any more to run it; the task was dropped then.
     fn spawn(&self, task: BoxFuture<'static, ()>) -> Result<(), NoRuntime>;
 
-    /// Runs a job that blocks its thread (a sync of a file).
+    /// Runs a job that blocks its thread (a sync of a file), on a thread that nobody can hold who waits for the job (rule 14).
     ///
     /// # Errors
     ///
-    /// When there is no runtime any more to run it; the job was dropped then.
+    /// When there is no runtime, or no thread to be had; the job was dropped then.
     fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime>;
 
     /// 64 random bits, unpredictable enough that two machines never share them.
@@ -95,6 +96,12 @@ impl Env for TokioEnv {
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        // On a thread outside of any runtime its own is entered; within one, that one polls it.
+        let _inside = match (tokio::runtime::Handle::try_current(), &self.runtime) {
+            (Err(_), Some(runtime)) => Some(runtime.enter()),
+            (Err(_), None) => return Box::pin(async move { tokio::time::sleep(duration).await }),
+            (Ok(_), _) => None,
+        };
         Box::pin(tokio::time::sleep(duration))
     }
 
@@ -104,8 +111,12 @@ impl Env for TokioEnv {
     }
 
     fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime> {
-        drop(self.handle()?.spawn_blocking(job));
-        Ok(())
+        // Refused outside of a runtime: who waits for the job is a future.
+        self.handle()?;
+        threads::run(job).map_err(|error| {
+            tracing::error!(%error, "the system gives no thread for a job that blocks");
+            NoRuntime
+        })
     }
 
     fn random(&self) -> u64 {

@@ -133,6 +133,13 @@ impl CommitError {
         }
     }
 
+    /// Why.
+    pub fn cause(&self) -> &Cause {
+        match self {
+            CommitError::Aborted { source, .. } | CommitError::Unknown { source, .. } => source,
+        }
+    }
+
     /// Whether repeating the whole transaction may help: aborted by a conflict. Never for an unknown outcome.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -166,10 +173,18 @@ impl Error for CommitError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Cause {
-    /// Its owner aborted it, or dropped it without an end. No commit is answered so; a [`Report`](crate::Report) may say it.
+    /// Its owner gave it up. No commit is answered so; a [`Report`](crate::Report) may say it.
     GivenUp,
     /// It was doomed.
     Doomed,
+    /// Its owner was dropped without ending it: a failure on the way, or a future that was dropped.
+    Dropped,
+    /// The commit veto said so.
+    Vetoed,
+    /// The commit veto failed; its error was traced.
+    VetoFailed,
+    /// The request's handler failed or panicked.
+    HandlerFailed,
     /// A savepoint, or a rollback to one, failed, so that nobody knows what the transaction would commit.
     Savepoint(Box<SavepointError>),
     /// A [`before_commit`](crate::Tx::before_commit) hook failed or panicked, so nothing was asked of the branches.
@@ -222,6 +237,10 @@ impl fmt::Display for Cause {
                 f.write_str("a savepoint had failed, which leaves nothing but an abort; begin another")
             }
             Cause::Hook { .. } => f.write_str("a before-commit hook failed"),
+            Cause::Dropped => f.write_str("its owner was dropped before it had ended it"),
+            Cause::Vetoed => f.write_str("the commit veto said so"),
+            Cause::VetoFailed => f.write_str("the commit veto failed"),
+            Cause::HandlerFailed => f.write_str("the request's handler failed"),
             Cause::InUse { guards } => {
                 write!(f, "{guards} guard(s) of joined branches were in use when commit was called; drop them before")
             }

@@ -1,6 +1,6 @@
-//! The live table (rule 5): transactions that a driver of this process works on, and that might still be decided Commit.
-//!
-//! Recovery never touches them. Must not know branches, deciders or time.
+//! The live table (rule 5): transactions that a driver of this process works on, and that might still be decided Commit; recovery
+//! never touches them. And those of which this process knows more than any decider: that they were aborted, or must be held.
+//! Must not know branches, deciders or time.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -14,6 +14,8 @@ use crate::sync::lock;
 pub(crate) enum Stage {
     /// A driver works on it.
     Driven,
+    /// It was aborted here, and not all of its branches are known to be rolled back: recovery need not ask anybody.
+    Aborted,
     /// Its outcome is unknown, and nobody in this process may find out (rule 12): it stays here until the process ends.
     Held,
 }
@@ -30,6 +32,10 @@ impl Live {
 
     pub(crate) fn hold(&self, id: TransactionId) {
         lock(&self.transactions).insert(id, Stage::Held);
+    }
+
+    pub(crate) fn abort(&self, id: TransactionId) {
+        lock(&self.transactions).insert(id, Stage::Aborted);
     }
 
     pub(crate) fn leave(&self, id: TransactionId) {

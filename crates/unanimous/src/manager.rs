@@ -29,6 +29,9 @@ use crate::transaction::{Options, Transaction, Tx};
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
+/// How long a shutdown waits for the log to close, and for recovery to leave it.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
 type Observer = Box<dyn Fn(&Report) + Send + Sync>;
 
 /// What the manager, its transactions and its recovery share.
@@ -136,7 +139,8 @@ impl Builder {
         self
     }
 
-    /// How long a caller waits for branches to confirm after the decision; 5 s by default. Then commit says how many are pending.
+    /// How long a caller waits for branches to confirm after the decision; 5 s by default. Then commit says how many are pending. The
+    /// decision itself is waited for without a limit: nothing true could be said before it.
     pub fn phase_two_wait(mut self, wait: Duration) -> Self {
         self.phase_two_wait = wait;
         self
@@ -171,8 +175,11 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`BuildError`]: two resources of one name, one store under two names, no runtime.
+    /// [`BuildError`]: a log that another manager has, two resources of one name, one store under two names, no runtime.
     pub async fn build(self) -> Result<TransactionManager, BuildError> {
+        if !self.log.take() {
+            return Err(BuildError::LogInUse);
+        }
         let mut resources = BTreeMap::new();
         for resource in self.resources {
             let name = resource.name.clone();
@@ -229,6 +236,8 @@ pub enum BuildError {
     },
     /// There is no tokio runtime to run recovery.
     NoRuntime,
+    /// The log is, or was, another manager's; a clone of it is the same log.
+    LogInUse,
 }
 
 impl fmt::Display for BuildError {
@@ -240,6 +249,9 @@ impl fmt::Display for BuildError {
             BuildError::SameStore { names: [one, other], store } => {
                 write!(f, "{one:?} and {other:?} are the same store, {store}; register it once")
             }
+            BuildError::LogInUse => f.write_str(
+                "the decision log is or was another manager's: clone that manager to share it, or open the log again to begin anew",
+            ),
             BuildError::NoRuntime => f.write_str("there is no tokio runtime to run recovery; build from within one"),
         }
     }
@@ -399,7 +411,8 @@ impl TransactionManager {
         self.inner.owner
     }
 
-    /// Refuses new work, waits until what has joined something has ended, stops recovery and gives the log up.
+    /// Refuses new work, waits until what has joined something has ended, stops recovery and gives the log up. Takes at most the
+    /// deadline and a second more, also where a disk or a store hangs.
     ///
     /// # Errors
     ///
@@ -415,34 +428,49 @@ impl TransactionManager {
             () = expired => {}
         }
         self.inner.recovery.stop();
-        self.inner.recovery.idle().await;
+        let grace = self.inner.env.sleep(CLOSE_WAIT);
+        let closing = async {
+            self.inner.recovery.idle().await;
+            self.inner.given_up.store(true, Ordering::Release);
+            match self.inner.deciding.count() {
+                0 => self.inner.log.close().await,
+                carriers => {
+                    tracing::warn!(carriers, "the log stays with this process: commits that decide are still out");
+                }
+            }
+        };
+        let closed = tokio::select! {
+            biased;
+            () = closing => true,
+            () = grace => false,
+        };
+        // Whatever hangs: nothing is decided here any more.
         self.inner.given_up.store(true, Ordering::Release);
-        match self.inner.deciding.count() {
-            0 => self.inner.log.close().await,
-            carriers => tracing::warn!(carriers, "the log stays with this process: commits that decide are still out"),
-        }
         match self.inner.open.count() {
-            0 => Ok(()),
-            transactions => Err(Undrained { transactions }),
+            0 if closed => Ok(()),
+            transactions => Err(Undrained { transactions, closed }),
         }
     }
 }
 
-/// Transactions that had not ended at the deadline of a shutdown.
+/// What a shutdown left behind at its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Undrained {
-    /// How many.
+    /// Transactions that had not ended.
     pub transactions: usize,
+    /// Whether the log was closed; where it was not it closes when what hangs comes back, or with the process.
+    pub closed: bool,
 }
 
 impl fmt::Display for Undrained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Undrained { transactions, closed } = self;
         write!(
             f,
-            "{} transaction(s) had not ended at the deadline; the next start finishes what was decided",
-            self.transactions
-        )
+            "{transactions} transaction(s) had not ended at the deadline; the next start finishes what was decided"
+        )?;
+        if *closed { Ok(()) } else { f.write_str("; the decision log had not closed") }
     }
 }
 

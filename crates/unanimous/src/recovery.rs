@@ -6,6 +6,7 @@
 //!
 //! Must not know drivers, nor what a store does to list and finish.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
@@ -56,6 +57,15 @@ pub enum Doubt {
     NotFinished(String),
     /// It is decided Commit, and the participant's store is not registered here.
     Unregistered,
+    /// It is decided Commit, and what is registered under the participant's name is another store than it was.
+    OtherStore {
+        /// The store that the decision was made for.
+        was: StoreId,
+        /// The one that has its name now.
+        now: StoreId,
+    },
+    /// Another resource, this one, is the same store.
+    SameStore(String),
     /// Its outcome is unknown to this process, which therefore leaves it alone.
     Undecided,
 }
@@ -66,7 +76,14 @@ impl fmt::Display for Doubt {
             Doubt::Held(reason) => write!(f, "held: {reason}"),
             Doubt::Unreachable(error) => write!(f, "the store can't be asked: {error}"),
             Doubt::NotFinished(error) => write!(f, "decided, but its store did not finish it: {error}"),
+            Doubt::SameStore(other) => {
+                write!(f, "it is the same store as {other:?}; register it once, under the name that its decisions have")
+            }
             Doubt::Unregistered => f.write_str("decided to commit, but its store is not registered here; register it"),
+            Doubt::OtherStore { was, now } => write!(
+                f,
+                "decided to commit in the store {was}, and what is registered under its name is the store {now} now; bring back the one it was"
+            ),
             Doubt::Undecided => {
                 f.write_str("its outcome is unknown; restart the process, so that it reads which decisions are durable")
             }
@@ -90,6 +107,8 @@ impl Signals {
 pub(crate) struct Recovery {
     interval: Duration,
     doubts: Mutex<Vec<InDoubt>>,
+    /// For each resource the branch whose end got no answer in the last pass.
+    hung: Mutex<BTreeMap<String, BranchId>>,
     signals: Arc<Signals>,
     one_pass_at_a_time: AsyncMutex<()>,
 }
@@ -97,7 +116,13 @@ pub(crate) struct Recovery {
 impl Recovery {
     pub(crate) fn new(interval: Duration) -> Self {
         let signals = Signals { wake: Notify::new(), stop: watch::Sender::new(false) };
-        Self { interval, doubts: Mutex::default(), signals: Arc::new(signals), one_pass_at_a_time: AsyncMutex::new(()) }
+        Self {
+            interval,
+            doubts: Mutex::default(),
+            hung: Mutex::default(),
+            signals: Arc::new(signals),
+            one_pass_at_a_time: AsyncMutex::new(()),
+        }
     }
 
     /// Something was left to recovery: don't wait for the interval.
@@ -191,14 +216,19 @@ async fn whole_pass(inner: &Inner) {
         let live = &live;
         async move {
             let mut left = Left { prepared: BTreeSet::new(), doubts: Vec::new() };
-            for branch in branches {
+            let hung = lock(&inner.recovery.hung).remove(&registered.name);
+            for branch in turned(branches, hung) {
                 let result = match live.get(&branch.transaction) {
                     Some(Stage::Driven) => {
                         left.prepared.insert(branch);
                         continue;
                     }
                     Some(Stage::Held) => Err(Doubt::Undecided),
-                    None => finish(inner, &registered, &branch).await,
+                    Some(Stage::Aborted) => end(inner, &registered, &branch, Verdict::Rollback).await,
+                    None => {
+                        let known = ask(inner, &branch).await;
+                        end(inner, &registered, &branch, verdict(&branch, &known)).await
+                    }
                 };
                 if let Err(why) = result {
                     left.doubts.push(InDoubt {
@@ -221,8 +251,31 @@ async fn whole_pass(inner: &Inner) {
     for (decider, record) in unfinished {
         forget_or_report(inner, decider.as_deref(), &record, &after, &mut doubts);
     }
+    forget_aborted(inner, &live, &after);
     report(&doubts);
     *lock(&inner.recovery.doubts) = doubts;
+}
+
+/// A branch that hung in the last pass comes last in this one: those behind it would never be tried otherwise.
+fn turned(mut branches: Vec<BranchId>, hung: Option<BranchId>) -> Vec<BranchId> {
+    if let Some(place) = hung.and_then(|hung| branches.iter().position(|branch| *branch == hung)) {
+        branches.rotate_left(place + 1);
+    }
+    branches
+}
+
+/// Aborted transactions of which no store lists a branch any more, where every store was asked.
+fn forget_aborted(inner: &Inner, live: &BTreeMap<TransactionId, Stage>, after: &After) {
+    let all = inner
+        .resources
+        .values()
+        .all(|registered| registered.known_identity().is_some_and(|store| after.prepared.contains_key(store)));
+    let listed = |id: TransactionId| after.prepared.values().flatten().any(|branch| branch.transaction == id);
+    for (&id, _) in live.iter().filter(|(_, stage)| **stage == Stage::Aborted) {
+        if all && !listed(id) {
+            inner.live.leave(id);
+        }
+    }
 }
 
 struct Left {
@@ -272,11 +325,15 @@ impl Pass<'_> {
             return Err(StoreError::new("it did not answer before in this pass"));
         }
         let answer = within(self.inner, call).await;
-        if matches!(&answer, Err(error) if error.source().is_some_and(|source| source.is::<NoAnswer>())) {
+        if is_no_answer(&answer) {
             lock(&self.silent).insert(who);
         }
         answer
     }
+}
+
+fn is_no_answer<T>(answer: &Result<T, StoreError>) -> bool {
+    matches!(answer, Err(error) if error.source().is_some_and(|source| source.is::<NoAnswer>()))
 }
 
 /// The limit of time passed.
@@ -355,9 +412,18 @@ async fn list(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Listed {
     let mut listed = Listed::new();
     for (registered, answer) in asked.await {
         match answer {
-            Ok((store, branches)) => {
-                listed.insert(store, (registered.clone(), branches));
-            }
+            Ok((store, branches)) => match listed.entry(store) {
+                Entry::Vacant(place) => {
+                    place.insert((registered.clone(), branches));
+                }
+                // Builder::build refuses it where both answer; one of them was down then.
+                Entry::Occupied(other) => doubts.push(InDoubt {
+                    resource: registered.name.clone(),
+                    transaction: None,
+                    branch: None,
+                    why: Doubt::SameStore(other.get().0.name.clone()),
+                }),
+            },
             Err(error) => {
                 let doubt = unreachable(registered, &error);
                 if !doubts.contains(&doubt) {
@@ -395,10 +461,9 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
     })
 }
 
-async fn finish(inner: &Pass<'_>, registered: &Registered, branch: &BranchId) -> Result<(), Doubt> {
+async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdict: Verdict) -> Result<(), Doubt> {
     let who = Some(registered.name.as_str());
-    let known = ask(inner, branch).await;
-    let (done, what) = match verdict(branch, &known) {
+    let (done, what) = match verdict {
         Verdict::Hold(reason) => return Err(Doubt::Held(reason)),
         Verdict::Commit => (
             inner.within(who, async { registered.resource.commit(branch).await.map_err(StoreError::new) }).await,
@@ -409,6 +474,9 @@ async fn finish(inner: &Pass<'_>, registered: &Registered, branch: &BranchId) ->
             "rolled back",
         ),
     };
+    if is_no_answer(&done) {
+        lock(&inner.recovery.hung).insert(registered.name.clone(), branch.clone());
+    }
     match done {
         Ok(()) => {
             tracing::info!(%branch, resource = %registered.name, "recovery {what} the branch");
@@ -442,11 +510,14 @@ fn forget_or_report(
     for participant in &record.participants {
         let Some(store) = &participant.store else { continue };
         if !known(&participant.resource, store) {
+            let named = inner.resources.get(&participant.resource).and_then(|named| named.known_identity());
+            let why =
+                named.map_or(Doubt::Unregistered, |now| Doubt::OtherStore { was: store.clone(), now: now.clone() });
             doubts.push(InDoubt {
                 resource: participant.resource.clone(),
                 transaction: Some(record.transaction),
                 branch: None,
-                why: Doubt::Unregistered,
+                why,
             });
         }
     }
@@ -457,5 +528,23 @@ fn report(doubts: &[InDoubt]) {
         let transaction = doubt.transaction.map(tracing::field::display);
         let branch = doubt.branch.as_ref().map(tracing::field::display);
         tracing::warn!(resource = %doubt.resource, transaction, branch, "in doubt: {}", doubt.why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unanimous_core::{DeciderId, Incarnation, LogId, Owner};
+
+    use super::*;
+
+    #[test]
+    fn a_branch_that_hung_comes_last() {
+        let owner = Owner { log: LogId(1), incarnation: Incarnation::new(1, 1) };
+        let branch = |n| BranchId { transaction: owner.transaction(n), decider: DeciderId::Log, number: 0 };
+        let branches = |order: [u64; 3]| order.map(branch).to_vec();
+        assert_eq!(turned(branches([1, 2, 3]), None), branches([1, 2, 3]));
+        assert_eq!(turned(branches([1, 2, 3]), Some(branch(1))), branches([2, 3, 1]));
+        assert_eq!(turned(branches([1, 2, 3]), Some(branch(3))), branches([1, 2, 3]));
+        assert_eq!(turned(branches([1, 2, 3]), Some(branch(9))), branches([1, 2, 3]));
     }
 }

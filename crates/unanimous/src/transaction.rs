@@ -26,7 +26,8 @@ use crate::sync::lock;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Options {
-    /// Aborted when its commit has not been decided by then, counted from begin. None: the manager's.
+    /// Aborted when its branches have not all voted by then, counted from begin. Never cuts a decision that is on its way: a log or a
+    /// carrier that does not answer is waited for. None: the manager's.
     pub time_limit: Option<Duration>,
     /// Names of branches that may take part beside others that write although they are volatile or one-phase (rule 10).
     pub allow: Vec<String>,
@@ -376,7 +377,12 @@ impl Transaction {
     /// Gives the transaction up. Starts at the call, detached; the future ends when its branches are rolled back, or after the
     /// manager's `phase_two_wait`, when the rest is left to the background. It can't fail: nothing will commit.
     pub fn abort(self) -> Abort {
-        Abort::new(self.tx.shared.end(Wish::Abort(Cause::GivenUp)))
+        self.abort_for(Cause::GivenUp)
+    }
+
+    /// The same, for a reason that is told in the report.
+    pub(crate) fn abort_for(self, cause: Cause) -> Abort {
+        Abort::new(self.tx.shared.end(Wish::Abort(cause)))
     }
 
     /// A handle to share. It can do everything but end the transaction.
@@ -388,7 +394,7 @@ impl Transaction {
 impl Drop for Transaction {
     fn drop(&mut self) {
         let had_branches = self.tx.has_branches();
-        let Some(abort) = self.tx.shared.end(Wish::Abort(Cause::GivenUp)) else { return };
+        let Some(abort) = self.tx.shared.end(Wish::Abort(Cause::Dropped)) else { return };
         if had_branches {
             tracing::warn!(transaction = %self.tx.id(), "dropped without commit or abort; aborting in the background");
         }

@@ -61,6 +61,7 @@ async fn a_handler_that_fails_aborts_and_its_error_goes_out() {
     world.journal.add("answer");
     assert_eq!(error.to_string(), "out of paper");
     world.assert_ended(&ABORTED, Outcome::Aborted);
+    world.assert_cause("the request's handler failed");
     world.journal.assert_before("a rollback", "answer");
     world.journal.assert_before("end aborted", "answer");
 }
@@ -78,6 +79,7 @@ async fn a_handler_that_panics_aborts_and_the_panic_goes_on() {
     let panic = request.await.unwrap_err().into_panic();
     assert_eq!(*panic.downcast::<&str>().unwrap(), "out of ink");
     world.assert_ended(&ABORTED, Outcome::Aborted);
+    world.assert_cause("the request's handler failed");
     world.journal.assert_before("a rollback", "panic out");
     world.journal.assert_before("end aborted", "panic out");
 }
@@ -108,6 +110,7 @@ async fn a_doomed_transaction_aborts_and_the_handlers_answer_goes_out() {
     world.journal.add("answer");
     assert_eq!((response.status().as_u16(), response.body().as_str()), (200, "the handler's own"));
     world.assert_ended(&ABORTED, Outcome::Aborted);
+    world.assert_cause("it was doomed, which leaves nothing but an abort; begin another");
     world.journal.assert_before("end aborted", "answer");
 }
 

@@ -270,6 +270,8 @@ pub(crate) struct World {
     pub(crate) a: Store,
     pub(crate) b: Store,
     pub(crate) manager: TransactionManager,
+    /// The last report's cause.
+    pub(crate) cause: Arc<Mutex<Option<String>>>,
 }
 
 impl World {
@@ -282,17 +284,28 @@ impl World {
         let journal = Journal::new();
         let a = Store::new("a", Capability::TwoPhase, &journal);
         let b = Store::new("b", second, &journal);
+        let cause = Arc::<Mutex<Option<String>>>::default();
         let manager = TransactionManager::builder(MemoryLog::new())
             .resource(a.clone())
             .resource(b.clone())
             .observer({
-                let journal = journal.clone();
-                move |report| journal.add(format_args!("report {} {:?} {:?}", report.outcome, report.note, report.user))
+                let (journal, cause) = (journal.clone(), cause.clone());
+                move |report| {
+                    journal.add(format_args!("report {} {:?} {:?}", report.outcome, report.note, report.user));
+                    cause.lock().unwrap().clone_from(&report.cause);
+                }
             })
             .build()
             .await
             .unwrap();
-        Self { journal, a, b, manager }
+        Self { journal, a, b, manager, cause }
+    }
+}
+
+impl World {
+    #[track_caller]
+    pub(crate) fn assert_cause(&self, why: &str) {
+        assert_eq!(self.cause.lock().unwrap().as_deref(), Some(why));
     }
 }
 

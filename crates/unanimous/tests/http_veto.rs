@@ -85,6 +85,7 @@ async fn the_default_veto_aborts_and_the_handlers_answer_goes_out() {
     world.journal.add("answer");
     assert_eq!((response.status().as_u16(), response.body().as_str()), (404, "the handler's own"));
     world.assert_ended(&ABORTED, Outcome::Aborted);
+    world.assert_cause("the commit veto said so");
     world.journal.assert_before("a rollback", "answer");
     world.journal.assert_before("b rollback", "answer");
     world.journal.assert_before("end aborted", "answer");
@@ -150,6 +151,7 @@ async fn a_veto_that_fails_aborts_and_the_answer_is_a_failed_commits() {
     assert_eq!(response.status(), 503);
     assert!(!response.body().contains("readable"), "internals in {}", response.body());
     world.assert_ended(&ABORTED, Outcome::Aborted);
+    world.assert_cause("the commit veto failed");
 }
 
 #[tokio::test]

@@ -34,11 +34,17 @@ pub(crate) enum Event {
 /// What goes wrong, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The next sync of a file fails, and what it should have made durable is dropped from the list of what is not: the next one
+    /// The next sync of a file's data fails, and what it should have made durable is dropped from the list of what is not: the next one
     /// succeeds without it, as Linux does.
     NextSync,
     /// The next write fails after half of it.
     NextWrite,
+    /// The next sync of a file with its length fails.
+    NextSyncAll,
+    /// The next change of a name fails.
+    NextRename,
+    /// The next sync of a folder fails.
+    NextSyncFolder,
     /// The next sync of a file panics.
     Panic,
 }
@@ -344,6 +350,7 @@ impl Folder for TestFolder {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.change(Event::Rename(from.into(), to.into()), |state, folder| {
+            state.fault(Fault::NextRename)?;
             let content = state.content.get_mut(&folder).unwrap();
             if !content.names.contains_key(from) {
                 return Err(io::ErrorKind::NotFound.into());
@@ -366,6 +373,7 @@ impl Folder for TestFolder {
 
     fn sync(&self) -> io::Result<()> {
         self.change(Event::SyncFolder, |state, folder| {
+            state.fault(Fault::NextSyncFolder)?;
             let content = state.content.get_mut(&folder).unwrap();
             content.changes.clear();
             content.durable = content.names.clone();
@@ -398,7 +406,7 @@ impl TestFile {
 
     fn sync(&self, state: &mut State, length_too: bool) -> io::Result<()> {
         assert!(state.fault(Fault::Panic).is_ok(), "the disk panics, as it was told to");
-        let failed = state.fault(Fault::NextSync);
+        let failed = state.fault(if length_too { Fault::NextSyncAll } else { Fault::NextSync });
         let file = state.files.get_mut(&self.file).unwrap();
         let unsynced = std::mem::take(&mut file.unsynced);
         failed?;
@@ -449,7 +457,10 @@ impl DiskFile for TestFile {
             gate.waiting += 1;
             self.disk.shared.changed.notify_all();
             let shut = |state: &mut State| state.gate.is_some_and(|gate| gate.passes == 0);
-            state = self.disk.shared.changed.wait_while(state, shut).unwrap();
+            let limit = Duration::from_secs(20);
+            let (passed, timeout) = self.disk.shared.changed.wait_timeout_while(state, limit, shut).unwrap();
+            assert!(!timeout.timed_out(), "nobody let the sync through: the test failed, or forgot it");
+            state = passed;
             if let Some(gate) = &mut state.gate {
                 gate.waiting -= 1;
                 gate.passes -= 1;

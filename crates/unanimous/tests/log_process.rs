@@ -7,18 +7,21 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use unanimous::log::{FileLog, OpenError};
-use unanimous::{Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, Participant, TransactionId};
+use unanimous::log::{FileLog, LogError, OpenError};
+use unanimous::{
+    DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, Participant, TransactionId,
+};
 
 const CHILD: &str = "UNANIMOUS_TEST_LOG_CHILD";
 
 /// A child that is killed, at the latest when the test ends.
 struct Process {
     child: Child,
-    lines: BufReader<ChildStdout>,
+    said: Receiver<String>,
 }
 
 impl Process {
@@ -31,21 +34,26 @@ impl Process {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Self { child, lines }
+        let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n');
+        let (sender, said) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines {
+                let line = String::from_utf8(line.unwrap()).unwrap();
+                // What the test's own frame prints is no message, nor is what the kill cut short.
+                if let Some(said) = line.split_once("child: ").and_then(|(_, said)| said.strip_suffix('.')) {
+                    let _ = sender.send(said.to_owned());
+                }
+            }
+        });
+        Self { child, said }
     }
 
-    /// The next line that the child says to its parent; none when it has ended.
+    /// The next thing that the child says to its parent; none when it has ended.
     fn said(&mut self) -> Option<String> {
-        loop {
-            let mut line = String::new();
-            if self.lines.read_line(&mut line).unwrap() == 0 {
-                return None;
-            }
-            // A line that the kill cut short says nothing.
-            if let Some((_, said)) = line.strip_suffix('\n').and_then(|line| line.split_once("child: ")) {
-                return Some(said.to_owned());
-            }
+        match self.said.recv_timeout(Duration::from_secs(60)) {
+            Ok(said) => Some(said),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("the child has said nothing for a minute"),
         }
     }
 
@@ -65,7 +73,7 @@ impl Drop for Process {
 
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "child: {text}").unwrap();
+    writeln!(out, "child: {text}.").unwrap();
     out.flush().unwrap();
 }
 
@@ -156,12 +164,14 @@ async fn decide_for_ever(path: &Path) {
         sequence += 4;
         let decisions: Vec<_> = group.iter().map(|&sequence| log.decide(decision(owner, sequence))).collect();
         for (decided, sequence) in decisions.into_iter().zip(group) {
-            // More unfinished ones than the log can hold are refused, at the end of a long life.
-            if decided.await.is_ok() {
-                say(&owner.transaction(sequence).to_string());
-                if !is_kept(sequence) {
-                    log.forget(owner.transaction(sequence));
-                }
+            match decided.await {
+                Ok(()) => say(&owner.transaction(sequence).to_string()),
+                // At the end of a long life, when there are more unfinished ones than such a small log can hold.
+                Err(DecideError::Refused(why)) if matches!(why.downcast_ref(), Some(LogError::Full { .. })) => continue,
+                Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
+            }
+            if !is_kept(sequence) {
+                log.forget(owner.transaction(sequence));
             }
         }
     }

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use unanimous::{BoxError, Report};
 
-use crate::support::store::Deadlock;
-use crate::support::{Call, Fault, World, aborted};
+use crate::support::{Call, Deadlock, Fault, World, aborted};
 
 /// Notes are lines, without the white space around them; the description is the same text.
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use unanimous::{Doubt, HoldReason, Options, Transaction, TransactionManager};
 
-use crate::support::{Call, Fault, MemoryStore, World, aborted, eventually, unknown};
+use crate::support::{Call, Fault, MemoryStore, World, aborted, ended, eventually, unknown};
 
 async fn both_wrote(manager: &TransactionManager, stores: [&MemoryStore; 2]) -> Transaction {
     let tx = manager.begin();
@@ -26,7 +26,7 @@ async fn a_lost_answer_without_a_row_is_fenced_and_aborted() {
         let tx = both_wrote(&manager, [&a, &c]).await;
         world.journal.clear();
         c.fail(Call::CommitCarrying, fault);
-        assert!(!aborted(tx.commit().await).is_retryable());
+        assert!(!aborted(ended(tx.commit()).await).is_retryable());
         let failed = format!("c.commit-carrying [a]: {word}");
         assert_eq!(
             world.journal.acts()[2..],
@@ -47,7 +47,7 @@ async fn a_lost_answer_with_a_row_is_committed() {
     c.fail(Call::CommitCarrying, Fault::LostDone);
     // The first question is lost too.
     c.fail(Call::Decision, Fault::Lost);
-    assert_eq!(tx.commit().await.unwrap().pending, 0);
+    assert_eq!(ended(tx.commit()).await.unwrap().pending, 0);
     assert_eq!(
         world.journal.all()[2..],
         [
@@ -77,7 +77,7 @@ async fn a_carrier_that_cannot_be_asked_is_unknown_and_finished_later() {
         c.fail(Call::CommitCarrying, fault);
         c.fail_always(Call::Decision, Fault::Lost);
         let began = Instant::now();
-        unknown(tx.commit().await);
+        unknown(ended(tx.commit()).await);
         assert_eq!(began.elapsed().as_secs(), 5);
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(world.journal.acts().len(), 5, "nothing follows the loss: {:?}", world.journal.acts());
@@ -111,7 +111,7 @@ async fn a_carrier_that_hangs_when_asked_is_unknown_and_finished_later() {
     // Only this question hangs; a later one would be answered.
     let _hold = c.hold(Call::Decision);
     let began = Instant::now();
-    let result = tx.commit().await;
+    let result = ended(tx.commit()).await;
     assert_eq!(began.elapsed().as_secs(), 5);
     unknown(result);
     eventually("the branch is committed", || a.keys() == ["row"]).await;
@@ -128,7 +128,7 @@ async fn another_store_under_the_carriers_name_is_not_asked() {
     world.journal.clear();
     c.fail(Call::CommitCarrying, Fault::Lost);
     c.set_identity("another");
-    unknown(tx.commit().await);
+    unknown(ended(tx.commit()).await);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(world.journal.count("c.fence!"), 0, "{:?}", world.journal.acts());
     assert_eq!(a.prepared().len(), 1);
@@ -144,7 +144,7 @@ async fn a_carrier_alone_with_ask_single_knows_its_outcome() {
         let tx = manager.begin_with(Options::default().ask_single());
         tx.join(&c).await.unwrap().put("row").unwrap();
         c.fail(Call::CommitCarrying, fault);
-        let result = tx.commit().await;
+        let result = ended(tx.commit()).await;
         if committed {
             result.unwrap();
             assert_eq!(c.keys(), ["row"]);
@@ -165,7 +165,7 @@ async fn a_crash_after_the_carrier_committed_is_finished_by_the_row() {
     for call in [Call::Commit, Call::RecoveredCommit] {
         a.fail_always(call, Fault::Lost);
     }
-    assert_eq!(tx.commit().await.unwrap().pending, 1);
+    assert_eq!(ended(tx.commit()).await.unwrap().pending, 1);
     drop(manager);
     a.heal(Call::RecoveredCommit);
     let (builder, _log) = world.builder();

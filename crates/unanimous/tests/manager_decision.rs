@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use unanimous::{Cause, CommitError, DecideError, Transaction, TransactionManager};
 
-use crate::support::{Call, Fault, MemoryStore, World, aborted, unknown};
+use crate::support::{Call, Fault, MemoryStore, World, aborted, ended, unknown};
 
 async fn both_wrote(manager: &TransactionManager, stores: [&MemoryStore; 2]) -> Transaction {
     let tx = manager.begin();
@@ -24,7 +24,7 @@ async fn a_refused_decision_aborts() {
     let tx = both_wrote(&manager, [&a, &b]).await;
     world.journal.clear();
     log.fail(Fault::Refused);
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert!(matches!(&error, CommitError::Aborted { source: Cause::Log(DecideError::Refused(_)), .. }), "{error:?}");
     assert!(!error.is_retryable());
     assert_eq!(
@@ -43,11 +43,11 @@ async fn a_full_log_stops_work_before_anybody_prepares() {
     log.set_full(true);
     let tx = both_wrote(&manager, [&a, &b]).await;
     world.journal.clear();
-    aborted(tx.commit().await);
+    aborted(ended(tx.commit()).await);
     assert_eq!(world.journal.acts(), ["a.flush", "b.flush", "a.rollback", "b.rollback"]);
     let alone = manager.begin();
     alone.join(&a).await.unwrap().put("alone").unwrap();
-    alone.commit().await.unwrap();
+    ended(alone.commit()).await.unwrap();
     assert_eq!(a.keys(), ["alone"]);
 }
 
@@ -62,7 +62,7 @@ async fn a_lost_decision_holds_everything_until_the_next_start() {
         let tx = both_wrote(&manager, [&a, &b]).await;
         let id = tx.id();
         log.fail(fault);
-        let error = unknown(tx.commit().await);
+        let error = unknown(ended(tx.commit()).await);
         assert_eq!(error.id(), id);
         assert!(!error.is_retryable());
         world.journal.clear();
@@ -95,7 +95,7 @@ async fn a_held_transaction_is_in_doubt_by_name() {
     let tx = both_wrote(&manager, [&a, &b]).await;
     let id = tx.id();
     log.fail(Fault::Lost);
-    unknown(tx.commit().await);
+    unknown(ended(tx.commit()).await);
     let doubts = manager.recover().await;
     let named: Vec<_> = doubts.iter().map(|doubt| (doubt.resource.as_str(), doubt.transaction)).collect();
     assert_eq!(named, [("a", Some(id)), ("b", Some(id))], "{doubts:?}");
@@ -109,10 +109,10 @@ async fn after_a_lost_decision_the_log_takes_no_other() {
     let (manager, log) = world.start().await;
     log.fail(Fault::Lost);
     let tx = both_wrote(&manager, [&a, &b]).await;
-    unknown(tx.commit().await);
+    unknown(ended(tx.commit()).await);
     let next = both_wrote(&manager, [&a, &b]).await;
     world.journal.clear();
-    aborted(next.commit().await);
+    aborted(ended(next.commit()).await);
     assert_eq!(world.journal.acts(), ["a.flush", "b.flush", "a.rollback", "b.rollback"]);
 }
 
@@ -127,7 +127,7 @@ async fn a_last_resource_whose_record_is_not_written_holds_the_others() {
         let tx = both_wrote(&manager, [&a, &last]).await;
         tx.allow("last");
         log.fail(fault);
-        unknown(tx.commit().await);
+        unknown(ended(tx.commit()).await);
         world.journal.clear();
         manager.recover().await;
         assert!(world.journal.acts().is_empty(), "{:?}", world.journal.acts());
@@ -145,7 +145,7 @@ async fn a_last_resource_that_is_lost_holds_the_others() {
     let tx = both_wrote(&manager, [&a, &last]).await;
     tx.allow("last");
     last.fail(Call::CommitOnePhase, Fault::LostDone);
-    unknown(tx.commit().await);
+    unknown(ended(tx.commit()).await);
     world.journal.clear();
     manager.recover().await;
     assert!(world.journal.acts().is_empty(), "{:?}", world.journal.acts());

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-use crate::support::{Call, World, eventually};
+use crate::support::{Call, World, ended, eventually};
 
 /// Polls a future at most this often, each time when it could have gone on, and drops it. Whether it was ready.
 async fn dropped_after<F: Future>(polls: usize, future: F) -> bool {
@@ -103,7 +103,7 @@ async fn a_commit_starts_at_the_call() {
     tx.join(&a).await.unwrap().put("row").unwrap();
     let commit = tx.commit();
     eventually("the row is committed", || a.keys() == ["row"]).await;
-    assert!(commit.await.is_ok(), "and the answer is kept");
+    assert!(ended(commit).await.is_ok(), "and the answer is kept");
 }
 
 /// A join dropped at any poll: it has joined or not, the transaction goes on, and another join begins a branch where none is there.
@@ -121,7 +121,7 @@ async fn a_join_that_is_dropped_leaves_the_transaction_usable() {
         tx.join(&a).await.unwrap().put("row").unwrap();
         let begun = world.journal.count("a.begin");
         assert_eq!(begun, if ready || polls == 0 { 1 } else { 2 }, "dropped after {polls} polls");
-        tx.commit().await.unwrap();
+        ended(tx.commit()).await.unwrap();
         assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
         if ready {
             break;
@@ -141,6 +141,6 @@ async fn a_join_that_hangs_and_is_dropped_frees_its_place() {
     let _hold = a.hold(Call::Begin);
     assert!(!dropped_after(3, tx.join(&a)).await);
     tx.join(&b).await.unwrap().put("row").unwrap();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(b.keys(), ["row"]);
 }

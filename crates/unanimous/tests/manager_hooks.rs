@@ -10,9 +10,8 @@ use unanimous::{
     TransactionManager, Tx,
 };
 
-use crate::support::store::Deadlock;
 use crate::support::warnings::Warnings;
-use crate::support::{Call, Fault, Journal, MemoryStore, World, aborted, eventually, unknown};
+use crate::support::{Call, Deadlock, Fault, Journal, MemoryStore, World, aborted, eventually, unknown};
 
 fn cause(error: &CommitError) -> &Cause {
     match error {

@@ -1,9 +1,9 @@
-//! Each path of the design's section 4, chosen by what the branches did, with the calls in their order and the forced writes of
+//! Each path of docs/protocol.md, chosen by what the branches did, with the calls in their order and the forced writes of
 //! each. A line of the journal with `!` is a forced write; lines of one phase run side by side.
 
 use unanimous::{Capability, Cause, CommitError, Options};
 
-use crate::support::{Call, World, aborted, eventually};
+use crate::support::{Call, World, aborted, ended, eventually};
 
 /// Nobody wrote: all end by commit, nothing is forced, no decision is made.
 #[tokio::test(start_paused = true)]
@@ -15,7 +15,7 @@ async fn none_wrote_all_end_by_commit_and_nothing_is_forced() {
     tx.join(&a).await.unwrap();
     tx.join(&b).await.unwrap();
     world.journal.clear();
-    let committed = tx.commit().await.unwrap();
+    let committed = ended(tx.commit()).await.unwrap();
     assert_eq!(committed.pending, 0);
     assert_eq!(world.journal.acts(), ["a.flush", "b.flush", "a.commit-one-phase", "b.commit-one-phase"]);
     assert!(world.journal.forced().is_empty());
@@ -29,7 +29,7 @@ async fn nothing_joined_nothing_is_called() {
     let (manager, _log) = world.start().await;
     let tx = manager.begin();
     let id = tx.id();
-    assert_eq!(tx.commit().await.unwrap().id, id);
+    assert_eq!(ended(tx.commit()).await.unwrap().id, id);
     assert!(world.journal.all().is_empty(), "{:?}", world.journal.all());
 }
 
@@ -54,7 +54,7 @@ async fn one_wrote_readers_end_first_and_it_commits_in_one_phase() {
         "the writer waits for the last reader"
     );
     reader.release();
-    commit.await.unwrap();
+    ended(commit).await.unwrap();
     assert_eq!(world.journal.acts()[5..], ["b.commit-one-phase!"]);
     assert_eq!(world.journal.forced(), ["b.commit-one-phase!"]);
     assert_eq!(b.keys(), ["row"]);
@@ -72,7 +72,7 @@ async fn one_wrote_and_a_reader_says_no() {
     tx.join(&b).await.unwrap().put("row").unwrap();
     world.journal.clear();
     a.fail(Call::CommitOnePhase, crate::support::Fault::Conflict);
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert!(error.is_retryable());
     assert_eq!(
         world.journal.acts(),
@@ -101,7 +101,7 @@ async fn several_with_a_carrier_that_commits_last_with_the_decision_row() {
     assert_eq!(world.journal.acts(), ["a.flush", "b.flush", "c.flush", "a.prepare!", "b.prepare!"]);
     first.release();
     second.release();
-    assert_eq!(commit.await.unwrap().pending, 0);
+    assert_eq!(ended(commit).await.unwrap().pending, 0);
     let expected = ["c.commit-carrying! [a b]", "a.commit!", "b.commit!", "c.forget"];
     assert_eq!(world.journal.acts()[5..], expected);
     assert_eq!(
@@ -124,7 +124,7 @@ async fn a_reader_beside_several_that_wrote_is_no_participant() {
     // A carrier that only read carries nothing: the log decides.
     tx.join(&d).await.unwrap();
     world.journal.clear();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(
         world.journal.acts(),
         [
@@ -170,7 +170,7 @@ async fn several_prepare_then_the_log_decides_then_all_commit() {
     assert_eq!(world.journal.acts()[5..], ["a.commit!", "b.commit!"], "both are out at the same time");
     one.release();
     other.release();
-    assert_eq!(commit.await.unwrap().pending, 0);
+    assert_eq!(ended(commit).await.unwrap().pending, 0);
     assert_eq!(world.journal.acts()[7..], ["log.forget"]);
     assert_eq!(world.journal.forced(), ["a.prepare!", "b.prepare!", "log.decide! [a b]", "a.commit!", "b.commit!"]);
     assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
@@ -188,7 +188,7 @@ async fn a_last_resource_commits_before_the_log_is_told() {
     tx.join(&a).await.unwrap().put("row").unwrap();
     tx.join(&b).await.unwrap().put("row").unwrap();
     world.journal.clear();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(
         world.journal.acts(),
         [
@@ -217,7 +217,7 @@ async fn without_an_opt_in_a_one_phase_branch_beside_another_aborts() {
     tx.join(&a).await.unwrap().put("row").unwrap();
     tx.join(&last).await.unwrap().put("row").unwrap();
     world.journal.clear();
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert!(!error.is_retryable());
     assert!(
         matches!(&error, CommitError::Aborted { source: Cause::NotAllowed { resource }, .. } if resource == "last"),
@@ -238,7 +238,7 @@ async fn an_allowed_volatile_branch_prepares_with_the_others() {
     tx.join(&a).await.unwrap().put("row").unwrap();
     tx.join_branch("v", outside.branch()).unwrap().put("row").unwrap();
     world.journal.clear();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(
         world.journal.acts(),
         ["a.flush", "v.flush", "a.prepare!", "v.prepare", "log.decide! [a v]", "a.commit!", "v.commit!", "log.forget"]
@@ -260,7 +260,7 @@ async fn a_volatile_branch_needs_an_opt_in_beside_a_writer_only() {
         }
         drop(branch);
         tx.join(&v).await.unwrap().put("row").unwrap();
-        let result = tx.commit().await;
+        let result = ended(tx.commit()).await;
         assert_eq!(result.is_ok(), commits, "{result:?}");
     }
     assert!(a.keys().is_empty());
@@ -281,7 +281,7 @@ async fn a_carrier_alone_carries_its_own_row_only_when_asked_for() {
         tx.join(&a).await.unwrap();
         tx.join(&c).await.unwrap().put("row").unwrap();
         world.journal.clear();
-        tx.commit().await.unwrap();
+        ended(tx.commit()).await.unwrap();
         assert_eq!(world.journal.acts()[..3], ["a.flush", "c.flush", "a.commit-one-phase"]);
         assert_eq!(world.journal.acts()[3..], last);
         assert_eq!(world.journal.forced().len(), 1, "{:?}", world.journal.forced());
@@ -304,7 +304,7 @@ async fn branches_are_called_in_the_order_of_sort_key_then_name() {
         tx.join(store).await.unwrap().put("row").unwrap();
     }
     world.journal.clear();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(
         world.journal.acts(),
         [

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use unanimous::{Transaction, TransactionManager};
 
-use crate::support::{Call, Fault, MemoryStore, World, eventually};
+use crate::support::{Call, Fault, MemoryStore, World, ended, eventually};
 
 async fn both_wrote(manager: &TransactionManager, stores: [&MemoryStore; 2]) -> Transaction {
     let tx = manager.begin();
@@ -28,7 +28,7 @@ async fn a_failing_commit_is_repeated_until_it_is_confirmed() {
         a.fail(Call::Commit, fault);
     }
     let began = Instant::now();
-    assert_eq!(tx.commit().await.unwrap().pending, 0);
+    assert_eq!(ended(tx.commit()).await.unwrap().pending, 0);
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(
         world.journal.acts()[4..],
@@ -65,7 +65,7 @@ async fn what_is_pending_after_the_wait_is_finished_by_recovery() {
     a.fail(Call::RecoveredCommit, Fault::Refused);
     a.fail(Call::RecoveredCommit, Fault::Panic);
     let began = Instant::now();
-    let committed = tx.commit().await.unwrap();
+    let committed = ended(tx.commit()).await.unwrap();
     assert_eq!(committed.pending, 1);
     assert_eq!(began.elapsed().as_secs(), 5);
     assert_eq!(b.keys(), ["row"], "the other one is committed");
@@ -100,7 +100,7 @@ async fn a_hanging_commit_is_finished_by_recovery() {
     world.journal.clear();
     let hold = a.hold_always(Call::Commit);
     let began = Instant::now();
-    assert_eq!(tx.commit().await.unwrap().pending, 1);
+    assert_eq!(ended(tx.commit()).await.unwrap().pending, 1);
     assert_eq!(began.elapsed().as_secs(), 2, "the builder's phase_two_wait");
     world.journal.until("log.forget").await;
     assert_eq!(
@@ -126,7 +126,7 @@ async fn the_decision_is_kept_until_the_last_branch_is_confirmed() {
         store.fail_always(Call::Commit, Fault::Refused);
         store.fail_always(Call::RecoveredCommit, Fault::Refused);
     }
-    let committed = tx.commit().await.unwrap();
+    let committed = ended(tx.commit()).await.unwrap();
     assert_eq!(committed.pending, 2);
     a.heal(Call::RecoveredCommit);
     eventually("recovery commits the first", || a.keys() == ["row"]).await;
@@ -149,7 +149,7 @@ async fn what_is_pending_at_a_crash_is_committed_by_the_next_start() {
     for call in [Call::Commit, Call::RecoveredCommit] {
         a.fail_always(call, Fault::Lost);
     }
-    assert_eq!(tx.commit().await.unwrap().pending, 1);
+    assert_eq!(ended(tx.commit()).await.unwrap().pending, 1);
     drop(manager);
     a.heal(Call::RecoveredCommit);
     let (builder, _log) = world.builder();

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use unanimous::{
     BranchId, DeciderId, DecisionLog, DecisionRecord, Doubt, HoldReason, InDoubt, Incarnation, LogId, Owner,
-    Participant, TransactionId,
+    Participant, StoreId, TransactionId,
 };
 
-use crate::support::{Call, Fault, LONG, MemoryStore, World, aborted, eventually};
+use crate::support::{Call, Fault, LONG, MemoryStore, World, aborted, ended, eventually};
 
 fn branch(transaction: TransactionId, number: u16) -> BranchId {
     BranchId { transaction, decider: DeciderId::Log, number }
@@ -126,6 +126,7 @@ async fn what_nobody_here_may_decide_is_held_and_named() {
     a.plant(&branch(unlisted, 0), "unlisted");
     let (builder, _log) = world.builder();
     let manager = builder.build().await.unwrap();
+    assert_eq!(world.journal.count("log.lookup"), 2, "the foreign log's and the carrier's are not asked here (rule 2)");
     let mut doubts = doubts_of(&manager.in_doubt());
     doubts.sort_by_key(|(_, transaction, _)| *transaction);
     let held = |transaction, reason| ("a".to_owned(), Some(transaction), Doubt::Held(reason));
@@ -170,6 +171,31 @@ async fn an_unfinished_decision_is_forgotten_when_every_list_confirms_it() {
     eventually("b's confirmation", || world.disk.unfinished() == [nowhere]).await;
 }
 
+/// The name is registered, and the store behind it is another one: to say "register it" would be wrong.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_another_has_taken_the_name_of_is_named() {
+    let mut world = World::new();
+    let a = world.two_phase("a");
+    let b = world.two_phase("b");
+    let earlier = world.disk.open().owner();
+    let decided = earlier.transaction(1);
+    let mut record = record(decided, &[(0, &a), (1, &b)]);
+    let was: StoreId = "store-before".parse().unwrap();
+    record.participants[1].store = Some(was.clone());
+    world.disk.plant(record);
+    let (builder, _log) = world.builder();
+    let manager = builder.build().await.unwrap();
+    let doubts = manager.in_doubt();
+    let why = Doubt::OtherStore { was, now: b.identity_now() };
+    assert_eq!(doubts_of(&doubts), [("b".to_owned(), Some(decided), why)]);
+    assert_eq!(
+        doubts[0].why.to_string(),
+        "decided to commit in the store store-before, and what is registered under its name is the store store-b now; \
+         bring back the one it was"
+    );
+    assert_eq!(world.disk.unfinished(), [decided]);
+}
+
 /// A store that is down at start: the manager builds, the others are recovered and used; its own branches follow when it is back,
 /// by themselves.
 #[tokio::test(start_paused = true)]
@@ -197,7 +223,7 @@ async fn a_store_that_is_down_stops_nobody_and_is_recovered_when_it_is_back() {
     for store in [&a, &c] {
         tx.join(store).await.unwrap().put("new").unwrap();
     }
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     let refused = manager.begin();
     assert!(refused.join(&b).await.is_err());
 
@@ -313,9 +339,33 @@ async fn a_live_transaction_is_never_touched() {
         assert!(recovered.is_empty(), "{stage}: {recovered:?}");
         assert_eq!(world.journal.count("log.forget"), 0, "{stage}");
         hold.release();
-        assert_eq!(commit.await.unwrap().pending, 0, "{stage}");
+        assert_eq!(ended(commit).await.unwrap().pending, 0, "{stage}");
         assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
     }
+}
+
+/// A branch can hide behind its session (traps, MariaDB): while its driver works on it its absence from a list confirms nothing, and
+/// the decision is kept.
+#[tokio::test(start_paused = true)]
+async fn the_decision_of_a_live_transaction_is_kept_though_no_list_shows_its_branch() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, _log) = world.start().await;
+    let tx = manager.begin();
+    let id = tx.id();
+    for store in [&a, &b] {
+        tx.join(store).await.unwrap().put("row").unwrap();
+    }
+    b.set_hiding(true);
+    let hold = b.hold(Call::Commit);
+    let commit = tx.commit();
+    hold.reached().await;
+    manager.recover().await;
+    assert_eq!(world.journal.count("log.forget"), 0);
+    assert_eq!(world.disk.unfinished(), [id]);
+    hold.release();
+    assert_eq!(ended(commit).await.unwrap().pending, 0);
+    assert_eq!(world.journal.count("log.forget"), 1);
 }
 
 /// The same while a carrier commits: it is not fenced behind its back.
@@ -334,7 +384,7 @@ async fn a_live_carrier_is_never_fenced() {
     assert!(manager.recover().await.is_empty());
     assert_eq!(world.journal.count("c.fence!"), 0);
     hold.release();
-    commit.await.unwrap();
+    ended(commit).await.unwrap();
     assert_eq!([a.keys(), c.keys()], [["row"], ["row"]]);
 }
 
@@ -359,7 +409,7 @@ async fn a_transaction_that_commits_during_a_pass_is_not_rolled_back() {
     listing.reached().await;
     assert_eq!((a.prepared().len(), b.prepared().len()), (1, 1), "listed as prepared");
     decision.release();
-    commit.await.unwrap();
+    ended(commit).await.unwrap();
     listing.release();
     tokio::time::timeout(LONG, recovering).await.unwrap().unwrap();
     assert_eq!(world.journal.count("a.recovered-rollback") + world.journal.count("b.recovered-rollback"), 0);
@@ -383,7 +433,7 @@ async fn a_transaction_that_aborts_during_a_pass_stays_aborted() {
     hold.reached().await;
     assert!(manager.recover().await.is_empty());
     hold.release();
-    aborted(commit.await);
+    aborted(ended(commit).await);
     assert_eq!(world.journal.count("a.recovered-rollback"), 0);
     assert!(a.prepared().is_empty() && a.keys().is_empty());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use unanimous::{Capability, End, Options, Outcome, Report, TransactionManager};
 
-use crate::support::{Call, Fault, World, aborted, unknown};
+use crate::support::{Call, Fault, World, aborted, ended, unknown};
 
 type Reports = Arc<Mutex<Vec<Report>>>;
 
@@ -43,7 +43,7 @@ async fn a_commit_is_reported_with_its_branches() {
     tx.join(&b).await.unwrap();
     tx.join(&c).await.unwrap().put("row").unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     let report = only(&reports);
     assert_eq!((report.id, report.outcome, &report.cause), (id, Outcome::Committed, &None));
     assert_eq!(
@@ -70,7 +70,7 @@ async fn a_pending_branch_is_reported_as_pending() {
         tx.join(store).await.unwrap().put("row").unwrap();
     }
     a.fail_always(Call::Commit, Fault::Lost);
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     let report = only(&reports);
     assert_eq!(report.outcome, Outcome::Committed);
     assert_eq!(
@@ -86,19 +86,16 @@ async fn an_abort_is_reported_with_its_cause() {
     let (a, b) = (world.two_phase("a"), world.two_phase("b"));
     let (manager, reports) = observed(&world).await;
     let tx = manager.begin();
-    let id = tx.id();
     for store in [&a, &b] {
         tx.join(store).await.unwrap().put("row").unwrap();
     }
     b.fail(Call::Prepare, Fault::Conflict);
-    aborted(tx.commit().await);
+    aborted(ended(tx.commit()).await);
     let report = only(&reports);
     assert_eq!(report.outcome, Outcome::Aborted);
     assert_eq!(
         report.cause.as_deref(),
-        Some(&*format!(
-            "the transaction {id} was aborted: the branch \"b\" failed: the store reported a conflict: b: prepare: conflict"
-        ))
+        Some("the branch \"b\" failed: the store reported a conflict: b: prepare: conflict")
     );
     assert_eq!(
         branches(&report),
@@ -112,7 +109,7 @@ async fn an_abort_is_reported_with_its_cause() {
         world.journal.clear();
         if how == "doomed" {
             tx.doom();
-            aborted(tx.commit().await);
+            aborted(ended(tx.commit()).await);
         } else {
             drop(tx);
             world.journal.until("a.rollback").await;
@@ -136,10 +133,10 @@ async fn an_unknown_outcome_is_reported_as_unknown() {
         tx.join(store).await.unwrap().put("row").unwrap();
     }
     last.fail(Call::CommitOnePhase, Fault::Lost);
-    unknown(tx.commit().await);
+    unknown(ended(tx.commit()).await);
     let report = only(&reports);
     assert_eq!(report.outcome, Outcome::Unknown);
-    assert!(report.cause.as_deref().is_some_and(|cause| cause.contains("is unknown") && cause.contains("last")));
+    assert!(report.cause.as_deref().is_some_and(|cause| cause.contains("the branch \"last\" failed")));
     assert_eq!(
         branches(&report),
         [("a", Capability::TwoPhase, End::Pending, false), ("last", Capability::OnePhase, End::Unknown, false)]
@@ -152,14 +149,39 @@ async fn an_observer_changes_nothing() {
     let mut world = World::new();
     let a = world.two_phase("a");
     let (manager, reports) = observed(&world).await;
-    manager.begin().commit().await.unwrap();
-    manager.begin().abort().await;
+    ended(manager.begin().commit()).await.unwrap();
+    ended(manager.begin().abort()).await;
     assert!(reports.lock().unwrap().is_empty());
 
     let (builder, _log) = world.builder();
     let manager = builder.observer(|_| panic!("the observer panics")).build().await.unwrap();
     let tx = manager.begin();
     tx.join(&a).await.unwrap().put("row").unwrap();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(a.keys(), ["row"]);
+}
+
+/// Each way to give a transaction up has a reason of its own: an operator must not read "doomed" where nobody doomed.
+#[tokio::test(start_paused = true)]
+async fn each_way_to_give_up_is_named() {
+    let mut world = World::new();
+    let a = world.two_phase("a");
+    let (manager, reports) = observed(&world).await;
+    let joined = async || {
+        let tx = manager.begin();
+        tx.join(&a).await.unwrap().put("row").unwrap();
+        tx
+    };
+    let doomed = joined().await;
+    doomed.doom();
+    aborted(ended(doomed.commit()).await);
+    ended(joined().await.abort()).await;
+    drop(joined().await);
+    manager.shutdown(Duration::from_secs(1)).await.unwrap();
+    let causes: Vec<_> = reports.lock().unwrap().iter().map(|report| report.cause.clone().unwrap()).collect();
+    let told = |why: &str, cause: &String| assert!(cause.contains(why), "{cause}");
+    told("it was doomed", &causes[0]);
+    told("its owner gave it up", &causes[1]);
+    told("its owner was dropped", &causes[2]);
+    assert_eq!(causes.len(), 3);
 }

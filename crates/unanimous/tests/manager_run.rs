@@ -9,8 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use unanimous::{BoxError, BranchError, CommitError, JoinError, RunError, Transaction, TransactionManager, Tx};
 
-use crate::support::store::Deadlock;
-use crate::support::{Call, Fault, MemoryStore, World};
+use crate::support::{Call, Deadlock, Fault, MemoryStore, World, ended};
 
 /// The work of most tests: one row in each store.
 async fn write(tx: Tx, stores: Vec<MemoryStore>) -> Result<u32, BoxError> {
@@ -174,7 +173,7 @@ async fn an_unknown_outcome_is_never_repeated() {
         let inner = manager.begin();
         inner.join(&a).await?.put("inner")?;
         a.fail(Call::CommitOnePhase, Fault::Lost);
-        inner.commit().await?;
+        ended(inner.commit()).await?;
         Ok(())
     });
     let error = nested.await.unwrap_err();
@@ -280,8 +279,8 @@ async fn what_a_handler_awaits_is_send() {
         guard.put("spawned").unwrap();
         tx.join_with(&other, ()).await.unwrap();
         drop(guard);
-        tx.commit().await.unwrap();
-        second.begin().abort().await;
+        ended(tx.commit()).await.unwrap();
+        ended(second.begin().abort()).await;
         counted.fetch_add(1, Ordering::SeqCst);
     })
     .await

@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use unanimous::{Cause, CommitError, DecisionLog, JoinError, Outcome, Transaction, TransactionManager};
 
-use crate::support::{Call, LONG, MemoryStore, World, aborted, eventually};
+use crate::support::{Call, LONG, MemoryStore, World, aborted, ended, eventually};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -42,7 +42,7 @@ async fn a_shutdown_drains_what_is_committing() {
     }
     assert_eq!(world.journal.count("log.close"), 0);
     hold.release();
-    assert_eq!(commit.await.unwrap().pending, 0);
+    assert_eq!(ended(commit).await.unwrap().pending, 0);
     stopping.await.unwrap().unwrap();
     let acts = world.journal.acts();
     assert_eq!(acts[acts.len() - 4..], ["a.commit!", "b.commit!", "log.forget", "log.close"]);
@@ -64,7 +64,7 @@ async fn what_has_joined_goes_on_while_it_shuts_down() {
     });
     tokio::task::yield_now().await;
     tx.join(&b).await.unwrap().put("row").unwrap();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     stopping.await.unwrap().unwrap();
     assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
 }
@@ -107,7 +107,7 @@ async fn at_the_deadline_the_log_is_given_up_all_the_same() {
     assert_eq!(world.journal.acts(), ["log.close"]);
     world.journal.clear();
     for tx in [several, carried, alone] {
-        let error = aborted(tx.commit().await);
+        let error = aborted(ended(tx.commit()).await);
         assert!(matches!(&error, CommitError::Aborted { source: Cause::ShuttingDown, .. }), "{error:?}");
     }
     assert_eq!(world.journal.acts(), ["a.rollback", "b.rollback", "a.rollback", "c.rollback", "a.rollback"]);
@@ -154,7 +154,7 @@ async fn the_log_is_kept_while_a_carrier_could_still_decide() {
     assert_eq!(manager.shutdown(DEADLINE).await.unwrap_err().transactions, 1);
     assert_eq!(world.journal.count("log.close"), 0);
     hold.release();
-    commit.await.unwrap();
+    ended(commit).await.unwrap();
     assert_eq!([a.keys(), c.keys()], [["row"], ["row"]]);
 }
 
@@ -172,7 +172,7 @@ async fn no_carrier_decides_after_the_log_was_given_up() {
     assert_eq!(world.journal.count("log.close"), 1);
     world.journal.clear();
     hold.release();
-    aborted(commit.await);
+    aborted(ended(commit).await);
     assert_eq!(world.journal.acts(), ["a.rollback", "c.rollback"]);
     assert!(a.prepared().is_empty() && c.keys().is_empty());
 }
@@ -272,7 +272,7 @@ fn a_commit_without_a_runtime_is_aborted() {
         let called = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let note = called.clone();
         tx.after_end(move |outcome| note.lock().unwrap().push(outcome));
-        aborted(tx.commit().await);
+        aborted(ended(tx.commit()).await);
         assert_eq!(*called.lock().unwrap(), [Outcome::Aborted]);
         assert!(world.journal.acts().is_empty(), "{:?}", world.journal.acts());
         manager.shutdown(DEADLINE).await.unwrap();

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use unanimous::{BuildError, Capability, Cause, CommitError, JoinError, Options, Outcome, TransactionManager};
 
 use crate::support::warnings::Warnings;
-use crate::support::{Call, Fault, JournalLog, MemoryStore, World, aborted, eventually};
+use crate::support::{Call, Fault, JournalLog, MemoryStore, World, aborted, ended, eventually};
 
 fn cause(error: &CommitError) -> &Cause {
     match error {
@@ -50,7 +50,7 @@ async fn a_doomed_transaction_aborts_at_commit() {
     assert!(handle.is_doomed() && handle.is_active());
     tx.join(&a).await.unwrap().put("more").unwrap();
     world.journal.clear();
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert!(matches!(cause(&error), Cause::Doomed));
     assert!(!error.is_retryable());
     assert_eq!(world.journal.acts(), ["a.rollback"]);
@@ -69,7 +69,7 @@ async fn a_commit_with_a_guard_in_use_aborts() {
     guard.put("row").unwrap();
     let second = handle.join(&b).await.unwrap();
     world.journal.clear();
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert!(matches!(cause(&error), Cause::InUse { guards: 2 }), "{error:?}");
     assert_eq!(world.journal.acts(), ["a.rollback", "b.rollback"]);
     assert!(guard.put("late").is_err(), "the guard is dead");
@@ -92,7 +92,7 @@ async fn a_join_that_comes_after_the_end_is_rolled_back() {
     });
     hold.reached().await;
     world.journal.clear();
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert!(matches!(cause(&error), Cause::InUse { guards: 1 }), "{error:?}");
     hold.release();
     assert!(matches!(joining.await.unwrap(), Err(JoinError::NotActive { .. })));
@@ -111,9 +111,9 @@ async fn nothing_joins_after_the_end() {
         let (id, handle) = (tx.id(), tx.handle());
         handle.join(&a).await.unwrap().put("row").unwrap();
         if commits {
-            tx.commit().await.unwrap();
+            ended(tx.commit()).await.unwrap();
         } else {
-            tx.abort().await;
+            ended(tx.abort()).await;
         }
         for store in [&a, &b] {
             let refused = handle.join(store).await.map(|_| ()).unwrap_err();
@@ -148,7 +148,7 @@ async fn a_second_join_gives_the_same_branch() {
         join.await.unwrap();
     }
     assert_eq!(world.journal.count("b.begin"), 1);
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(a.keys(), ["first", "second"]);
     assert_eq!(b.keys(), ["fourth", "third"]);
 }
@@ -169,7 +169,7 @@ async fn a_join_that_fails_can_be_repeated() {
     assert!(!refused.is_retryable());
     tx.join(&b).await.unwrap().put("row").unwrap();
     tx.join(&a).await.unwrap().put("row").unwrap();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
 }
 
@@ -191,7 +191,7 @@ async fn a_second_branch_that_cannot_prepare_is_refused_by_name() {
     both(tx.join(&d).await.map(|_| ()).unwrap_err(), "d");
     both(tx.join_branch("one", one.branch()).map(|_| ()).unwrap_err(), "one");
     assert!(world.journal.acts().is_empty(), "nothing of it began: {:?}", world.journal.acts());
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(c.keys(), ["row"]);
 }
 
@@ -215,7 +215,7 @@ async fn two_that_cannot_prepare_and_join_at_the_same_time() {
     let refused = joining.await.unwrap().unwrap_err();
     assert!(matches!(&refused, JoinError::SecondUnprepared { joined, refused } if joined == "one" && refused == "c"));
     world.journal.until("c.rollback").await;
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!(one.keys(), ["row"]);
 }
 
@@ -236,7 +236,7 @@ async fn two_of_one_name_that_join_at_the_same_time() {
     tx.join_branch("a", volatile.branch()).unwrap().put("row").unwrap();
     hold.release();
     assert!(matches!(joining.await.unwrap(), Err(JoinError::Duplicate { resource }) if resource == "a"));
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
     assert_eq!((a.keys().len(), volatile.keys().len()), (0, 1));
 }
 
@@ -257,7 +257,7 @@ async fn a_join_of_what_the_manager_does_not_know_is_refused() {
     let refused = tx.join_branch("v", volatile.branch()).map(|_| ()).unwrap_err();
     assert!(matches!(&refused, JoinError::Duplicate { resource } if resource == "v"), "{refused:?}");
     tx.join(&a).await.unwrap();
-    tx.commit().await.unwrap();
+    ended(tx.commit()).await.unwrap();
 }
 
 /// A name stands for one store, and a store has one name.
@@ -292,7 +292,7 @@ async fn a_store_that_was_down_at_start_is_joined_when_it_is_back() {
         store.fail_always(Call::Commit, Fault::Lost);
         store.fail_always(Call::RecoveredCommit, Fault::Lost);
     }
-    assert_eq!(tx.commit().await.unwrap().pending, 2);
+    assert_eq!(ended(tx.commit()).await.unwrap().pending, 2);
     let stores: Vec<_> = world.disk.records().into_iter().flat_map(|record| record.participants).collect();
     let stores: Vec<_> = stores.into_iter().map(|participant| participant.store).collect();
     assert_eq!(stores, [Some(a.identity_now()), Some(b.identity_now())]);
@@ -320,7 +320,7 @@ async fn a_time_limit_that_passes_before_commit_aborts_at_once() {
         matches!(handle.join(&a).await.map(|_| ()), Err(JoinError::NotActive { why, .. }) if why.contains("time limit"))
     );
     assert_eq!(warnings.with(&[&tx.id().to_string(), "time limit"]).len(), 1);
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert!(matches!(cause(&error), Cause::TimeLimit));
     assert_eq!(world.journal.acts(), ["a.rollback"], "commit does nothing more");
 }
@@ -340,7 +340,7 @@ async fn a_time_limit_that_passes_during_prepare_aborts() {
     world.journal.clear();
     let hold = b.hold(Call::Prepare);
     tokio::time::sleep(Duration::from_secs(20)).await;
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert!(matches!(cause(&error), Cause::TimeLimit), "{error:?}");
     assert!(!error.is_retryable());
     assert_eq!(began.elapsed().as_secs(), 35, "the limit, and phase_two_wait for the vote that is out");
@@ -366,7 +366,7 @@ async fn a_time_limit_that_passes_after_the_votes_changes_nothing() {
     hold.reached().await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     hold.release();
-    commit.await.unwrap();
+    ended(commit).await.unwrap();
     assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
 }
 
@@ -401,7 +401,7 @@ async fn after_end_is_called_once_in_order_with_the_outcome() {
                 handle.after_end(inner);
             }
         });
-        let result = tx.commit().await;
+        let result = ended(tx.commit()).await;
         assert_eq!(result.is_ok(), outcome == Outcome::Committed);
         handle.after_end(note("late"));
         let expected = ["first", "second", "from the second", "late"].map(|word| format!("{word} {outcome}"));
@@ -421,8 +421,8 @@ async fn after_end_is_called_for_a_transaction_without_branches() {
         tx.after_end(move |outcome| called.lock().unwrap().push(outcome));
         tx
     };
-    begin().commit().await.unwrap();
-    begin().abort().await;
+    ended(begin().commit()).await.unwrap();
+    ended(begin().abort()).await;
     drop(begin());
     assert_eq!(*called.lock().unwrap(), [Outcome::Committed, Outcome::Aborted, Outcome::Aborted]);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use unanimous::{Cause, CommitError, FailureKind};
 
-use crate::support::{Call, Fault, MemoryStore, World, aborted};
+use crate::support::{Call, Fault, MemoryStore, World, aborted, ended};
 
 /// The branch that the error names, and what it had said.
 fn said(error: &CommitError) -> (&str, FailureKind) {
@@ -45,7 +45,7 @@ async fn a_no_at_flush_aborts_before_anybody_prepares() {
         }
         world.journal.clear();
         b.fail(Call::Flush, fault);
-        let error = aborted(tx.commit().await);
+        let error = aborted(ended(tx.commit()).await);
         assert_eq!(said(&error), ("b", kind));
         assert_eq!(error.is_retryable(), kind == FailureKind::Conflict);
         let failed = format!("b.flush: {word}");
@@ -70,7 +70,7 @@ async fn a_no_at_prepare_rolls_back_those_who_prepared() {
         }
         world.journal.clear();
         c.fail(Call::Prepare, fault);
-        let error = aborted(tx.commit().await);
+        let error = aborted(ended(tx.commit()).await);
         assert_eq!(said(&error), ("c", kind));
         assert_eq!(error.is_retryable(), kind == FailureKind::Conflict);
         let failed = format!("c.prepare: {word}");
@@ -100,7 +100,7 @@ async fn a_prepare_that_is_out_is_rolled_back_when_it_comes() {
     hold.reached().await;
     world.journal.until("b.rollback").await;
     hold.release();
-    aborted(commit.await);
+    aborted(ended(commit).await);
     assert_eq!(
         world.journal.acts()[2..],
         ["a.prepare!", "b.prepare!", "b.prepare: refused", "b.rollback", "a.rollback"]
@@ -120,7 +120,7 @@ async fn a_definite_no_of_a_one_phase_commit_aborts() {
         tx.join(&b).await.unwrap().put("row").unwrap();
         world.journal.clear();
         b.fail(Call::CommitOnePhase, fault);
-        let error = aborted(tx.commit().await);
+        let error = aborted(ended(tx.commit()).await);
         assert_eq!(said(&error), ("b", kind));
         assert_eq!(error.is_retryable(), kind == FailureKind::Conflict);
         let failed = format!("b.commit-one-phase: {word}");
@@ -146,7 +146,7 @@ async fn a_definite_no_of_the_carrier_aborts() {
         }
         world.journal.clear();
         c.fail(Call::CommitCarrying, fault);
-        let error = aborted(tx.commit().await);
+        let error = aborted(ended(tx.commit()).await);
         assert_eq!(said(&error), ("c", kind));
         assert_eq!(error.is_retryable(), kind == FailureKind::Conflict);
         let failed = format!("c.commit-carrying [a]: {word}");
@@ -169,7 +169,7 @@ async fn a_lost_one_phase_commit_is_unknown() {
         tx.join(&a).await.unwrap().put("row").unwrap();
         world.journal.clear();
         a.fail(Call::CommitOnePhase, fault);
-        let error = crate::support::unknown(tx.commit().await);
+        let error = crate::support::unknown(ended(tx.commit()).await);
         assert!(!error.is_retryable());
         assert_eq!(world.journal.acts()[..2], ["a.flush", "a.commit-one-phase!"]);
         assert_eq!(world.journal.acts().len(), 3, "nothing follows the loss: {:?}", world.journal.acts());
@@ -187,7 +187,7 @@ async fn a_vote_that_was_lost_after_it_prepared_is_rolled_back() {
         tx.join(store).await.unwrap().put("row").unwrap();
     }
     a.fail(Call::Prepare, Fault::LostDone);
-    let error = aborted(tx.commit().await);
+    let error = aborted(ended(tx.commit()).await);
     assert_eq!(said(&error), ("a", FailureKind::Lost));
     nothing_is_left(&[&a, &b]);
 }
@@ -203,7 +203,7 @@ async fn a_prepare_that_lands_late_is_found_by_the_listing() {
         tx.join(store).await.unwrap().put("row").unwrap();
     }
     a.fail(Call::Prepare, Fault::Late);
-    aborted(tx.commit().await);
+    aborted(ended(tx.commit()).await);
     assert!(a.prepared().is_empty());
     world.journal.clear();
     a.land();
@@ -229,13 +229,34 @@ async fn a_rollback_that_keeps_failing_is_left_to_recovery() {
     a.fail_always(Call::Rollback, Fault::Lost);
     a.fail(Call::RecoveredRollback, Fault::Lost);
     let began = tokio::time::Instant::now();
-    aborted(tx.commit().await);
+    aborted(ended(tx.commit()).await);
     assert_eq!(began.elapsed().as_secs(), 5, "it was repeated for phase_two_wait");
     assert!(world.journal.count("a.rollback") > 3, "{:?}", world.journal.acts());
     assert_eq!(world.journal.count("b.rollback"), 1, "the other one rolled back meanwhile");
     tokio::time::sleep(Duration::from_secs(2)).await;
     let acts: Vec<_> = world.journal.acts().into_iter().filter(|line| line.contains("recovered")).collect();
     assert_eq!(acts, ["a.recovered-rollback", "a.recovered-rollback: lost", "a.recovered-rollback"]);
+    nothing_is_left(&[&a, &b]);
+}
+
+/// A rollback that panics is repeated as one that fails, where the branch may be prepared.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_panics_is_repeated() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, _log) = world.start().await;
+    let tx = manager.begin();
+    for store in [&a, &b] {
+        tx.join(store).await.unwrap().put("row").unwrap();
+    }
+    world.journal.clear();
+    b.fail(Call::Prepare, Fault::Refused);
+    a.fail(Call::Rollback, Fault::Panic);
+    aborted(ended(tx.commit()).await);
+    assert_eq!(
+        world.journal.acts()[4..],
+        ["b.prepare: refused", "a.rollback", "a.rollback: panic", "b.rollback", "a.rollback"]
+    );
     nothing_is_left(&[&a, &b]);
 }
 
@@ -249,6 +270,6 @@ async fn a_rollback_of_an_unprepared_branch_is_not_repeated() {
     tx.join(&a).await.unwrap().put("row").unwrap();
     world.journal.clear();
     a.fail_always(Call::Rollback, Fault::Refused);
-    tx.abort().await;
+    ended(tx.abort()).await;
     assert_eq!(world.journal.acts(), ["a.rollback", "a.rollback: refused"]);
 }

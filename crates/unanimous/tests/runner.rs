@@ -1,6 +1,7 @@
 //! One test binary for the crate, linked once: every file of this folder is a module here.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
+mod conformance;
 #[cfg(feature = "files")]
 mod files;
 #[cfg(feature = "axum")]
@@ -25,9 +26,11 @@ mod manager_carrier;
 mod manager_decision;
 mod manager_dropped;
 mod manager_hooks;
+mod manager_logs;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;
+mod manager_regressions;
 mod manager_report;
 mod manager_run;
 mod manager_savepoints;
@@ -35,6 +38,7 @@ mod manager_shutdown;
 mod manager_synchronizers;
 mod manager_transaction;
 mod manager_votes;
+mod own_adapter;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;

@@ -8,12 +8,21 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use unanimous::log::{FrameKind, LogView, ReadError, Record, RecordView, Verification, read};
+use unanimous::log::{FrameKind, HeaderError, LogView, ReadError, Record, RecordView, Verification, read};
 use unanimous::{DecisionRecord, Participant};
 
 use crate::failure::{FOUND, Failure};
-use crate::output::say;
+use crate::output::{say, warn};
 use crate::time::utc;
+
+/// Said of all that can't be opened.
+const NOT_SOUND: &str =
+    "NOT SOUND: this log can't be opened; keep all of its files, and bring it back from a mirror of the disk";
+/// Who reads a log must not take what it does not hold for aborted.
+const CARRIED: &str = "not in this log: decisions that a store carries. A branch whose id names a store is decided there (SQLite: the table \
+    unanimous_decision), and its absence here says nothing";
+/// What a record is called that a later version has written.
+const UNKNOWN_RECORD: &str = "a record that this version can't tell";
 
 /// Look at a decision log
 ///
@@ -28,6 +37,11 @@ pub(crate) struct Log {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Print what the log holds, record by record, and what is not finished
+    ///
+    /// A decision that a store carries is not in the log but in that store; for SQLite in its table unanimous_decision. So a branch whose
+    /// id names a store is not aborted because the log has no decision for it: ask the store.
+    ///
+    /// Exits with 0 where the log is whole, with 1 where it is not, with 2 where there is none or it can't be read.
     Show {
         /// The log's folder, such as ./unanimous-demo/decisions
         #[arg(long, value_name = "DIR")]
@@ -37,6 +51,8 @@ enum Command {
         json: bool,
     },
     /// Look whether all of it is whole; exits with 1 where it is not
+    ///
+    /// Exits with 0 where the log is whole, with 1 where it is not, with 2 where there is none or it can't be read.
     Verify {
         /// The log's folder, such as ./unanimous-demo/decisions
         #[arg(long, value_name = "DIR")]
@@ -47,25 +63,50 @@ enum Command {
 impl Log {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         match self.command {
-            Command::Show { log, json } => show(&opened(&log)?, json),
-            Command::Verify { log } => Ok(verify(&opened(&log)?.verify())),
+            Command::Show { log, json } => Ok(match opened(&log)? {
+                Opened::View(view) => show(&view, json),
+                Opened::NotSound(problem) => {
+                    warn(problem);
+                    ExitCode::from(FOUND)
+                }
+            }),
+            Command::Verify { log } => Ok(match opened(&log)? {
+                Opened::View(view) => verify(&view.verify()),
+                Opened::NotSound(problem) => {
+                    say(problem);
+                    say(NOT_SOUND);
+                    ExitCode::from(FOUND)
+                }
+            }),
         }
     }
 }
 
-fn opened(path: &Path) -> Result<LogView, Failure> {
-    read(path).map_err(|error| {
-        let failure = Failure::new("can't read the decision log").because(&error);
-        match error {
-            ReadError::NoLog { .. } => {
-                failure.hint("give the folder of a decision log; that of the demo is ./unanimous-demo/decisions")
-            }
-            _ => failure,
+/// A log that was found.
+enum Opened {
+    View(Box<LogView>),
+    /// Its segment's header is damaged, so that nothing of it can be read; in words.
+    NotSound(String),
+}
+
+fn opened(path: &Path) -> Result<Opened, Failure> {
+    let error = match read(path) {
+        Ok(view) => return Ok(Opened::View(Box::new(view))),
+        Err(ReadError::Header { file, source }) if !matches!(source, HeaderError::Newer { .. }) => {
+            return Ok(Opened::NotSound(format!("damage: {}: {source}", file.display())));
         }
+        Err(error) => error,
+    };
+    let failure = Failure::new("can't read the decision log").because(&error);
+    Err(match error {
+        ReadError::NoLog { .. } => {
+            failure.hint("give the folder of a decision log; that of the demo is ./unanimous-demo/decisions")
+        }
+        _ => failure,
     })
 }
 
-fn show(view: &LogView, as_json: bool) -> Result<ExitCode, Failure> {
+fn show(view: &LogView, as_json: bool) -> ExitCode {
     let verification = view.verify();
     if as_json {
         say(head_json(view, &verification).to_string());
@@ -76,8 +117,9 @@ fn show(view: &LogView, as_json: bool) -> Result<ExitCode, Failure> {
         view.records().for_each(|record| say(record_text(&record)));
         say(format!("not finished: {}", verification.unfinished));
         view.unfinished().iter().for_each(|decision| say(format!("  {}", decision_text(decision))));
+        say(CARRIED);
     }
-    Ok(health(&verification))
+    health(&verification)
 }
 
 /// A log that is not whole is shown as far as it can be read, and is not passed over in silence.
@@ -85,7 +127,7 @@ fn health(verification: &Verification) -> ExitCode {
     if verification.is_sound() {
         return ExitCode::SUCCESS;
     }
-    problems(verification).iter().for_each(crate::output::warn);
+    problems(verification).iter().for_each(warn);
     ExitCode::from(FOUND)
 }
 
@@ -108,7 +150,7 @@ fn verify(verification: &Verification) -> ExitCode {
         say("sound");
         ExitCode::SUCCESS
     } else {
-        say("NOT SOUND: this log can't be opened; keep all of its files, and bring it back from a mirror of the disk");
+        say(NOT_SOUND);
         ExitCode::from(FOUND)
     }
 }
@@ -129,7 +171,7 @@ fn record_text(view: &RecordView<'_>) -> String {
             format!("nothing is presumed of the incarnation {incarnation} up to its transaction {sequence}")
         }
         Record::Folded { before } => format!("nothing is presumed of incarnations before {before}"),
-        other => format!("{other:?}"),
+        _ => UNKNOWN_RECORD.to_owned(),
     };
     format!("{:>10}  {:<10}  {text}", view.offset, frame_word(view.kind))
 }
@@ -160,6 +202,7 @@ fn head_json(view: &LogView, verification: &Verification) -> Value {
         "file": view.file().display().to_string(),
         "incarnation": verification.incarnation.to_string(),
         "unfinished": view.unfinished().iter().map(|decision| decision.transaction.to_string()).collect::<Vec<_>>(),
+        "carried": CARRIED,
         "sound": verification.is_sound(),
         "problems": problems(verification),
     })
@@ -184,7 +227,7 @@ fn record_json(view: &RecordView<'_>) -> Value {
             json!({"kind": "floor", "incarnation": incarnation.to_string(), "sequence": sequence})
         }
         Record::Folded { before } => json!({"kind": "folded", "before": before}),
-        other => json!({"kind": "other", "text": format!("{other:?}")}),
+        _ => json!({"kind": "other", "text": UNKNOWN_RECORD}),
     };
     value["segment"] = json!(view.segment);
     value["offset"] = json!(view.offset);

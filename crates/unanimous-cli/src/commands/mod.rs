@@ -1,4 +1,6 @@
 //! The commands, a file or folder for each.
+//!
+//! Must not know what a command does: only its name.
 
 mod demo;
 mod log;

@@ -2,7 +2,7 @@
 //!
 //! - [`record`]: the records and their bytes.
 //! - [`frame`]: what one sync covers, in two copies, and the header of a segment.
-//! - [`scan`]: reads a segment's bytes, and tells a torn tail from damage.
+//! - [`mod@scan`]: reads a segment's bytes, and tells a torn tail from damage.
 //! - [`history`]: what the records add up to: who can be presumed what (rules 4 and 11).
 //!
 //! The bytes, the reasons for them and a walk through each crash are in `docs/log-format.md`.

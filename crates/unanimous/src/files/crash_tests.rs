@@ -8,14 +8,16 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use unanimous_core::{
-    Branch, BranchContext, BranchError, BranchId, DeciderId, Decision, FailureKind, Incarnation, LogId, Owner,
-    ResourceManager,
+    Branch, BranchContext, BranchError, BranchId, DeciderId, Decision, DecisionLog, FailureKind, Incarnation, LogId,
+    Owner, ResourceManager,
 };
 
 use super::Files;
 use super::acts::Acts;
 use super::branch::FilesBranch;
 use super::script::{Loss, Script, memory_folder};
+use crate::log::FileLog;
+use crate::{Doubt, InDoubt, TransactionManager};
 
 fn id(sequence: u64) -> BranchId {
     let transaction = Owner { log: LogId(7), incarnation: Incarnation::new(1, 1) }.transaction(sequence);
@@ -629,4 +631,113 @@ async fn a_power_failure_in_the_recovery_of_a_decision_that_was_not_synced() {
             }
         }
     }
+}
+
+/// Rules 3 and 8: a branch that is not listed has ended, and its decision is forgotten. Killed between the removal of the manifest and
+/// its sync, the next process must make the absence durable before it tells anybody; or the manifest is back after a power
+/// failure, nobody knows what was decided, and what it would do again undoes a later transaction.
+#[tokio::test]
+async fn an_absence_that_was_listed_does_not_end_with_the_power() {
+    // Commits (or not) up to that step; another process lists, and where it finds nothing, writes the same file.
+    let run = async |root: &Path, decision: Decision, steps: usize| {
+        let script = Arc::new(Script::with_power_failure(steps));
+        let branch = begin(&process(root, Some(&script)), 1).await;
+        branch.replace("d/replaced", "one").await.unwrap();
+        let prepared = branch.prepare(&id(1)).await.is_ok();
+        if prepared {
+            let _ = match decision {
+                Decision::Commit => branch.commit().await,
+                Decision::Abort => branch.rollback().await,
+            };
+        }
+        drop(branch);
+        let finished = !script.has_stopped();
+        script.go_on(usize::MAX / 2);
+        let files = process(root, Some(&script));
+        let absent = prepared && files.in_doubt().await.unwrap().is_empty();
+        if absent {
+            let branch = begin(&files, 2).await;
+            branch.replace("d/replaced", "two").await.unwrap();
+            branch.commit_one_phase(&id(2)).await.unwrap();
+        }
+        (script, absent, finished)
+    };
+    for decision in [Decision::Commit, Decision::Abort] {
+        let mut absences = 0;
+        for steps in 0.. {
+            let losses = every_loss(async || run(store().await.path(), decision, steps).await.0).await;
+            let mut finished = false;
+            for loss in losses {
+                let root = store().await;
+                let (script, absent, last) = run(root.path(), decision, steps).await;
+                finished = last;
+                if !absent {
+                    continue;
+                }
+                absences += 1;
+                let at = format!("{decision} after {steps} steps, {loss:?}");
+                script.lose(loss);
+                assert_eq!(process(root.path(), None).in_doubt().await.unwrap(), [], "{at}: it was listed as absent");
+                assert_eq!(tree(root.path())["d/replaced"], "two", "{at}");
+            }
+            if finished {
+                break;
+            }
+        }
+        assert!(absences > 0, "{decision}: the killed process never left an absence behind");
+    }
+}
+
+/// A one-phase commit of several files that was acknowledged and is not done: somebody's file is in the way. It is reported by the
+/// manager until it is done, is never rolled back, and is completed once the file is moved away.
+#[tokio::test]
+async fn an_acknowledged_commit_that_can_not_be_completed_is_in_doubt_until_it_is() {
+    let data = tempfile::tempdir().unwrap();
+    let log = FileLog::open(data.path().join("log")).await.unwrap();
+    let transaction = log.owner().transaction(1);
+    log.close().await;
+    drop(log);
+    let own_id = BranchId { transaction, decider: DeciderId::Log, number: 0 };
+
+    // The process ends when the decision is durable; what it has acknowledged is not done.
+    let (root, script) = acknowledged_only(&own_id).await;
+    assert_eq!(tree(root.path()), old(), "after {:?}", script.done().last());
+    fs::write(root.path().join("d/created"), "theirs").unwrap();
+
+    let files = process(root.path(), None);
+    assert_eq!(files.in_doubt().await.unwrap(), std::slice::from_ref(&own_id));
+    let log = FileLog::open(data.path().join("log")).await.unwrap();
+    let manager = TransactionManager::builder(log).resource(files.clone()).build().await.unwrap();
+    let doubts = manager.recover().await;
+    let [InDoubt { branch: Some(branch), why: Doubt::NotFinished(why), .. }] = &doubts[..] else {
+        panic!("{doubts:?}")
+    };
+    assert_eq!(*branch, own_id);
+    for says in ["was decided in one phase", "completed as soon as", "\"d/created\"", "move that file away"] {
+        assert!(why.contains(says), "{says}: {why}");
+    }
+    assert_eq!(fs::read_to_string(root.path().join("d/created")).unwrap(), "theirs");
+    // Its paths stay its own meanwhile.
+    let other = begin(&files, 2).await;
+    other.replace("fresh", "other").await.unwrap();
+    assert_eq!(other.prepare(&id(2)).await.unwrap_err().kind(), FailureKind::Conflict);
+
+    fs::remove_file(root.path().join("d/created")).unwrap();
+    assert_eq!(manager.recover().await, []);
+    assert_eq!(tree(root.path()), new());
+    recover(root.path(), Decision::Abort, "after it was completed").await;
+}
+
+/// A store whose process ended as early as it could after it had acknowledged a one-phase commit of several files.
+async fn acknowledged_only(id: &BranchId) -> (TempDir, Arc<Script>) {
+    for steps in 0.. {
+        let root = store().await;
+        let script = Arc::new(Script::stop_after(steps));
+        let branch = process(root.path(), Some(&script)).begin(&BranchContext::new(id.transaction), ()).await.unwrap();
+        work(&branch).await;
+        if branch.commit_one_phase(id).await.is_ok() {
+            return (root, script);
+        }
+    }
+    unreachable!("a commit has an end")
 }

@@ -99,10 +99,12 @@ pub enum FilesError {
         /// What was found.
         why: &'static str,
     },
-    /// A rollback of a branch whose own one-phase commit is decided; it is completed instead.
+    /// A rollback of a branch that has committed in one phase. It is completed instead.
     Decided {
         /// The branch.
         branch: Box<BranchId>,
+        /// Why it can't be completed now; none where it is completed, or somebody else is at it.
+        why: Option<Box<FilesError>>,
     },
     /// Another process or thread holds a lock for too long.
     Busy {
@@ -201,9 +203,13 @@ impl fmt::Display for FilesError {
                  or finish the branch by hand and move its manifest away",
                 staged.display()
             ),
-            FilesError::Decided { branch } => {
-                write!(f, "the branch {branch} has committed in one phase and can't be rolled back; it is completed")
+            FilesError::Decided { branch, why: None } => {
+                write!(f, "the branch {branch} was decided in one phase, has committed and can't be rolled back")
             }
+            FilesError::Decided { branch, why: Some(_) } => write!(
+                f,
+                "the branch {branch} was decided in one phase and can't be rolled back; it is completed as soon as this is out of the way"
+            ),
             FilesError::Busy { file } => {
                 write!(f, "another process or thread holds the lock {} for too long", file.display())
             }
@@ -223,6 +229,7 @@ impl Error for FilesError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             FilesError::Io { source, .. } => Some(source),
+            FilesError::Decided { why: Some(why), .. } => Some(why),
             _ => None,
         }
     }

@@ -43,6 +43,10 @@
 //! the transaction aborts. A replaced file keeps its permission bits, but not its owner, other hard links or extended attributes. On a
 //! file system that ignores case, two spellings of one name are not seen as one path.
 //!
+//! Nor is a vote proof against everything: **a sticky folder in which the file is another user's, and an immutable or append-only file or
+//! folder, pass the vote and fail in phase two**. The branch then stays in doubt, with its paths claimed, and is completed
+//! once the operating system lets it.
+//!
 //! The file system must be local, with hard links, `flock` and folders that can be synced (ext4, xfs, btrfs, zfs, APFS and others);
 //! the root and everything below must be on one of them, behind one mount. All processes that use the folder must be able to
 //! write its own folder.
@@ -69,7 +73,7 @@
 //! | after commit, before the manifest is gone | all operations done | seen to be done; the manifest goes |
 //! | in the middle of rollback | the manifest is gone, or is not | content without a manifest is removed; or it is rolled back again |
 //! | in a one-phase commit of one file | its old or its new content | nothing to do |
-//! | in a one-phase commit of several | no `decided` manifest, or one | nothing happened; or it is forced again and completed |
+//! | in a one-phase commit of several | no `decided` manifest, or one | nothing happened; or it is forced again and completed; where it can't be, it is listed as in doubt until it can |
 //!
 //! A manifest that can't be read may be a promise, and may claim any path: nothing is listed, prepared or removed in the folder
 //! until it is repaired; only branches that are prepared can be finished. Byte for byte, and each crash step by step:

@@ -23,7 +23,8 @@ pub(super) fn commit(folder: &Folder, work: &Work, branch: &BranchId, token: Str
             let staged = Staged::write(folder, work, branch, State::Decided, token).map_err(Failed::No)?;
             let Staged { manifest, live } = staged.claim(folder, work)?;
             if let Err(error) = keep(folder, &manifest, live, Trust::Own) {
-                // The decision is durable. Its paths stay claimed until it is completed, at the next listing.
+                // The decision is durable. Its paths stay claimed until it is completed, by the next listing that can; until then every
+                // listing reports it.
                 tracing::warn!(branch = %branch, error = &error as &dyn Error, "committed, but not completed yet; it is tried again");
             }
             Ok(())

@@ -2,6 +2,8 @@
 //!
 //! The model of a power failure: content that was not synced is cut in half; of the changes of names that were not synced with
 //! their folder, the last so many are lost (a journal is cut), or all those in one folder (each folder is written for itself).
+//!
+//! Must not know what the steps are for.
 
 use std::fs::{self, File};
 use std::io;

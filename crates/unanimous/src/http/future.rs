@@ -178,22 +178,23 @@ impl<F> Exchange<F> {
             return Ending::Nothing(Some(Then::Answer(result)));
         };
         let Ok(response) = &result else {
-            return abort(transaction, Then::Answer(result));
+            return abort(transaction, Cause::HandlerFailed, Then::Answer(result));
         };
         if transaction.is_doomed() {
-            return abort(transaction, Then::Answer(result));
+            return abort(transaction, Cause::Doomed, Then::Answer(result));
         }
         if let Some(veto) = &self.layer.veto {
             let context = VetoContext::new(&self.method, &self.uri, response);
             match catch_unwind(AssertUnwindSafe(|| veto(&context))) {
                 Ok(Ok(false)) => {}
-                Ok(Ok(true)) => return abort(transaction, Then::Answer(result)),
+                Ok(Ok(true)) => return abort(transaction, Cause::Vetoed, Then::Answer(result)),
                 Ok(Err(error)) => {
                     let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
                     tracing::error!(%id, %method, path, %error, "the commit veto failed; the transaction is aborted");
-                    return abort(transaction, Then::Failed(CommitError::Aborted { id, source: Cause::Doomed }));
+                    let failed = CommitError::Aborted { id, source: Cause::VetoFailed };
+                    return abort(transaction, Cause::VetoFailed, Then::Failed(failed));
                 }
-                Err(panic) => return abort(transaction, Then::Panic(panic)),
+                Err(panic) => return abort(transaction, Cause::VetoFailed, Then::Panic(panic)),
             }
         }
         Ending::Commit(transaction.commit(), Some(result))
@@ -202,7 +203,7 @@ impl<F> Exchange<F> {
     /// Gives the transaction up, if there is one.
     fn give_up<R>(&self, then: Then<R>) -> Ending<R> {
         match self.owner.take() {
-            Some(transaction) => abort(transaction, then),
+            Some(transaction) => abort(transaction, Cause::HandlerFailed, then),
             None => Ending::Nothing(Some(then)),
         }
     }
@@ -230,12 +231,12 @@ impl<F> Drop for Exchange<F> {
                 let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
                 tracing::debug!(%id, %method, path, "the request was dropped before its end; its transaction aborts");
                 // Detached from its call on. A transaction that is merely dropped warns, and clients go away every day.
-                drop(transaction.abort());
+                drop(transaction.abort_for(Cause::Dropped));
             });
         }
     }
 }
 
-fn abort<R>(transaction: Transaction, then: Then<R>) -> Ending<R> {
-    Ending::Abort(transaction.abort(), Some(then))
+fn abort<R>(transaction: Transaction, cause: Cause, then: Then<R>) -> Ending<R> {
+    Ending::Abort(transaction.abort_for(cause), Some(then))
 }

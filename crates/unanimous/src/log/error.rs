@@ -1,4 +1,6 @@
 //! What can go wrong with a log, and what to do then.
+//!
+//! Must not know how a log is written or read.
 
 use std::error::Error;
 use std::fmt;
@@ -82,7 +84,7 @@ impl fmt::Display for LogError {
             LogError::Full { unfinished, most } => write!(
                 f,
                 "{unfinished} bytes of decisions that are not finished fill the decision log ({most} bytes); bring back the stores that they \
-                 wait for (`indoubt` names them), or restart with a greater max_size"
+                 wait for (`TransactionManager::in_doubt` names them), or restart with a greater max_size"
             ),
             LogError::NoReserve(_) => f.write_str(
                 "there is no space on the disk for the decision log's next segment; free some, it is tried again",
@@ -175,6 +177,14 @@ pub enum OpenError {
     },
 }
 
+/// Why a log that can't be read whole is not opened.
+const WHY_NOT: &str = "presuming anything of decisions that can't be read could undo commits.";
+
+/// What can be done about it.
+const BRING_BACK: &str = "Look after the disk, and bring the file back from a mirror of it. If there is none, move the folder away: \
+    with a new log nothing that is in doubt is presumed. `TransactionManager::in_doubt` names each branch then; look what the other \
+    stores hold of its transaction, finish it by hand in its own store, and restart.";
+
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -191,21 +201,23 @@ impl fmt::Display for OpenError {
                 super::file::GREATEST_MAX_SIZE
             ),
             OpenError::Io { path, what, .. } => write!(f, "could not {what} {}", path.display()),
-            OpenError::Header { file, .. } => {
-                write!(f, "{} can't be read as a segment of a decision log", file.display())
+            OpenError::Header { file, source } => {
+                write!(
+                    f,
+                    "{} can't be read as a segment of a decision log, and the log is not opened",
+                    file.display()
+                )?;
+                // A newer format is whole, and says itself what to do.
+                if matches!(source, HeaderError::Newer { .. }) { Ok(()) } else { write!(f, ": {WHY_NOT} {BRING_BACK}") }
             }
             OpenError::Damaged { file, damage } => {
-                write!(f, "the decision log is damaged in {}, and is not opened: ", file.display())?;
-                f.write_str("presuming anything of decisions that can't be read could undo commits. ")?;
+                write!(f, "the decision log is damaged in {}, and is not opened: {WHY_NOT} ", file.display())?;
                 if damage.iter().all(|damage| damage.kind == DamageKind::Copy) {
                     f.write_str(
                         "Every record is still whole in its second copy: look after the disk, then open it once with believe_single_copies. ",
                     )?;
                 } else {
-                    f.write_str(
-                        "Look after the disk, and bring the file back from a mirror of it. If there is none, move the folder away: with a new \
-                         log nothing that is in doubt is presumed, and each branch is for a person to decide. ",
-                    )?;
+                    write!(f, "{BRING_BACK} ")?;
                 }
                 f.write_str("`unanimous log verify` and `unanimous log show` tell what can be read")
             }
@@ -274,8 +286,9 @@ impl fmt::Display for ReadError {
         match self {
             ReadError::NoLog { path } => write!(f, "there is no decision log in {}", path.display()),
             ReadError::Io { path, .. } => write!(f, "could not read {}", path.display()),
-            ReadError::Header { file, .. } => {
-                write!(f, "{} can't be read as a segment of a decision log", file.display())
+            ReadError::Header { file, source } => {
+                write!(f, "{} can't be read as a segment of a decision log", file.display())?;
+                if matches!(source, HeaderError::Newer { .. }) { Ok(()) } else { write!(f, ". {BRING_BACK}") }
             }
         }
     }

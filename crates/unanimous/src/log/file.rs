@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -224,7 +225,7 @@ impl Opening {
         let shared = Shared::new(env, State::new(limits, owner, history, segments));
         // The reserve is taken by the writer, so that there is one place that can fail to.
         shared.start();
-        Ok(FileLog { handle: Arc::new(Handle { shared, path, owner, opened }) })
+        Ok(FileLog { handle: Arc::new(Handle { shared, taken: AtomicBool::new(false), path, owner, opened }) })
     }
 }
 
@@ -275,6 +276,8 @@ pub struct FileLog {
 
 struct Handle {
     shared: Arc<Shared>,
+    /// Whether a manager has it.
+    taken: AtomicBool,
     path: PathBuf,
     owner: Owner,
     opened: Opened,
@@ -366,6 +369,10 @@ impl Decider for FileLog {
 impl DecisionLog for FileLog {
     fn owner(&self) -> Owner {
         self.handle.owner
+    }
+
+    fn take(&self) -> bool {
+        !self.handle.taken.swap(true, Ordering::AcqRel)
     }
 
     fn ready(&self) -> Result<(), BoxError> {

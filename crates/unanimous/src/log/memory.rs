@@ -37,6 +37,8 @@ pub struct MemoryLog {
 struct State {
     history: History,
     closed: bool,
+    /// Whether a manager has it.
+    taken: bool,
 }
 
 impl std::fmt::Debug for MemoryLog {
@@ -65,7 +67,7 @@ impl MemoryLog {
             .apply(Record::Incarnation { incarnation, started_at: env.wall_clock() })
             .expect("the first incarnation follows nothing");
         let owner = Owner { log: history.log(), incarnation };
-        Self { env, owner, state: Arc::new(Mutex::new(State { history, closed: false })) }
+        Self { env, owner, state: Arc::new(Mutex::new(State { history, closed: false, taken: false })) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -132,6 +134,10 @@ impl Decider for MemoryLog {
 impl DecisionLog for MemoryLog {
     fn owner(&self) -> Owner {
         self.owner
+    }
+
+    fn take(&self) -> bool {
+        !std::mem::replace(&mut self.lock().taken, true)
     }
 
     fn ready(&self) -> Result<(), BoxError> {

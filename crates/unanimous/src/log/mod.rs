@@ -45,4 +45,6 @@ pub use error::{LogError, OpenError, Poison, ReadError};
 pub use file::{FileLog, FileLogOptions, Opened};
 pub use memory::MemoryLog;
 pub use read::{LogView, RecordView, SupersededView, Verification, read, read_from};
-pub use unanimous_core::log::{Damage, DamageKind, FrameKind, Header, History, Record, Tail};
+pub use unanimous_core::log::{
+    Damage, DamageKind, FrameKind, Header, HeaderError, History, HistoryError, Record, Tail,
+};

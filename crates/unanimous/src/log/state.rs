@@ -307,7 +307,8 @@ impl State {
         answers
     }
 
-    /// Nothing of what is pending will be written: what no write was tried of is refused, the rest is unknown.
+    /// Nothing of what is pending will be written: what no write was tried of is refused, and what is in flight is unknown if one
+    /// was tried.
     pub(super) fn give_up(&mut self, why: &LogError, tried: bool) -> Answers {
         let mut answers = Answers::default();
         self.queue.clear();
@@ -320,11 +321,11 @@ impl State {
         answers
     }
 
-    /// A write failed (rule 12).
-    pub(super) fn poison(&mut self, poison: Poison) -> Answers {
+    /// A write failed (rule 12); `tried` says whether it was one of what is in flight.
+    pub(super) fn poison(&mut self, poison: Poison, tried: bool) -> Answers {
         let poison = Arc::new(poison);
         self.phase = Phase::Poisoned(poison.clone());
-        let answers = self.give_up(&LogError::Poisoned(poison), true);
+        let answers = self.give_up(&LogError::Poisoned(poison), tried);
         self.finishing.clear();
         answers
     }

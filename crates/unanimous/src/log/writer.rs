@@ -102,6 +102,14 @@ enum Stage {
     Stopped,
 }
 
+/// Why a batch was not written.
+enum WriteError {
+    /// The segment for it could not be begun: nothing of the batch was written.
+    Begin(RotateError),
+    /// Nobody knows.
+    Append(Poison),
+}
+
 struct Job {
     shared: Arc<Shared>,
     stage: Stage,
@@ -117,7 +125,7 @@ impl Drop for Job {
                 state.stop(None, answers)
             }
             Stage::Running => {
-                let answers = state.poison(Poison::new("the log's writer panicked", None));
+                let answers = state.poison(Poison::new("the log's writer panicked", None), true);
                 state.stop(None, answers)
             }
         };
@@ -154,7 +162,7 @@ impl Job {
                     let answers = self.shared.lock().written(&batch);
                     answers.send();
                 }
-                Err(RotateError::NoReserve(error)) => {
+                Err(WriteError::Begin(RotateError::NoReserve(error))) => {
                     tracing::warn!(%error, "no space for the decision log's next segment; refusing decisions");
                     let error = Arc::new(error);
                     let mut state = self.shared.lock();
@@ -168,14 +176,18 @@ impl Job {
                     }
                     return answers;
                 }
-                Err(RotateError::Failed(poison)) => {
-                    tracing::error!(error = %poison, source = ?std::error::Error::source(&poison), "the decision log is poisoned");
-                    let mut state = self.shared.lock();
-                    let answers = state.poison(poison);
-                    return state.stop(Some(segments), answers);
-                }
+                Err(WriteError::Begin(RotateError::Failed(poison))) => return self.poison(segments, poison, false),
+                Err(WriteError::Append(poison)) => return self.poison(segments, poison, true),
             }
         }
+    }
+
+    fn poison(&self, segments: Segments, poison: Poison, tried: bool) -> Answers {
+        let source = std::error::Error::source(&poison).map(ToString::to_string);
+        tracing::error!(error = %poison, source, "the decision log is poisoned");
+        let mut state = self.shared.lock();
+        let answers = state.poison(poison, tried);
+        state.stop(Some(segments), answers)
     }
 
     /// Keeps the next segment's space in reserve; without it new work is refused, while the current segment takes what it can.
@@ -194,7 +206,7 @@ impl Job {
         state.no_reserve = taken.err().map(Arc::new);
     }
 
-    fn write(&self, segments: &mut Segments, batch: &Batch) -> Result<(), RotateError> {
+    fn write(&self, segments: &mut Segments, batch: &Batch) -> Result<(), WriteError> {
         if !segments.has_room(batch.bytes.len()) {
             let now = self.shared.env.wall_clock();
             let (bytes, count) = {
@@ -204,8 +216,8 @@ impl Job {
                 tracing::debug!(?retained, "the decision log begins a new segment");
                 state.history.checkpoint()
             };
-            segments.rotate((&bytes, count), now)?;
+            segments.rotate((&bytes, count), now).map_err(WriteError::Begin)?;
         }
-        segments.append(&batch.bytes, batch.count).map_err(RotateError::Failed)
+        segments.append(&batch.bytes, batch.count).map_err(WriteError::Append)
     }
 }

@@ -14,7 +14,8 @@ use unanimous_core::{Branch, BranchError, BranchId, Capability, DecisionRecord, 
 
 use super::error::{self, EndError, Ended, SqliteError};
 use super::guard::Life;
-use super::worker::{Job, Session};
+use super::session::Session;
+use super::worker::Job;
 
 /// What a join may ask for. By default: a writing transaction (`BEGIN IMMEDIATE`), with the store's own lock timeout.
 #[derive(Clone, Debug, Default)]
@@ -30,14 +31,15 @@ impl SqliteOptions {
         Self::default()
     }
 
-    /// A transaction that only reads: a snapshot of the database from its first statement on (`BEGIN DEFERRED` with `query_only`).
-    /// It waits for no writer and holds none up. Statements that write fail.
+    /// A transaction that only reads: a snapshot of the database from its first statement on (`BEGIN DEFERRED` with
+    /// `query_only`). It waits for no writer and holds none up. Statements that write fail.
     #[must_use]
     pub fn read_only() -> Self {
         Self { read_only: true, ..Self::default() }
     }
 
-    /// How long to wait until other writing transactions are out of the way, and for the commit if it finds the database busy.
+    /// How long to wait until other writing transactions are out of the way, and for the commit if it finds the
+    /// database busy.
     #[must_use]
     pub fn lock_timeout(self, timeout: Duration) -> Self {
         Self { lock_timeout: Some(timeout), ..self }
@@ -48,8 +50,9 @@ impl SqliteOptions {
 ///
 /// # Cancel safety
 ///
-/// Dropping the future of [`call`](Self::call) and its like does not stop the work, once it was polled: what is called later, and the commit, wait
-/// behind it. If the work then fails with nobody there to see it, the branch can only be rolled back.
+/// Dropping the future of [`call`](Self::call) and its like does not stop the work, once it was polled: what is called
+/// later, and the commit, wait behind it. If the work then fails with nobody there to see it, the branch can only be
+/// rolled back.
 ///
 /// # Drop
 ///
@@ -65,17 +68,18 @@ pub struct SqliteBranch {
 impl SqliteBranch {
     /// Runs work on the branch's connection, on its thread, within the transaction.
     ///
-    /// The work may run any statements but those that begin or end transactions, attach databases, change how durable a commit is, or
-    /// change this library's tables. `SAVEPOINT`, `RELEASE` and `ROLLBACK TO` are its own. It must leave the connection's commit
-    /// hook, rollback hook and authorizer alone. What it writes with incremental blob I/O alone goes unnoticed by
-    /// [`flush`](Branch::flush): change a row beside it.
+    /// The work may run any statements but those that begin or end transactions, attach databases, change how durable a
+    /// commit is, or change this library's tables. `SAVEPOINT`, `RELEASE` and `ROLLBACK TO` are its own. It must leave
+    /// the connection's commit hook, rollback hook and authorizer alone. What it writes with incremental blob I/O alone
+    /// goes unnoticed by [`flush`](Branch::flush): change a row beside it.
     ///
-    /// An error of the work is returned as [`SqliteError::Sql`], and the transaction goes on: what the work did before the error
-    /// is part of it. For an error type of your own, return your `Result` as the value: `Ok(Err(mine))`.
+    /// An error of the work is returned as [`SqliteError::Sql`], and the transaction goes on: what the work did before
+    /// the error is part of it. For an error type of your own, return your `Result` as the value: `Ok(Err(mine))`.
     ///
     /// # Errors
     ///
-    /// See [`SqliteError`]; [`SqliteError::Broken`] where the branch can only be rolled back, [`SqliteError::Ended`] where it has ended.
+    /// See [`SqliteError`]; [`SqliteError::Broken`] where the branch can only be rolled back, [`SqliteError::Ended`]
+    /// where it has ended.
     ///
     /// # Panics
     ///
@@ -203,8 +207,8 @@ impl Branch for SqliteBranch {
         format!("sqlite:{}", self.store)
     }
 
-    /// [`Work::ReadOnly`] when no row was changed and no statement was compiled that could change anything else (DDL, `PRAGMA
-    /// user_version = ...`). From then on the application's work is refused: a vote must stay true.
+    /// [`Work::ReadOnly`] when no row was changed and no statement was compiled that could change anything else (DDL,
+    /// `PRAGMA user_version = ...`). From then on the application's work is refused: a vote must stay true.
     async fn flush(&self) -> Result<Work, BranchError> {
         self.ask(Job::Flush).await
     }
@@ -223,13 +227,13 @@ impl Branch for SqliteBranch {
         Err(BranchError::refused(EndError::NeverPrepared))
     }
 
-    /// Waits for work that is running, after it has interrupted it. Work that is not within SQLite (a loop in Rust) is waited for
-    /// as long as it takes.
+    /// Waits for work that is running, after it has interrupted it. Work that is not within SQLite (a loop in Rust) is
+    /// waited for as long as it takes.
     ///
     /// # Errors
     ///
-    /// Refused where the branch has committed. Where the outcome of its commit is unknown there is nothing left to roll back, and
-    /// that is Ok.
+    /// Refused where the branch has committed. Where the outcome of its commit is unknown there is nothing left to roll
+    /// back, and that is Ok.
     async fn rollback(&self) -> Result<(), BranchError> {
         self.life.stop();
         let (reply, hear) = oneshot::channel();
@@ -247,8 +251,8 @@ impl Branch for SqliteBranch {
     ///
     /// # Errors
     ///
-    /// Conflict when the database was busy for the whole lock timeout. Refused when SQLite said no (a deferred foreign key), when the branch
-    /// is [broken](super::Broken), and when the file was replaced. Lost after an I/O error.
+    /// Conflict when the database was busy for the whole lock timeout. Refused when SQLite said no (a deferred foreign
+    /// key), when the branch is [broken](super::Broken), and when the file was replaced. Lost after an I/O error.
     async fn commit_one_phase(&self, _id: &BranchId) -> Result<(), BranchError> {
         self.end(None).await
     }
@@ -290,7 +294,8 @@ impl Branch for SqliteBranch {
 
 impl Drop for SqliteBranch {
     fn drop(&mut self) {
-        // The channel closes with this handle, and the thread rolls back; work that runs must not keep it from doing so.
+        // The channel closes with this handle, and the thread rolls back; work that runs must not keep it from doing
+        // so.
         self.life.stop();
     }
 }

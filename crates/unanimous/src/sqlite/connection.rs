@@ -42,7 +42,8 @@ impl Opener {
         let create = if there { OpenFlags::empty() } else { OpenFlags::SQLITE_OPEN_CREATE };
         let conn = self.connect(create)?;
         if let Some(expected) = before {
-            // Looked at before anything is written: a database that took the place of ours gets neither tables nor an identity.
+            // Looked at before anything is written: a database that took the place of ours gets neither tables nor an
+            // identity.
             let found = self.read_identity(&conn)?;
             if found.as_ref() != Some(&expected) {
                 return Err(FileChanged::OtherIdentity { path: path.clone(), expected, found }.into());
@@ -81,7 +82,8 @@ impl Opener {
         Ok(conn)
     }
 
-    /// The application's settings first (some, like the page size, must come before the first table), then ours, which win.
+    /// The application's settings first (some, like the page size, must come before the first table), then ours, which
+    /// win.
     fn configure(&self, conn: &Connection) -> Result<(), OpenError> {
         if let Some(init) = &self.init {
             init(conn).map_err(OpenError::Init)?;
@@ -137,8 +139,8 @@ impl Opener {
         }
     }
 
-    /// The identity; where the database is new here, our tables and an identity are made, in one transaction: another process may be
-    /// doing the same.
+    /// The identity; where the database is new here, our tables and an identity are made, in one transaction: another
+    /// process may be doing the same.
     fn make_identity(&self, conn: &Connection) -> Result<StoreId, OpenError> {
         if let Some(identity) = self.read_identity(conn)? {
             return Ok(identity);
@@ -188,7 +190,8 @@ impl<'e> Patience<'e> {
         self.env.monotonic().saturating_sub(self.began)
     }
 
-    /// Repeats an attempt while it finds the database busy, until it is not, the bound has passed or nobody wants it any more.
+    /// Repeats an attempt while it finds the database busy, until it is not, the bound has passed or nobody wants it
+    /// any more.
     pub(super) fn until_unlocked<T>(
         &self,
         abandoned: impl Fn() -> bool,

@@ -1,5 +1,5 @@
-//! What can go wrong, one type for each operation: [`OpenError`], [`BeginError`], [`SqliteError`] (the application's own work),
-//! [`EndError`] (commit) and [`DecisionError`] (the rows). Each says what to do.
+//! What can go wrong, one type for each operation: [`OpenError`], [`BeginError`], [`SqliteError`] (the application's
+//! own work), [`EndError`] (commit) and [`DecisionError`] (the rows). Each says what to do.
 //!
 //! Must not know the protocol: what an error means for it is said where the branch's answer is given.
 
@@ -11,8 +11,8 @@ use std::time::Duration;
 use rusqlite::ErrorCode;
 use unanimous_core::{SavepointId, StoreId, TransactionId};
 
-/// The file at the database's path is not the one that was opened. Everything that is still open would be written into a file
-/// that nobody can find any more, so nothing is.
+/// The file at the database's path is not the one that was opened. Everything that is still open would be written into
+/// a file that nobody can find any more, so nothing is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileChanged {
@@ -191,7 +191,8 @@ impl From<FileChanged> for OpenError {
     }
 }
 
-/// A branch could not begin. It is the source of the [`BranchError`](unanimous_core::BranchError) that a join fails with.
+/// A branch could not begin. It is the source of the [`BranchError`](unanimous_core::BranchError) that a join fails
+/// with.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BeginError {
@@ -260,8 +261,8 @@ impl Error for BeginError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Broken {
-    /// The work tried to begin, commit or roll back by itself. It was stopped from it, but it must not be committed as if
-    /// nothing had happened.
+    /// The work tried to begin, commit or roll back by itself. It was stopped from it, but it must not be committed as
+    /// if nothing had happened.
     TransactionStatement {
         /// The statement's kind: `BEGIN`, `COMMIT` or `ROLLBACK`.
         statement: &'static str,
@@ -461,7 +462,8 @@ impl Error for EndError {
     }
 }
 
-/// The decision rows could not be read, forced or written. It is the source of the [`StoreError`](unanimous_core::StoreError).
+/// The decision rows could not be read, forced or written. It is the source of the
+/// [`StoreError`](unanimous_core::StoreError).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum DecisionError {

@@ -1,8 +1,8 @@
 //! Whether the file at a path is still the file that was opened.
 //!
-//! An open connection goes on writing into a file that was unlinked or replaced, and everything that it commits is lost without
-//! an error. So the path is looked at when a branch begins, before it commits, and when recovery asks.
-//! The file is never opened here: closing any descriptor of it would drop all of the process's POSIX locks on it, SQLite's own
+//! An open connection goes on writing into a file that was unlinked or replaced, and everything that it commits is lost
+//! without an error. So the path is looked at when a branch begins, before it commits, and when recovery asks. The file
+//! is never opened here: closing any descriptor of it would drop all of the process's POSIX locks on it, SQLite's own
 //! among them.
 //!
 //! Must not know what is in the file.
@@ -18,8 +18,9 @@ use unanimous_core::StoreId;
 
 use super::error::{FileChanged, OpenError};
 
-/// Which file with which identity was at which path, for the life of the process: an empty one must not take its place silently,
-/// and SQLite would apply the write-ahead log that an earlier file has left at the path to whatever file is there now.
+/// Which file with which identity was at which path, for the life of the process: an empty one must not take its place
+/// silently, and SQLite would apply the write-ahead log that an earlier file has left at the path to whatever file is
+/// there now.
 static SEEN: Mutex<BTreeMap<PathBuf, (OpenedFile, StoreId)>> = Mutex::new(BTreeMap::new());
 
 /// The identity that the database at this path had before in this process.
@@ -52,8 +53,8 @@ pub(super) fn remember(file: &OpenedFile, identity: &StoreId) -> Result<(), File
     })
 }
 
-/// The absolute path of a database: its folder is resolved, so that neither a later change of the working directory nor another
-/// spelling makes two files of one.
+/// The absolute path of a database: its folder is resolved, so that neither a later change of the working directory nor
+/// another spelling makes two files of one.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, OpenError> {
     if path.as_os_str().is_empty() || path.as_os_str() == ":memory:" {
         return Err(OpenError::InMemory);
@@ -76,15 +77,15 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, OpenError> {
 pub(super) struct OpenedFile {
     path: PathBuf,
     id: FileId,
-    /// The write-ahead log: there from the first read to the last connection's end, always the same file. Commits go there first,
-    /// so one that was deleted by hand takes them along.
+    /// The write-ahead log: there from the first read to the last connection's end, always the same file. Commits go
+    /// there first, so one that was deleted by hand takes them along.
     log: PathBuf,
     log_id: FileId,
 }
 
 impl OpenedFile {
-    /// The files that are there now. `opened` is the path that SQLite made of `path`: it follows links, and puts the log beside the
-    /// file itself.
+    /// The files that are there now. `opened` is the path that SQLite made of `path`: it follows links, and puts the
+    /// log beside the file itself.
     pub(super) fn at(path: PathBuf, opened: Option<&str>) -> Result<Self, FileChanged> {
         // SQLite gives no name that is not Unicode; then it is ours, and must not be a link.
         let mut log = opened.map_or_else(|| path.clone().into_os_string(), OsString::from);
@@ -120,7 +121,8 @@ fn same(path: &Path, id: FileId) -> Result<(), FileChanged> {
     if look_at(path)? == id { Ok(()) } else { Err(FileChanged::Replaced { path: path.to_owned() }) }
 }
 
-/// Device and inode. An inode is not used again while a connection holds the file open, and the store keeps one open always.
+/// Device and inode. An inode is not used again while a connection holds the file open, and the store keeps one open
+/// always.
 #[cfg(unix)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileId(u64, u64);

@@ -1,14 +1,14 @@
 //! Keeps the application's work inside its transaction: the vote must not lie.
 //!
-//! SQLite lets any statement end the transaction that it runs in, and goes on in autocommit mode. Three hooks that SQLite calls
-//! see to it that this can't go unnoticed while the application's work runs:
+//! SQLite lets any statement end the transaction that it runs in, and goes on in autocommit mode. Three hooks that
+//! SQLite calls see to it that this can't go unnoticed while the application's work runs:
 //!
 //! - the authorizer refuses BEGIN, COMMIT and ROLLBACK when they are compiled, and so harms nothing;
 //! - the rollback hook sees what no statement announces: `INSERT OR ROLLBACK`, `RAISE(ROLLBACK)`, a full disk;
 //! - the commit hook turns what runs after that, each statement on its own, into a rollback.
 //!
-//! The application's work has the connection and could replace the hooks. Each is a closure that owns a [`Seal`]: replaced, it
-//! is dropped, and the seal says so.
+//! The application's work has the connection and could replace the hooks. Each is a closure that owns a [`Seal`]:
+//! replaced, it is dropped, and the seal says so.
 //!
 //! Must not know the protocol or our tables' meaning, only their names.
 
@@ -22,7 +22,8 @@ use super::error::{Broken, Ended};
 use super::rows::is_ours;
 use super::savepoint;
 
-/// How often a running statement looks whether it should stop, in SQLite's virtual machine instructions: well under a millisecond.
+/// How often a running statement looks whether it should stop, in SQLite's virtual machine instructions: well under a
+/// millisecond.
 const PROGRESS_STEPS: i32 = 1000;
 
 /// One branch, as its handle and its thread share it.
@@ -35,7 +36,8 @@ pub(super) struct Life {
 }
 
 impl Life {
-    /// From now on the branch can only be rolled back; work that runs is interrupted at its next statement, if it issues any.
+    /// From now on the branch can only be rolled back; work that runs is interrupted at its next statement, if it
+    /// issues any.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(handle) = &*lock(&self.running) {
@@ -134,7 +136,8 @@ impl Guard {
         Verdict { broken: seen.broken.clone(), forbidden: seen.forbidden.take() }
     }
 
-    /// Whether something durable was compiled that changes no rows. Conservative: it may not have run, or changed nothing.
+    /// Whether something durable was compiled that changes no rows. Conservative: it may not have run, or changed
+    /// nothing.
     pub(super) fn changed_otherwise(&self) -> bool {
         self.seen().changed_otherwise
     }
@@ -164,7 +167,8 @@ impl Guard {
             Judgement::Harmless => Authorization::Allow,
             Judgement::Changes => {
                 seen.changed_otherwise = true;
-                // A compiled statement of this kind could be cached and run again without being judged, so its connection goes.
+                // A compiled statement of this kind could be cached and run again without being judged, so its
+                // connection goes.
                 seen.altered = true;
                 Authorization::Allow
             }

@@ -23,10 +23,12 @@
 //!
 //! # What it promises
 //!
-//! SQLite can't prepare, so a branch here is a [carrier](Capability::Carrier): where others take part, they prepare first, and this
-//! branch commits its work and the transaction's decision in one SQLite transaction. A transaction can have one such branch. Alone, it commits in one phase.
+//! SQLite can't prepare, so a branch here is a [carrier](Capability::Carrier): where others take part, they prepare
+//! first, and this branch commits its work and the transaction's decision in one SQLite transaction. A transaction can
+//! have one such branch. Alone, it commits in one phase.
 //!
-//! The first open adds four tables to the database, their names beginning with `unanimous_`. They are for reading, in the `sqlite3` shell too:
+//! The first open adds four tables to the database, their names beginning with `unanimous_`. They are for reading, in
+//! the `sqlite3` shell too:
 //!
 //! ```sql
 //! select transaction_id, outcome, datetime(decided_at / 1000000, 'unixepoch'), finished_at is not null
@@ -34,17 +36,18 @@
 //! ```
 //!
 //! - Journal mode WAL and `synchronous = FULL` on every connection: a commit that was answered is on the disk.
-//! - Writing transactions are `BEGIN IMMEDIATE` and queue up in order within the process; between processes SQLite's own lock
-//!   rules, which is not fair. Both waits together are bounded by the [lock timeout](SqliteBuilder::lock_timeout).
+//! - Writing transactions are `BEGIN IMMEDIATE` and queue up in order within the process; between processes SQLite's
+//!   own lock rules, which is not fair. Both waits together are bounded by the [lock
+//!   timeout](SqliteBuilder::lock_timeout).
 //! - Readers ([`SqliteOptions::read_only`]) wait for nobody.
 //! - The application's work can't end the transaction behind our back: see [`Broken`].
-//! - The file is recognised by an identity within and by its inode. While it is missing or another file is in its place, nothing
-//!   is begun, committed or said about the past.
+//! - The file is recognised by an identity within and by its inode. While it is missing or another file is in its
+//!   place, nothing is begun, committed or said about the past.
 //!
 //! # Work on the connection
 //!
-//! [`SqliteBranch::call`] sends a closure to the thread that owns the connection. This runs as it stands, with the traits that
-//! the manager uses:
+//! [`SqliteBranch::call`] sends a closure to the thread that owns the connection. This runs as it stands, with the
+//! traits that the manager uses:
 //!
 //! ```
 //! use unanimous::sqlite::Sqlite;
@@ -80,6 +83,7 @@ mod file;
 mod guard;
 mod rows;
 mod savepoint;
+mod session;
 mod store;
 mod worker;
 
@@ -146,14 +150,18 @@ pub struct SqliteBuilder {
 }
 
 impl SqliteBuilder {
-    /// How long a branch waits for other writing transactions, and a commit or recovery for a busy database. 5 s by default, 24 days
-    /// at most.
+    /// How long a branch waits for other writing transactions, and a commit or recovery for a busy database. 5 s by
+    /// default, 24 days at most.
     pub fn lock_timeout(self, timeout: Duration) -> Self {
         Self { lock_timeout: timeout.min(LONGEST_WAIT), ..self }
     }
 
-    /// How long a decision is kept after its last branch was confirmed (rule 11). 24 hours by default; a decision takes about 300
-    /// bytes. A branch of an older transaction that turns up prepared, out of a restored backup say, is held and reported.
+    /// How long a decision is kept after its last branch was confirmed (rule 11). 24 hours by default; a decision takes
+    /// about 450 bytes. A branch of an older transaction that turns up prepared, out of a restored backup say, is held
+    /// and reported.
+    ///
+    /// It is this process's log's: where several share the database, each deletes its own decisions by its own horizon, and
+    /// those of a log that never comes back stay.
     pub fn horizon(self, horizon: Duration) -> Self {
         Self { horizon, ..self }
     }
@@ -164,8 +172,9 @@ impl SqliteBuilder {
     }
 
     /// Run on each new connection, before it is used: pragmas, functions, migrations. The first one runs within
-    /// [`open`](Self::open). It must be idempotent, also beside another process that does the same; must end the transactions that it
-    /// begins; and must attach nothing. `journal_mode`, `synchronous`, the hooks and the authorizer are set after it and win.
+    /// [`open`](Self::open). It must be idempotent, also beside another process that does the same; must end the
+    /// transactions that it begins; and must attach nothing. `journal_mode`, `synchronous`, the hooks and the
+    /// authorizer are set after it and win.
     pub fn init(self, init: impl Fn(&Connection) -> rusqlite::Result<()> + Send + Sync + 'static) -> Self {
         Self { init: Some(Arc::new(init)), ..self }
     }
@@ -179,7 +188,8 @@ impl SqliteBuilder {
     ///
     /// # Errors
     ///
-    /// See [`OpenError`]. A database that was open before in this process and is gone or another now is not created again.
+    /// See [`OpenError`]. A database that was open before in this process and is gone or another now is not created
+    /// again.
     pub async fn open(self) -> Result<Sqlite, OpenError> {
         let Self { name, path, lock_timeout, horizon, must_exist, init, env } = self;
         let env = env.unwrap_or_else(TokioEnv::shared);
@@ -213,7 +223,8 @@ impl fmt::Debug for SqliteBuilder {
 }
 
 impl Sqlite {
-    /// Opens the database at `path` with the defaults, under the name that the manager knows it by: stable over restarts.
+    /// Opens the database at `path` with the defaults, under the name that the manager knows it by: stable over
+    /// restarts.
     ///
     /// # Errors
     ///
@@ -240,8 +251,9 @@ impl Sqlite {
         self.inner.store.file.path()
     }
 
-    /// Begins nothing more, and writes down which decisions are finished. Branches that are open go on to their end. Dropping the last handle does the
-    /// same, but without waiting for a lock, so that some decisions may be listed once more after the next start.
+    /// Begins nothing more, and writes down which decisions are finished. Branches that are open go on to their end.
+    /// Dropping the last handle does the same, but without waiting for a lock, so that some decisions may be listed
+    /// once more after the next start.
     ///
     /// # Errors
     ///
@@ -263,7 +275,8 @@ impl Sqlite {
         self.inner.control.ask(request).await.map_err(StoreError::new)
     }
 
-    /// The same with the permit to write: in the queue with this process's own writers, which would starve a poll for the lock.
+    /// The same with the permit to write: in the queue with this process's own writers, which would starve a poll for
+    /// the lock.
     async fn control_writing<T, F>(&self, request: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -359,7 +372,8 @@ impl ResourceManager for Sqlite {
         })
     }
 
-    /// Always empty, since SQLite can't prepare; but not while the file is missing or another, since then nothing is known.
+    /// Always empty, since SQLite can't prepare; but not while the file is missing or another, since then nothing is
+    /// known.
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
         self.control(|store, conn, _| store.read_identity(conn)).await.map(|_| Vec::new())
     }
@@ -378,8 +392,8 @@ impl ResourceManager for Sqlite {
         Err(BranchError::refused(EndError::NeverPrepared))
     }
 
-    /// Waits for writing branches of this process that are open, at most for the lock timeout: one of them may be about to commit the
-    /// very row that is asked for.
+    /// Waits for writing branches of this process that are open, at most for the lock timeout: one of them may be about
+    /// to commit the very row that is asked for.
     ///
     /// # Cancel safety
     ///
@@ -393,10 +407,17 @@ impl ResourceManager for Sqlite {
         if !self.control(move |store, conn, _| store.has_unfinished(conn, owner)).await? {
             return Ok(Vec::new());
         }
-        self.control_writing(move |store, conn, wait| store.unfinished(conn, owner, wait)).await
+        let rows::Unfinished { records, damaged } =
+            self.control_writing(move |store, conn, wait| store.unfinished(conn, owner, wait)).await?;
+        for error in damaged {
+            // The error names the row. It stays, and is reported by each pass until somebody has restored it.
+            tracing::error!(store = %self.inner.store.name, %error, "one decision can't be finished; the others are");
+        }
+        Ok(records)
     }
 
-    /// Written with the next commit that carries a decision, with [`Sqlite::close`], or when the last handle is dropped.
+    /// Written with the next commit that carries a decision, with [`Sqlite::close`], or when the last handle is
+    /// dropped.
     fn forget(&self, transaction: TransactionId) {
         self.inner.store.finished.add(transaction);
     }

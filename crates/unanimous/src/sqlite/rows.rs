@@ -7,12 +7,13 @@
 //! ```
 //!
 //! - `unanimous_identity`: one row, written once.
-//! - `unanimous_decision`: a row for each transaction that this database decided. `commit` came with the work's own commit; `abort`
-//!   is a fence: somebody asked, found nothing, and made sure that a late commit can't follow. `finished_at` is when every
-//!   branch was known to be confirmed, for a fence when it was made. `asked` grows with each time that recovery was told the row, so that
-//!   telling it is a real write.
+//! - `unanimous_decision`: a row for each transaction that this database decided. `commit` came with the work's own
+//!   commit; `abort` is a fence: somebody asked, found nothing, and made sure that a late commit can't follow.
+//!   `finished_at` is when every branch was known to be confirmed, for a fence when it was made. `asked` grows with
+//!   each time that recovery was told the row, so that telling it is a real write.
 //! - `unanimous_participant`: the prepared branches of each.
-//! - `unanimous_floor`: for each incarnation of a log, the highest sequence whose row was deleted: no row at or below it says nothing.
+//! - `unanimous_floor`: for each incarnation of a log, the highest sequence whose row was deleted: no row at or below
+//!   it says nothing.
 //!
 //! Every function runs within a transaction that its caller began, and ends none.
 //! Must not know threads or branches.
@@ -26,8 +27,8 @@ use super::error::DecisionError;
 /// The tables that the application's work must not change.
 const TABLES: [&str; 4] = ["unanimous_identity", "unanimous_decision", "unanimous_participant", "unanimous_floor"];
 
-/// How many expired rows one commit takes along at most, so that none becomes slow by it. More than one, so that they go faster
-/// than they come.
+/// How many expired rows one commit takes along at most, so that none becomes slow by it. More than one, so that they
+/// go faster than they come.
 const EXPIRED_AT_ONCE: i64 = 64;
 
 /// Old shells must be able to read them at three in the morning: no STRICT (3.37), no generated columns (3.31).
@@ -122,31 +123,36 @@ pub(super) fn finish(conn: &Connection, transactions: &[TransactionId], now: u64
     Ok(())
 }
 
-/// Deletes rows that are past the horizon, some at a time, and raises their incarnations' floors.
+/// Deletes rows of `owner`'s own log that are past the horizon, some at a time, and raises their incarnations' floors.
+/// Those of other logs are their owners', whose horizon may be a longer one.
 ///
-/// Commit rows go when they are finished. Fences go when they are of an earlier incarnation of `owner`'s log, whose carriers are dead since
-/// `owner` holds the log; one of the present incarnation may still be what stops a late carrier.
+/// Commit rows go when they are finished. Fences go when they are of an earlier incarnation, whose carriers are dead
+/// since `owner` holds the log; one of the present incarnation may still be what stops a late carrier.
 pub(super) fn expire(conn: &Connection, owner: Owner, horizon: u64) -> rusqlite::Result<()> {
+    let (horizon, log) = (micros(horizon), owner.log.to_string());
     let mut expired: Vec<String> = conn
         .prepare(
             "SELECT transaction_id FROM main.unanimous_decision \
-             WHERE outcome = 'commit' AND finished_at IS NOT NULL AND finished_at <= ?1 ORDER BY finished_at LIMIT ?2",
+             WHERE outcome = 'commit' AND finished_at IS NOT NULL AND finished_at <= ?1 AND log = ?2 \
+             ORDER BY finished_at LIMIT ?3",
         )?
-        .query_map((micros(horizon), EXPIRED_AT_ONCE), |row| row.get(0))?
+        .query_map((horizon, &log, EXPIRED_AT_ONCE), |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     let fences: Vec<String> = conn
         .prepare(
             "SELECT transaction_id FROM main.unanimous_decision \
              WHERE outcome = 'abort' AND finished_at <= ?1 AND log = ?2 AND counter < ?3 ORDER BY finished_at LIMIT ?4",
         )?
-        .query_map((micros(horizon), owner.log.to_string(), owner.incarnation.counter, EXPIRED_AT_ONCE), |row| {
-            row.get(0)
-        })?
+        .query_map((horizon, &log, owner.incarnation.counter, EXPIRED_AT_ONCE), |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     expired.extend(fences);
     for id in &expired {
-        // A row whose id can't be read is left for an operator: deleting it would raise no floor.
-        let Ok(transaction) = id.parse::<TransactionId>() else { continue };
+        // A row whose id can't be read, or is another log's, is left for an operator: deleting it would raise no floor, or not its
+        // own.
+        let Some(transaction) = id.parse::<TransactionId>().ok().filter(|transaction| transaction.log == owner.log)
+        else {
+            continue;
+        };
         conn.execute(
             "INSERT INTO main.unanimous_floor (log, counter, nonce, sequence) VALUES (?1, ?2, ?3, ?4) \
              ON CONFLICT (log, counter, nonce) DO UPDATE SET sequence = max(sequence, excluded.sequence)",
@@ -163,8 +169,8 @@ pub(super) fn expire(conn: &Connection, owner: Owner, horizon: u64) -> rusqlite:
     Ok(())
 }
 
-/// What the rows say of a transaction of `owner`'s own log; fences it where they say nothing. What is answered is not durable before the caller
-/// has committed: a fence is written, a row that was there is written again (rule 3).
+/// What the rows say of a transaction of `owner`'s own log; fences it where they say nothing. What is answered is not
+/// durable before the caller has committed: a fence is written, a row that was there is written again (rule 3).
 pub(super) fn ask(
     conn: &Connection,
     transaction: TransactionId,
@@ -201,22 +207,46 @@ pub(super) fn ask(
     }
 }
 
-/// The transactions of a log that committed here and are not known to be finished.
-pub(super) fn unfinished(conn: &Connection, owner: Owner) -> Result<Vec<DecisionRecord>, DecisionError> {
+/// What a log still has to finish here.
+pub(super) struct Unfinished {
+    pub(super) records: Vec<DecisionRecord>,
+    /// Rows that can't be read. They stay as they are: a branch of theirs that is listed somewhere asks for its own decision,
+    /// and is held by the same error.
+    pub(super) damaged: Vec<DecisionError>,
+}
+
+/// The transactions of a log that committed here and are not known to be finished. A damaged row does not keep the
+/// others from being finished.
+pub(super) fn unfinished(conn: &Connection, owner: Owner) -> Result<Unfinished, DecisionError> {
     let failed = |source| DecisionError::Sqlite { doing: "listing unfinished decisions", source };
-    let ids: Vec<String> = conn
+    // An id that is no text, or no UTF-8, is a damage of its row too; it is named in hex.
+    let ids: Vec<(Option<String>, String)> = conn
         .prepare(
-            "SELECT transaction_id FROM main.unanimous_decision \
+            "SELECT transaction_id, hex(transaction_id) FROM main.unanimous_decision \
              WHERE outcome = 'commit' AND finished_at IS NULL AND log = ?1 ORDER BY decided_at, transaction_id",
         )
-        .and_then(|mut rows| rows.query_map([owner.log.to_string()], |row| row.get(0))?.collect())
+        .and_then(|mut rows| {
+            rows.query_map([owner.log.to_string()], |row| Ok((row.get(0).ok(), row.get(1)?)))?.collect()
+        })
         .map_err(failed)?;
     let parse = |id: String| match id.parse::<TransactionId>() {
         Ok(transaction) if transaction.log == owner.log => Ok(transaction),
         Ok(_) => Err(DecisionError::Damaged { transaction: id, what: "its id and its log differ".to_owned() }),
         Err(error) => Err(DecisionError::Damaged { transaction: id, what: error.to_string() }),
     };
-    ids.into_iter().map(|id| record(conn, parse(id)?)).collect()
+    let mut unfinished = Unfinished { records: Vec::new(), damaged: Vec::new() };
+    for (id, hex) in ids {
+        let id = id.ok_or_else(|| DecisionError::Damaged {
+            transaction: format!("the transaction where hex(transaction_id) = '{hex}'"),
+            what: "its id is not text".to_owned(),
+        });
+        match id.and_then(parse).and_then(|transaction| record(conn, transaction)) {
+            Ok(record) => unfinished.records.push(record),
+            Err(damaged @ DecisionError::Damaged { .. }) => unfinished.damaged.push(damaged),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(unfinished)
 }
 
 /// A real write, which commits with a sync: it makes durable whatever was read in the same transaction (rule 3).

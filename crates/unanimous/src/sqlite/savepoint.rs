@@ -8,7 +8,7 @@
 use unanimous_core::{BranchError, SavepointId, Work};
 
 use super::error::{Broken, SqliteError, is_busy};
-use super::worker::Session;
+use super::session::Session;
 
 /// What the names of our savepoints begin with; the guard keeps the application from using one.
 pub(super) const PREFIX: &str = "unanimous_savepoint_";

@@ -1,7 +1,7 @@
 //! What all handles, branches and threads of one database share; and the thread that keeps a connection for recovery.
 //!
-//! Recovery must get through when every other connection is in use (rule 14), and the file must stay open so that its inode
-//! can't be given to another: one connection does both, on a thread of its own.
+//! Recovery must get through when every other connection is in use (rule 14), and the file must stay open so that its
+//! inode can't be given to another: one connection does both, on a thread of its own.
 //!
 //! Must not know branches.
 
@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
-use unanimous_core::{DecisionRecord, Known, Owner, StoreId, TransactionId};
+use unanimous_core::{Known, Owner, StoreId, TransactionId};
 
 use super::connection::{Opener, Patience};
 use super::error::{DecisionError, FileChanged, OpenError, is_busy};
 use super::file::OpenedFile;
-use super::rows;
+use super::rows::{self, Unfinished};
 use super::worker::Pool;
 
 /// One open database.
@@ -38,7 +38,8 @@ impl Store {
     }
 }
 
-/// Transactions whose every branch is confirmed, and whose rows don't say so yet. Only in memory: a crash costs one more listing.
+/// Transactions whose every branch is confirmed, and whose rows don't say so yet. Only in memory: a crash costs one
+/// more listing.
 #[derive(Default)]
 pub(super) struct Finished(Mutex<BTreeSet<TransactionId>>);
 
@@ -71,15 +72,16 @@ impl Finished {
 /// What the control thread is asked to do.
 pub(super) type Request = Box<dyn FnOnce(&Connection) + Send>;
 
-/// The control thread's channel. Dropped, the thread writes what is left to be written, if that is possible at once, and ends.
+/// The control thread's channel. Dropped, the thread writes what is left to be written, if that is possible at once,
+/// and ends.
 pub(super) struct Control(Sender<Request>);
 
 /// What the control thread hands over once the database is open.
 pub(super) type Opened = (OpenedFile, StoreId);
 
 impl Control {
-    /// Starts the thread, which opens the database. It learns of its store later: the store does not exist without what is
-    /// found in the file.
+    /// Starts the thread, which opens the database. It learns of its store later: the store does not exist without what
+    /// is found in the file.
     pub(super) async fn open(opener: Opener, name: &str) -> Result<(Self, Opened), OpenError> {
         let (send, requests) = channel();
         let (reply, hear) = oneshot::channel();
@@ -142,10 +144,11 @@ impl Store {
         self.in_transaction(conn, wait, |conn| rows::ask(conn, transaction, owner, now))
     }
 
-    /// Whether some of an owner's log's transactions committed here and are not known to be finished.
+    /// Whether some of an owner's log's transactions committed here and are not known to be finished, readable or not.
     pub(super) fn has_unfinished(&self, conn: &Connection, owner: Owner) -> Result<bool, DecisionError> {
         self.file.check()?;
-        Ok(rows::unfinished(conn, owner)?.iter().any(|record| !self.finished.contains(record.transaction)))
+        let Unfinished { records, damaged } = rows::unfinished(conn, owner)?;
+        Ok(!damaged.is_empty() || records.iter().any(|record| !self.finished.contains(record.transaction)))
     }
 
     /// Those transactions, durably.
@@ -154,15 +157,15 @@ impl Store {
         conn: &Connection,
         owner: Owner,
         wait: Duration,
-    ) -> Result<Vec<DecisionRecord>, DecisionError> {
-        let mut records = self.in_transaction(conn, wait, |conn| {
-            let records = rows::unfinished(conn, owner)?;
+    ) -> Result<Unfinished, DecisionError> {
+        let mut unfinished = self.in_transaction(conn, wait, |conn| {
+            let unfinished = rows::unfinished(conn, owner)?;
             rows::touch(conn)
                 .map_err(|source| DecisionError::Sqlite { doing: "forcing the decisions that were read", source })?;
-            Ok(records)
+            Ok(unfinished)
         })?;
-        records.retain(|record| !self.finished.contains(record.transaction));
-        Ok(records)
+        unfinished.records.retain(|record| !self.finished.contains(record.transaction));
+        Ok(unfinished)
     }
 
     /// Writes what is finished.

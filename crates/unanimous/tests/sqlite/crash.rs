@@ -33,9 +33,9 @@ impl Drop for Killed {
     }
 }
 
-/// A child carries one decision after another, each with its work, and says each that was answered. It is killed with SIGKILL at some
-/// moment; then work and rows are compared. Expected: the same transactions in both, all that were said among them, and the
-/// decision asked for is Commit for these and Abort for the first one that is not there.
+/// A child carries one decision after another, each with its work, and says each that was answered. It is killed with
+/// SIGKILL at some moment; then work and rows are compared. Expected: the same transactions in both, all that were said
+/// among them, and the decision asked for is Commit for these and Abort for the first one that is not there.
 #[test]
 fn after_kill_9_work_and_its_row_are_there_together_or_not_at_all() {
     if let Some(path) = std::env::var_os(CARRIER) {
@@ -51,7 +51,8 @@ fn after_kill_9_work_and_its_row_are_there_together_or_not_at_all() {
         );
         let mut said = BufReader::new(process.0.stdout.take().unwrap()).lines();
         let mut answered = BTreeSet::new();
-        // Killed after a different number of answers and a different while each time; how far it is then is up to the machine.
+        // Killed after a different number of answers and a different while each time; how far it is then is up to the
+        // machine.
         while answered.len() < 3 + round as usize {
             let line = said.next().expect("the child ended by itself").unwrap();
             answered.extend(said_after(&line, "carried "));
@@ -112,7 +113,8 @@ async fn carry_for_ever(path: std::path::PathBuf) {
     std::future::pending().await
 }
 
-/// Two processes and this one add to one number, each reading it first. Expected: no addition is lost, whoever waits for whom.
+/// Two processes and this one add to one number, each reading it first. Expected: no addition is lost, whoever waits
+/// for whom.
 #[test]
 fn processes_that_contend_lose_nothing() {
     const EACH: i64 = 40;

@@ -1,4 +1,5 @@
-//! The decision row: with the work or not at all, asked for with a final answer, kept to the horizon (rules 3, 4, 8, 11).
+//! The decision row: with the work or not at all, asked for with a final answer, kept to the horizon (rules 3, 4, 8,
+//! 11).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,8 @@ use unanimous::{
     Branch, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId, Owner, ResourceManager, StoreError,
     TransactionId,
 };
+
+use crate::support::warnings::Warnings;
 
 use super::{Place, begin, insert, owner, poll_once, record, source, strings, within};
 
@@ -345,16 +348,94 @@ async fn rows_are_kept_to_the_horizon_and_nothing_is_presumed_beyond_it() {
     }
 }
 
+/// Two applications with logs of their own share a database; the one with the short horizon commits.
 #[tokio::test]
-async fn damaged_rows_are_reported_and_not_guessed_at() {
+async fn a_log_expires_its_own_rows_only() {
+    const HOUR: u64 = 3_600_000_000;
+    let clock = Arc::new(SetClock { real: TokioEnv::current(), now: AtomicU64::new(100 * HOUR) });
+    let place = Place::new();
+    let open = async |horizon| {
+        Sqlite::builder("work", place.path())
+            .horizon(Duration::from_micros(horizon))
+            .env(clock.clone())
+            .init(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, v)"))
+            .open()
+            .await
+            .unwrap()
+    };
+    let (long, short) = (open(24 * HOUR).await, open(HOUR).await);
+    let other = Owner { log: LogId(8), ..owner() };
+    let theirs = carried_by(&long, other, 1).await;
+    let mine = carried(&short, 1).await;
+    for (store, record) in [(&long, &theirs), (&short, &mine)] {
+        store.forget(record.transaction);
+    }
+    let theirs_later = carried_by(&long, other, 2).await;
+    let mine_later = carried(&short, 2).await;
+
+    clock.now.fetch_add(2 * HOUR, Ordering::SeqCst);
+    let mine_last = carried(&short, 3).await;
+    assert_eq!(
+        rows(&place),
+        [
+            format!("{} commit", mine_later.transaction),
+            format!("{} commit", mine_last.transaction),
+            format!("{} commit finished", theirs.transaction),
+            format!("{} commit", theirs_later.transaction),
+        ]
+    );
+    // No floor of theirs was raised either: what they have not heard of can still be presumed.
+    assert_eq!(strings(&place.stranger(), "SELECT log FROM unanimous_floor"), [owner().log.to_string()]);
+    assert_eq!(within(long.decision(theirs.transaction, other)).await.unwrap(), Known::Commit(theirs.clone()));
+
+    // By its own horizon it goes.
+    clock.now.fetch_add(24 * HOUR, Ordering::SeqCst);
+    carried_by(&long, other, 3).await;
+    let held = Known::Hold(HoldReason::BeyondHorizon);
+    assert_eq!(within(long.decision(theirs.transaction, other)).await.unwrap(), held);
+}
+
+#[tokio::test]
+async fn a_damaged_row_is_reported_and_keeps_no_other_from_being_finished() {
     let place = Place::new();
     let store = place.open().await;
-    let record = carried(&store, 1).await;
-    place.stranger().execute_batch("UPDATE unanimous_participant SET store = 'NOT AN ID' WHERE number = 0").unwrap();
-    let error = within(store.decision(record.transaction, owner())).await.unwrap_err();
-    assert!(matches!(cause(error), DecisionError::Damaged { .. }));
-    let error = within(store.unfinished(owner())).await.unwrap_err();
-    assert!(matches!(cause(error), DecisionError::Damaged { .. }));
+    let mut whole = vec![carried(&store, 1).await];
+    let damages = [
+        (2, "UPDATE unanimous_participant SET store = 'NOT AN ID' WHERE number = 0 AND transaction_id = ?1"),
+        (3, "UPDATE unanimous_participant SET number = 'x' WHERE number = 0 AND transaction_id = ?1"),
+        (4, "UPDATE unanimous_decision SET decided_at = 'then' WHERE transaction_id = ?1"),
+        (5, "UPDATE unanimous_decision SET transaction_id = x'ff05' WHERE transaction_id = ?1"),
+        (6, "UPDATE unanimous_decision SET transaction_id = 'what' WHERE transaction_id = ?1"),
+        (7, "UPDATE unanimous_decision SET transaction_id = cast(x'ff07' AS TEXT) WHERE transaction_id = ?1"),
+    ];
+    let mut damaged = Vec::new();
+    for (sequence, sql) in damages {
+        damaged.push(carried(&store, sequence).await.transaction);
+        assert_eq!(place.stranger().execute(sql, [damaged.last().unwrap().to_string()]).unwrap(), 1, "{sql}");
+    }
+    whole.push(carried(&store, 8).await);
+
+    let errors = Warnings::collect();
+    let mut listed = within(store.unfinished(owner())).await.unwrap();
+    listed.sort_by_key(|record| record.transaction.sequence);
+    assert_eq!(listed, whole);
+    let named = damaged[..3].iter().map(ToString::to_string);
+    for names in named.chain(["'FF05'", "what", "'FF07'"].map(str::to_owned)) {
+        let told = errors.with(&["ERROR", "the decision row of", &names, "is damaged"]);
+        assert_eq!(told.len(), 1, "{names}: {told:?}");
+    }
+    drop(errors);
+    // Whoever needs one of them is not told a guess.
+    for transaction in &damaged[..3] {
+        let error = within(store.decision(*transaction, owner())).await.unwrap_err();
+        assert!(matches!(cause(error), DecisionError::Damaged { .. }), "{transaction}");
+    }
+    // The damaged ones alone are no reason to forget that they are there.
+    for record in whole {
+        store.forget(record.transaction);
+    }
+    assert_eq!(within(store.unfinished(owner())).await.unwrap(), []);
+    assert_eq!(strings(&place.stranger(), "SELECT outcome FROM unanimous_decision WHERE finished_at IS NULL").len(), 8);
 }
 
 #[tokio::test]

@@ -178,8 +178,8 @@ async fn busy_and_locked_are_retryable_wherever_they_are_among_the_sources() {
 
 const LIMITED: &str = "UNANIMOUS_TEST_SQLITE_LIMITED";
 
-/// Writing fails within COMMIT: SQLite says that it rolled back, but a part of the commit may be in the log's file. In a child
-/// process, whose files may not grow beyond a bound.
+/// Writing fails within COMMIT: SQLite says that it rolled back, but a part of the commit may be in the log's file. In
+/// a child process, whose files may not grow beyond a bound.
 #[test]
 fn an_io_error_within_the_commit_is_lost() {
     if let Some(folder) = std::env::var_os(LIMITED) {
@@ -189,7 +189,8 @@ fn an_io_error_within_the_commit_is_lost() {
     let place = Place::new();
     let test = "sqlite::ends::an_io_error_within_the_commit_is_lost";
     let plain = child(test, LIMITED, place.folder.path());
-    // The shell ignores the signal that comes with the limit, so that writes fail instead; 4 MiB in blocks of 512 bytes.
+    // The shell ignores the signal that comes with the limit, so that writes fail instead; 4 MiB in blocks of 512
+    // bytes.
     let mut limited = std::process::Command::new("sh");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 8192; exec \"$0\" \"$@\""]);
     limited.arg(plain.get_program()).args(plain.get_args()).env(LIMITED, place.folder.path());

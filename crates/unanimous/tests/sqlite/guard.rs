@@ -5,8 +5,8 @@ use unanimous::{Branch, FailureKind};
 
 use super::{Place, begin, id, insert, owner, record, source, within};
 
-/// A branch that wrote "before", did `work` (which ignores errors), and tries everything that could make something of it durable.
-/// Gives why it is broken.
+/// A branch that wrote "before", did `work` (which ignores errors), and tries everything that could make something of
+/// it durable. Gives why it is broken.
 async fn broken_by(place: &Place, work: impl FnOnce(&rusqlite::Connection) + Clone + Send + 'static) -> Broken {
     let store = place.open().await;
     let mut causes = Vec::new();

@@ -132,8 +132,8 @@ fn source<E: Error + 'static>(result: Result<impl Sized, BranchError>, kind: Fai
     }
 }
 
-/// The child's part of a test that needs two processes: the same test binary, running the test of this name, which looks at
-/// this variable first.
+/// The child's part of a test that needs two processes: the same test binary, running the test of this name, which
+/// looks at this variable first.
 fn child(test: &str, variable: &str, value: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(std::env::current_exe().expect("this test binary"));
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(variable, value);

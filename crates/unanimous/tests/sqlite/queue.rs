@@ -76,7 +76,8 @@ async fn what_comes_free_within_the_lock_timeout_is_had() {
     insert(&within(waiting).await.unwrap(), "a").await;
 }
 
-/// It had its turn in the queue and waits for another process: the next in the queue must not wait until it has had enough.
+/// It had its turn in the queue and waits for another process: the next in the queue must not wait until it has had
+/// enough.
 #[tokio::test]
 async fn a_join_that_is_dropped_stops_waiting_for_the_other_process_too() {
     let place = Place::new();

@@ -278,7 +278,8 @@ async fn a_call_that_was_never_polled_does_nothing() {
     assert_eq!(ran.load(Ordering::SeqCst), 0);
 }
 
-/// Its caller went away (a timeout, say), and then it failed halfway: nobody knows what was left out, so nothing may be committed.
+/// Its caller went away (a timeout, say), and then it failed halfway: nobody knows what was left out, so nothing may be
+/// committed.
 #[tokio::test]
 async fn work_that_failed_unseen_cannot_be_committed() {
     let place = Place::new();

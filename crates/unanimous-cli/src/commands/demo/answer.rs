@@ -17,7 +17,8 @@ use unanimous::http::TRANSACTION_HEADER;
 use unanimous::{CommitError, Outcome, TransactionId};
 
 use super::desk::Desk;
-use super::page::Told;
+use super::order::Entered;
+use super::page::{Kind, Told};
 
 /// Longer than any JSON that [`for_browsers`] has to look into.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -30,7 +31,7 @@ pub(crate) fn placed(id: i64, transaction: TransactionId) -> Response {
     response
 }
 
-/// The request is refused as it stands: nothing was begun for it.
+/// The request is refused as it stands: nothing was written for it.
 pub(crate) fn refused(status: StatusCode, error: impl ToString) -> Response {
     with_json(status, &json!({"error": error.to_string()}))
 }
@@ -120,28 +121,30 @@ pub(crate) async fn for_browsers(State(desk): State<Desk>, request: Request, nex
         return response;
     }
     let status = response.status();
+    let entered = response.extensions().get::<Entered>().cloned().unwrap_or_default();
     let body = to_bytes(response.into_body(), MAX_ANSWER).await.unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if let (StatusCode::CREATED, Some(id)) = (status, body["id"].as_i64()) {
         return (StatusCode::SEE_OTHER, [(LOCATION, format!("/?placed={id}"))], Body::empty()).into_response();
     }
     let told = Told {
-        outcome: match body["outcome"].as_str() {
-            Some("aborted") => Some(Outcome::Aborted),
-            Some("unknown") => Some(Outcome::Unknown),
-            _ => None,
+        kind: match body["outcome"].as_str() {
+            Some("aborted") => Kind::Ended(Outcome::Aborted),
+            Some("unknown") => Kind::Ended(Outcome::Unknown),
+            _ => Kind::Refused,
         },
         message: body["error"].as_str().unwrap_or("the request failed").to_owned(),
         transaction: body["transaction"].as_str().map(str::to_owned),
         receipt: None,
     };
-    match desk.page(|_| Some(told)).await {
+    match desk.page(&entered, |_| Some(told)).await {
         Ok(page) => html(status, page),
         Err(error) => error.into_answer(),
     }
 }
 
-fn wants_html(headers: &HeaderMap) -> bool {
+/// Whether a browser asks.
+pub(crate) fn wants_html(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepted.flat_map(|value| value.split(',')).any(|kind| {
         let kind = kind.split(';').next().unwrap_or_default().trim();

@@ -27,8 +27,8 @@ pub(crate) enum BodyError {
     TooLarge,
     /// It did not come within [`TIME`].
     TooSlow,
-    /// The client went away, or broke the protocol.
-    Broken(axum::Error),
+    /// The client went away, or broke the protocol; why is in the server's own log.
+    Broken,
 }
 
 impl fmt::Display for BodyError {
@@ -36,7 +36,7 @@ impl fmt::Display for BodyError {
         match self {
             BodyError::TooLarge => write!(f, "the body is larger than {LIMIT} bytes"),
             BodyError::TooSlow => write!(f, "the body did not come within {} seconds", TIME.as_secs()),
-            BodyError::Broken(error) => write!(f, "the body can't be read: {error}"),
+            BodyError::Broken => f.write_str("the body can't be read: it broke off, or is not what its headers say"),
         }
     }
 }
@@ -57,7 +57,10 @@ async fn gathered(body: Body) -> Result<Bytes, BodyError> {
     let mut gathered = Vec::new();
     let mut seen = 0_u64;
     while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(BodyError::Broken)?;
+        let chunk = chunk.map_err(|error| {
+            tracing::warn!(%error, "a request's body can't be read");
+            BodyError::Broken
+        })?;
         seen += chunk.len() as u64;
         if seen > PATIENCE {
             break;

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
-use super::desk::{COLUMNS, ORDERS, RECEIPTS, order_of};
+use super::desk::{COLUMNS, DECISIONS, ORDERS, RECEIPTS, gone, has_log, order_of};
 use super::order::Order;
 use crate::failure::{FOUND, Failure};
 use crate::output::{say, warn};
@@ -88,7 +88,7 @@ impl Pair {
             (Some(_), Some(Receipt::Broken(why))) => Some(format!("mismatch: receipt {id} can't be read: {why}")),
             (Some(order), Some(Receipt::Whole(receipt))) if *order == **receipt => None,
             (Some(order), Some(Receipt::Whole(receipt))) => {
-                Some(format!("mismatch: order {id} is {order:?}, its receipt says {receipt:?}"))
+                Some(format!("mismatch: order {id} is not what its receipt says: {}", order.differences(receipt)))
             }
         }
     }
@@ -114,6 +114,13 @@ impl ReadError {
     }
 }
 
+/// Whether a first start may have left this: nothing, or something that it makes.
+fn is_begun(data: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(data) else { return false };
+    let own = [DECISIONS, ORDERS, RECEIPTS];
+    entries.next().is_none() || own.iter().any(|name| data.join(name).exists())
+}
+
 struct Stores {
     orders: Connection,
     receipts: PathBuf,
@@ -127,10 +134,19 @@ impl Stores {
             return Err(Failure::new(format!("there is no data folder {}", data.display())).hint(hint));
         }
         let (database, receipts) = (data.join(ORDERS), data.join(RECEIPTS));
-        if !database.is_file() || !receipts.is_dir() {
-            let message =
-                format!("{} is not the data folder of a demo: it has no {ORDERS} or no {RECEIPTS}/", data.display());
-            return Err(Failure::new(message).hint(hint));
+        let prepared = receipts.join(PREPARED);
+        let missing =
+            [(ORDERS, database.is_file()), (RECEIPTS, prepared.is_dir())].into_iter().find(|(_, there)| !there);
+        if let Some((store, _)) = missing {
+            return Err(if has_log(data) {
+                gone(data, store)
+            } else if is_begun(data) {
+                Failure::new(format!("the demo was never ready on this folder, {}; start it once", data.display()))
+                    .hint(format!("unanimous demo --data {}", data.display()))
+            } else {
+                let message = format!("{} is not the data folder of a demo: it has no {store}", data.display());
+                Failure::new(message).hint(hint)
+            });
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let orders = Connection::open_with_flags(&database, flags).and_then(|connection| {
@@ -138,7 +154,7 @@ impl Stores {
             Ok(connection)
         });
         let orders = orders.map_err(|error| ReadError::Orders(error).into_failure(data))?;
-        Ok(Self { orders, prepared: receipts.join(PREPARED), receipts })
+        Ok(Self { orders, prepared, receipts })
     }
 
     /// The first look, at everything.

@@ -5,17 +5,19 @@
 use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use unanimous::files::{Files, FilesError};
 use unanimous::log::{FileLog, OpenError};
 use unanimous::sqlite::rusqlite::{self, Row};
-use unanimous::sqlite::{Sqlite, SqliteError, SqliteOptions};
+use unanimous::sqlite::{self, Sqlite, SqliteBuilder, SqliteError, SqliteOptions};
 use unanimous::{JoinError, TransactionId, TransactionManager, Tx, Undrained};
 
 use super::history::{Ended, History};
-use super::order::{NewOrder, Order};
+use super::order::{Entered, NewOrder, Order};
 use super::page::{self, Told};
 use crate::failure::Failure;
 
@@ -51,6 +53,7 @@ pub(crate) struct Desk {
     orders: Sqlite,
     receipts: Files,
     history: History,
+    check: Arc<str>,
 }
 
 /// A store could not serve a request. The request's transaction aborts.
@@ -66,7 +69,7 @@ enum Cause {
     Orders(SqliteError),
     Receipts(FilesError),
     Receipt(serde_json::Error),
-    InTheWay(std::io::Error),
+    InTheWay(io::Error),
 }
 
 impl From<JoinError> for Cause {
@@ -123,19 +126,28 @@ impl DeskError {
 
 impl Desk {
     /// Opens the stores in this folder, which is made where it is missing, and recovers what an earlier run has left.
-    pub(crate) async fn open(data: &Path) -> Result<Self, Failure> {
+    ///
+    /// The log is made last of all. So where it is there, the stores were, and one that is missing then is gone: it is not made anew.
+    /// A run that was killed before has left no log, and what it has made is completed.
+    ///
+    /// `check` is the command line that compares the stores, for the page.
+    pub(crate) async fn open(data: &Path, check: &str) -> Result<Self, Failure> {
         fs::create_dir_all(data).map_err(|error| {
             let hint = "choose another folder with --data, or make room for this one";
             Failure::new(format!("can't make the data folder {}", data.display())).because(&error).hint(hint)
         })?;
-        let log = FileLog::open(data.join(DECISIONS)).await.map_err(|error| not_opened(data, &error))?;
-        let orders = Sqlite::builder("orders", data.join(ORDERS)).init(|connection| connection.execute_batch(SCHEMA));
-        let orders = orders.open().await.map_err(|error| {
-            Failure::new("can't open the database of orders").because(&error).hint("choose another folder with --data")
-        })?;
-        let receipts = Files::open("receipts", data.join(RECEIPTS)).await.map_err(|error| {
-            Failure::new("can't open the folder of receipts").because(&error).hint("choose another folder with --data")
-        })?;
+        let (log, orders, receipts) = if has_log(data) {
+            // The log first: its lock keeps a second demo away from the stores.
+            let log = open_log(data).await?;
+            let orders = orders_of(data).must_exist().open().await.map_err(|error| orders_not_opened(data, &error))?;
+            let receipts = Files::open_existing("receipts", data.join(RECEIPTS)).await;
+            (log, orders, receipts.map_err(|error| receipts_not_opened(data, &error))?)
+        } else {
+            let orders = orders_of(data).open().await.map_err(|error| orders_not_opened(data, &error))?;
+            let receipts = Files::open("receipts", data.join(RECEIPTS)).await;
+            let receipts = receipts.map_err(|error| receipts_not_opened(data, &error))?;
+            (open_log(data).await?, orders, receipts)
+        };
         clear_the_way(receipts.root());
         let history = History::default();
         let seen = history.clone();
@@ -147,7 +159,7 @@ impl Desk {
             .build()
             .await
             .map_err(|error| Failure::new("can't build the transaction manager").because(&error))?;
-        Ok(Self { manager, orders, receipts, history })
+        Ok(Self { manager, orders, receipts, history, check: check.into() })
     }
 
     /// Lets what is committing end, and notes which decisions are finished.
@@ -220,13 +232,23 @@ impl Desk {
         .await
     }
 
-    /// A receipt's file; none where there is none.
-    pub(crate) async fn receipt(&self, tx: &Tx, id: i64) -> Result<Option<Vec<u8>>, DeskError> {
-        in_transaction(tx, async { Ok(tx.join(&self.receipts).await?.read(receipt_path(id)).await?) }).await
+    /// A receipt's file; none where there is none. Read in a transaction of its own: the request's would be aborted, and be shown as
+    /// one that failed, where the answer is that there is no such receipt.
+    pub(crate) async fn receipt(&self, id: i64) -> Result<Option<Vec<u8>>, DeskError> {
+        let tx = self.manager.begin();
+        let read =
+            in_transaction(&tx, async { Ok(tx.join(&self.receipts).await?.read(receipt_path(id)).await?) }).await?;
+        // It has only read: there is nothing that could fail to become durable.
+        let _ = tx.commit().await;
+        Ok(read)
     }
 
-    /// The page; what is told on top of it may depend on the last orders.
-    pub(crate) async fn page(&self, told: impl FnOnce(&[Order]) -> Option<Told>) -> Result<String, DeskError> {
+    /// The page, with a form that holds what was entered; what is told on top may depend on the last orders.
+    pub(crate) async fn page(
+        &self,
+        entered: &Entered,
+        told: impl FnOnce(&[Order]) -> Option<Told>,
+    ) -> Result<String, DeskError> {
         let tx = self.manager.begin();
         let orders = in_transaction(&tx, async {
             let orders = tx.join_with(&self.orders, SqliteOptions::read_only()).await?;
@@ -244,7 +266,7 @@ impl Desk {
         let orders = orders?;
         // It has only read: there is nothing that could fail to become durable.
         let _ = tx.commit().await;
-        Ok(page::page(told(&orders).as_ref(), &orders, &self.history.last()))
+        Ok(page::page(told(&orders).as_ref(), entered, &orders, &self.history.last(), &self.check))
     }
 }
 
@@ -253,14 +275,46 @@ async fn in_transaction<T>(tx: &Tx, work: impl Future<Output = Result<T, Cause>>
     work.await.map_err(|source| DeskError { transaction: tx.id(), source })
 }
 
-fn not_opened(data: &Path, error: &OpenError) -> Failure {
-    match error {
+/// Whether a run came as far as to its decision log. A folder that can't be read counts as one: opening it says why.
+pub(crate) fn has_log(data: &Path) -> bool {
+    match fs::read_dir(data.join(DECISIONS)) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+async fn open_log(data: &Path) -> Result<FileLog, Failure> {
+    FileLog::open(data.join(DECISIONS)).await.map_err(|error| match &error {
         OpenError::Held { .. } => {
             Failure::new(format!("the data folder {} is held by another running demo", data.display()))
                 .hint("stop that one (Ctrl-C), or give this one a folder of its own with --data")
         }
-        _ => Failure::new("can't open the decision log").because(error),
+        _ => Failure::new("can't open the decision log").because(&error),
+    })
+}
+
+fn orders_of(data: &Path) -> SqliteBuilder {
+    Sqlite::builder("orders", data.join(ORDERS)).init(|connection| connection.execute_batch(SCHEMA))
+}
+
+fn orders_not_opened(data: &Path, error: &sqlite::OpenError) -> Failure {
+    match error {
+        sqlite::OpenError::NotThere { .. } => gone(data, ORDERS),
+        _ => Failure::new("can't open the database of orders").because(error).hint("choose another folder with --data"),
     }
+}
+
+fn receipts_not_opened(data: &Path, error: &FilesError) -> Failure {
+    match error {
+        FilesError::Gone { .. } => gone(data, RECEIPTS).because(error),
+        _ => Failure::new("can't open the folder of receipts").because(error).hint("choose another folder with --data"),
+    }
+}
+
+/// A store that the decision log says was there. To make it anew would pass for a store in which nothing was ever written.
+pub(crate) fn gone(data: &Path, store: &str) -> Failure {
+    let message = format!("{} is gone, and {} knows of it", data.join(store).display(), data.join(DECISIONS).display());
+    Failure::new(message).hint("bring it back, from its disk or a backup; or start with a new data folder: --data DIR")
 }
 
 fn receipt_path(id: i64) -> String {

@@ -2,6 +2,7 @@
 //!
 //! Must not know how a transaction ends: the layer sees to that, by the answer.
 
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -10,11 +11,11 @@ use axum::{Extension, body::Bytes};
 use serde::Deserialize;
 use unanimous::{Outcome, Tx};
 
-use super::answer::{Began, aborted, html, placed, refused};
+use super::answer::{Began, aborted, html, placed, refused, wants_html};
 use super::body::{self, BodyError};
 use super::desk::{Desk, DeskError};
-use super::order::{Fail, Invalid, NewOrder};
-use super::page::Told;
+use super::order::{Entered, Fail, Invalid, NewOrder};
+use super::page::{Kind, Told};
 
 /// How many orders `GET /orders` gives when it is not told.
 const DEFAULT_LIMIT: u64 = 100;
@@ -29,17 +30,25 @@ pub(crate) async fn place(
     request: Request,
 ) -> Response {
     let (head, body) = request.into_parts();
-    let new = match body::read(&head.headers, body).await {
-        Ok(body) => parse(&head.headers, &body),
+    let body = match body::read(&head.headers, body).await {
+        Ok(body) => body,
         Err(error) => return refused(body_status(&error), error),
     };
-    let new = match new {
+    let new = match parse(&head.headers, &body) {
         Ok(new) => new,
-        Err((status, message)) => return refused(status, message),
+        Err((status, message)) => {
+            let mut response = refused(status, message);
+            // For a browser's page, which shows what was entered again.
+            response.extensions_mut().insert(Entered::from_form(&body));
+            return response;
+        }
     };
     let id = tx.id();
     began.set(id);
     tx.set_user(&new.customer);
+    if let Some(fail) = new.fail {
+        tx.note(&format!("fail={}", fail.name()));
+    }
     let order = match desk.place(&tx, &new).await {
         Ok(order) => order,
         Err(error) => return error.into_answer(),
@@ -83,9 +92,14 @@ pub(crate) struct Listing {
 }
 
 /// `GET /orders`: a JSON array, newest first.
-pub(crate) async fn orders(State(desk): State<Desk>, tx: Tx, Query(listing): Query<Listing>) -> Response {
-    let Some(limit) = limit(listing.limit.as_deref()) else {
-        let text = "limit: must be a whole number, such as /orders?limit=100";
+pub(crate) async fn orders(
+    State(desk): State<Desk>,
+    tx: Tx,
+    listing: Result<Query<Listing>, QueryRejection>,
+) -> Response {
+    let limit = listing.ok().and_then(|Query(listing)| limit(listing.limit.as_deref()));
+    let Some(limit) = limit else {
+        let text = "limit: must be a whole number, given once, such as /orders?limit=100";
         return refused(StatusCode::BAD_REQUEST, text);
     };
     match desk.orders_json(&tx, limit).await {
@@ -95,12 +109,13 @@ pub(crate) async fn orders(State(desk): State<Desk>, tx: Tx, Query(listing): Que
 }
 
 /// `GET /receipts/<id>`: the receipt's file as it is.
-pub(crate) async fn receipt(State(desk): State<Desk>, tx: Tx, Path(id): Path<String>) -> Response {
+pub(crate) async fn receipt(State(desk): State<Desk>, id: Result<Path<String>, PathRejection>) -> Response {
     let not_there =
         || refused(StatusCode::NOT_FOUND, "there is no such receipt; its number is that of a committed order");
-    let digits = id.bytes().all(|byte| byte.is_ascii_digit());
-    let Some(id) = id.parse::<i64>().ok().filter(|_| digits) else { return not_there() };
-    match desk.receipt(&tx, id).await {
+    // Only the name that the receipt has: not /receipts/01, and no bytes that are no text.
+    let number = |id: String| id.parse::<i64>().ok().filter(|number| *number >= 0 && number.to_string() == id);
+    let Some(id) = id.ok().and_then(|Path(id)| number(id)) else { return not_there() };
+    match desk.receipt(id).await {
         Ok(Some(receipt)) => ([(CONTENT_TYPE, "application/json")], receipt).into_response(),
         Ok(None) => not_there(),
         Err(error) => error.into_answer(),
@@ -114,15 +129,13 @@ pub(crate) struct Look {
 }
 
 /// `GET /`: the page. A browser is sent here with the number of the order that it has just placed.
-pub(crate) async fn look(
-    State(desk): State<Desk>,
-    look: Result<Query<Look>, axum::extract::rejection::QueryRejection>,
-) -> Response {
+pub(crate) async fn look(State(desk): State<Desk>, look: Result<Query<Look>, QueryRejection>) -> Response {
     let placed = look.ok().and_then(|Query(look)| look.placed);
-    let page = desk.page(|orders| {
+    let nothing = Entered::default();
+    let page = desk.page(&nothing, |orders| {
         let order = orders.iter().find(|order| Some(order.id) == placed)?;
         Some(Told {
-            outcome: Some(Outcome::Committed),
+            kind: Kind::Ended(Outcome::Committed),
             message: format!("Order {} is in both stores.", order.id),
             transaction: Some(order.transaction.clone()),
             receipt: Some(order.id),
@@ -134,9 +147,17 @@ pub(crate) async fn look(
     }
 }
 
-/// Whatever else is asked for.
-pub(crate) async fn nothing_here() -> Response {
-    refused(StatusCode::NOT_FOUND, "there is nothing here; there are /, /orders and /receipts/<id>")
+/// Whatever else is asked for: JSON, or the page for a browser.
+pub(crate) async fn nothing_here(State(desk): State<Desk>, headers: HeaderMap) -> Response {
+    let message = "there is nothing here; there are /, /orders and /receipts/<id>";
+    if !wants_html(&headers) {
+        return refused(StatusCode::NOT_FOUND, message);
+    }
+    let told = Told { kind: Kind::NotFound, message: message.into(), transaction: None, receipt: None };
+    match desk.page(&Entered::default(), |_| Some(told)).await {
+        Ok(page) => html(StatusCode::NOT_FOUND, page),
+        Err(error) => error.into_answer(),
+    }
 }
 
 /// A path that is there, and another method.
@@ -173,7 +194,7 @@ fn body_status(error: &BodyError) -> StatusCode {
     match error {
         BodyError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         BodyError::TooSlow => StatusCode::REQUEST_TIMEOUT,
-        BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+        BodyError::Broken => StatusCode::BAD_REQUEST,
     }
 }
 

@@ -4,6 +4,8 @@
 //! - [`desk`]: the stores and what is done in them.
 //! - [`handlers`], [`answer`], [`page`], [`history`]: what is asked for and what is told.
 //! - [`serve`]: the server. [`check`]: the comparison of the stores.
+//!
+//! Must not know stores or HTTP: only the command line.
 
 mod answer;
 mod body;
@@ -27,7 +29,6 @@ use crate::failure::Failure;
 /// Each order is one transaction over a SQLite database and a folder of files. The data folder is made where it is missing; it holds
 /// decisions/ (the decision log), orders.db and receipts/.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Demo {
     #[command(flatten)]
     serve: Serve,
@@ -37,11 +38,12 @@ pub(crate) struct Demo {
 
 #[derive(Debug, Args)]
 struct Serve {
-    /// Address and port to serve on; port 0 lets the system choose
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
-    listen: String,
+    /// Address and port to serve on; port 0 lets the system choose [default: 127.0.0.1:8080]
+    // Without clap's default: one that was given must be told from it.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
     /// The data folder
-    #[arg(long, value_name = "DIR", default_value = "./unanimous-demo")]
+    #[arg(long, value_name = "DIR", default_value = "./unanimous-demo", global = true)]
     data: PathBuf,
 }
 
@@ -56,17 +58,20 @@ enum Command {
 /// `orders N, receipts N, mismatches M, in doubt K`. Exits with 0 where M and K are 0, with 1 where one is not, with 2 where the data
 /// can't be read.
 #[derive(Debug, Args)]
-struct Check {
-    /// The data folder
-    #[arg(long, value_name = "DIR", default_value = "./unanimous-demo")]
-    data: PathBuf,
-}
+struct Check {}
+
+const LISTEN: &str = "127.0.0.1:8080";
 
 impl Demo {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        match self.command {
-            None => serve::run(&self.serve.listen, &self.serve.data),
-            Some(Command::Check(Check { data })) => check::run(&data),
+        let Serve { listen, data } = self.serve;
+        match (self.command, listen) {
+            (None, listen) => serve::run(listen.as_deref().unwrap_or(LISTEN), &data),
+            (Some(Command::Check(Check {})), None) => check::run(&data),
+            (Some(Command::Check(Check {})), Some(_)) => {
+                let failure = Failure::new("`--listen` is for a demo that serves; `check` reads the data folder only");
+                Err(failure.hint(format!("unanimous demo check --data {}", data.display())))
+            }
         }
     }
 }

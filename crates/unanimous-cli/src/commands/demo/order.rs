@@ -17,7 +17,7 @@ pub(crate) const MAX_QUANTITY: u32 = 1_000_000;
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NewOrder {
-    /// Trimmed; 1 to [`MAX_TEXT`] characters, none of them a control character.
+    /// Trimmed; 1 to [`MAX_TEXT`] characters, none of them a control character, of the direction of writing neither.
     pub(crate) customer: String,
     /// As the customer.
     pub(crate) item: String,
@@ -51,6 +51,12 @@ impl Fail {
         (Self::Doom, "doom", "the handler dooms the transaction"),
         (Self::Vote, "vote", "the receipts vote no at commit"),
     ];
+
+    /// As requests name it.
+    pub(crate) fn name(self) -> &'static str {
+        let known = Self::ALL.iter().find(|(fail, ..)| *fail == self);
+        known.expect("each way is in the list of all").1
+    }
 }
 
 /// An order as both stores keep it: a row, and a receipt with the same content.
@@ -64,6 +70,28 @@ pub(crate) struct Order {
     pub(crate) transaction: String,
     /// UTC, ISO 8601.
     pub(crate) placed_at: String,
+}
+
+impl Order {
+    /// The fields in which a receipt differs from this row, in words.
+    pub(crate) fn differences(&self, receipt: &Self) -> String {
+        let quoted = |text: &str| Value::from(text).to_string();
+        let fields = |order: &Self| {
+            [
+                ("id", order.id.to_string()),
+                ("customer", quoted(&order.customer)),
+                ("item", quoted(&order.item)),
+                ("quantity", order.quantity.to_string()),
+                ("transaction", quoted(&order.transaction)),
+                ("placed_at", quoted(&order.placed_at)),
+            ]
+        };
+        let pairs = fields(self).into_iter().zip(fields(receipt));
+        let different = pairs.filter(|((_, row), (_, receipt))| row != receipt);
+        let told =
+            different.map(|((name, row), (_, receipt))| format!("{name}: {row} in the row, {receipt} in the receipt"));
+        told.collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// Why something is not an order. Nothing of it was written.
@@ -81,6 +109,8 @@ pub(crate) enum Invalid {
     Twice(String),
     /// A field that no order has.
     UnknownField(String),
+    /// A field without content.
+    Empty(&'static str),
     /// A field is not what it must be.
     Field { name: &'static str, must: String, is: String },
 }
@@ -94,6 +124,7 @@ impl fmt::Display for Invalid {
                 "the body looks like JSON but was sent as a form; send the header `content-type: application/json`",
             ),
             Invalid::Missing(name) => write!(f, "{name}: is missing"),
+            Invalid::Empty(name) => write!(f, "{name}: must not be empty"),
             Invalid::Twice(name) => write!(f, "{name}: is there twice"),
             Invalid::UnknownField(name) => {
                 write!(f, "{name}: is not a field of an order; these are: customer, item, quantity, fail")
@@ -147,6 +178,30 @@ impl NewOrder {
     }
 }
 
+/// What was entered in the page's form, right or wrong, so that it can be shown again. Nothing of it is checked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Entered {
+    pub(crate) customer: String,
+    pub(crate) item: String,
+    /// None: nothing was entered yet.
+    pub(crate) quantity: Option<String>,
+    pub(crate) fail: String,
+}
+
+impl Entered {
+    /// The fields of a form, the first of each; of anything else, nothing.
+    pub(crate) fn from_form(body: &[u8]) -> Self {
+        let field = |name: &str| form_urlencoded::parse(body).find(|(known, _)| known == name);
+        let text = |name: &str| field(name).map(|(_, value)| value.into_owned());
+        Self {
+            customer: text("customer").unwrap_or_default(),
+            item: text("item").unwrap_or_default(),
+            quantity: text("quantity"),
+            fail: text("fail").unwrap_or_default(),
+        }
+    }
+}
+
 /// The fields that were found so far.
 #[derive(Default)]
 struct Parts {
@@ -194,19 +249,36 @@ impl Parts {
 
 fn text(name: &'static str, value: Option<Value>) -> Result<String, Invalid> {
     let wrong = |must: &str, is: String| Invalid::Field { name, must: must.into(), is };
-    let Value::String(text) = value.ok_or(Invalid::Missing(name))? else {
-        return Err(wrong("text", "another type".into()));
+    let text = match value.ok_or(Invalid::Missing(name))? {
+        Value::String(text) => text,
+        other => return Err(wrong("text", kind_of(&other).into())),
     };
     let text = text.trim();
     let length = text.chars().count();
     if text.is_empty() {
-        Err(wrong("text that is not empty", "empty".into()))
+        Err(Invalid::Empty(name))
     } else if length > MAX_TEXT {
         Err(wrong(&format!("at most {MAX_TEXT} characters long"), format!("{length}")))
-    } else if text.chars().any(char::is_control) {
+    } else if text.chars().any(|c| c.is_control() || turns_text(c)) {
         Err(wrong("text without control characters", format!("{:?}", shortened(text))))
     } else {
         Ok(text.to_owned())
+    }
+}
+
+/// Whether a character is there only to change the direction of writing: it can make text look like another one (Unicode's `Bidi_Control`).
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
     }
 }
 
@@ -317,8 +389,17 @@ mod tests {
             ),
             (r#"{"customer": "A", "quantity": 1}"#, "item: is missing"),
             (r#"{"customer": "A", "item": null, "quantity": 1}"#, "item: is missing"),
-            (r#"{"customer": " ", "item": "t", "quantity": 1}"#, "customer: must be text that is not empty, not empty"),
-            (r#"{"customer": 7, "item": "t", "quantity": 1}"#, "customer: must be text, not another type"),
+            (r#"{"customer": " ", "item": "t", "quantity": 1}"#, "customer: must not be empty"),
+            (r#"{"customer": 7, "item": "t", "quantity": 1}"#, "customer: must be text, not a number"),
+            (r#"{"customer": ["A"], "item": "t", "quantity": 1}"#, "customer: must be text, not an array"),
+            (
+                r#"{"customer": "A\u202e", "item": "t", "quantity": 1}"#,
+                r#"customer: must be text without control characters, not "A\u{202e}""#,
+            ),
+            (
+                r#"{"customer": "A", "item": "\u2066t", "quantity": 1}"#,
+                r#"item: must be text without control characters, not "\u{2066}t""#,
+            ),
             (
                 r#"{"customer": "A", "item": "t\u0000", "quantity": 1}"#,
                 r#"item: must be text without control characters, not "t\0""#,

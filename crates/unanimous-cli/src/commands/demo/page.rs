@@ -7,23 +7,37 @@ use std::fmt::Write as _;
 use unanimous::Outcome;
 
 use super::history::Ended;
-use super::order::{Fail, MAX_QUANTITY, MAX_TEXT, Order};
+use super::order::{Entered, Fail, MAX_QUANTITY, MAX_TEXT, Order};
 
 const TEMPLATE: &str = include_str!("page.html");
 
 /// What the browser is told on top of the page about what it has just asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Told {
-    /// None: nothing was begun, the order was refused as it stands.
-    pub(crate) outcome: Option<Outcome>,
+    pub(crate) kind: Kind,
     pub(crate) message: String,
     pub(crate) transaction: Option<String>,
     /// The order whose receipt there is to see.
     pub(crate) receipt: Option<i64>,
 }
 
-/// The whole page.
-pub(crate) fn page(told: Option<&Told>, orders: &[Order], transactions: &[Ended]) -> String {
+/// What became of what was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Ended(Outcome),
+    /// The order was refused as it stands.
+    Refused,
+    NotFound,
+}
+
+/// The whole page. `check` is the command line that compares the stores.
+pub(crate) fn page(
+    told: Option<&Told>,
+    entered: &Entered,
+    orders: &[Order],
+    transactions: &[Ended],
+    check: &str,
+) -> String {
     let told = told.map(told_html).unwrap_or_default();
     let (max_text, max_quantity) = (MAX_TEXT.to_string(), MAX_QUANTITY.to_string());
     filled(
@@ -32,7 +46,11 @@ pub(crate) fn page(told: Option<&Told>, orders: &[Order], transactions: &[Ended]
             ("told", &told),
             ("max_text", &max_text),
             ("max_quantity", &max_quantity),
-            ("fails", &fails_html()),
+            ("customer", &escaped(&entered.customer)),
+            ("item", &escaped(&entered.item)),
+            ("quantity", &escaped(entered.quantity.as_deref().unwrap_or("1"))),
+            ("fails", &fails_html(&entered.fail)),
+            ("check", &escaped(check)),
             ("orders", &orders_html(orders)),
             ("transactions", &transactions_html(transactions)),
         ],
@@ -40,7 +58,11 @@ pub(crate) fn page(told: Option<&Told>, orders: &[Order], transactions: &[Ended]
 }
 
 fn told_html(told: &Told) -> String {
-    let (class, badge) = told.outcome.map_or(("aborted", "not accepted"), outcome_words);
+    let (class, badge) = match told.kind {
+        Kind::Ended(outcome) => outcome_words(outcome),
+        Kind::Refused => ("aborted", "not accepted"),
+        Kind::NotFound => ("aborted", "not found"),
+    };
     let mut html = format!(
         r#"<section class="card told {class}" role="status"><span class="badge">{badge}</span> {}"#,
         escaped(&told.message)
@@ -54,9 +76,10 @@ fn told_html(told: &Told) -> String {
     html + "</section>"
 }
 
-fn fails_html() -> String {
+fn fails_html(entered: &str) -> String {
     let option = |(_, name, what): &(Fail, &str, &str)| {
-        format!(r#"<option value="{}">abort it: {}</option>"#, escaped(name), escaped(what))
+        let selected = if *name == entered { " selected" } else { "" };
+        format!(r#"<option value="{}"{selected}>abort it: {}</option>"#, escaped(name), escaped(what))
     };
     Fail::ALL.iter().map(option).collect::<Vec<_>>().join("\n")
 }
@@ -172,7 +195,7 @@ mod tests {
 
     #[test]
     fn an_empty_desk() {
-        let html = page(None, &[], &[]);
+        let html = page(None, &Entered::default(), &[], &[], "unanimous demo check");
         assert!(html.contains("None yet.") && html.contains("None since this program started."));
         assert!(!html.contains("{{") && !html.contains("}}"), "every place of the template is filled");
         for (_, name, _) in Fail::ALL {
@@ -200,15 +223,20 @@ mod tests {
             took: Duration::from_millis(12),
         };
         let told = Told {
-            outcome: Some(Outcome::Committed),
+            kind: Kind::Ended(Outcome::Committed),
             message: NASTY.into(),
             transaction: Some(NASTY.into()),
             receipt: Some(7),
         };
-        let html = page(Some(&told), &[order], &[ended]);
+        let entered =
+            Entered { customer: NASTY.into(), item: NASTY.into(), quantity: Some(NASTY.into()), fail: "doom".into() };
+        let html = page(Some(&told), &entered, &[order], &[ended], NASTY);
         assert!(!html.contains("<script"), "{html}");
-        // Customer, item, placed; the order's and the ended transaction's id twice each; cause, note, branch; message, transaction.
-        assert_eq!(html.matches(HARMLESS).count(), 12, "{html}");
+        // Customer, item, placed; the order's and the ended transaction's id twice each; cause, note, branch; message, transaction;
+        // what was entered in three fields; the command line.
+        assert_eq!(html.matches(HARMLESS).count(), 16, "{html}");
+        assert_eq!(html.matches(" selected").count(), 1, "{html}");
+        assert!(html.contains(r#"<option value="doom" selected>"#), "{html}");
         for part in ["01:02:03", "12 ms", "rolled back", r#"href="/receipts/7""#, r#"class="card told committed""#] {
             assert!(html.contains(part), "{part} is not in {html}");
         }

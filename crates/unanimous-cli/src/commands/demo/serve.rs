@@ -35,8 +35,9 @@ async fn serve(listen: &str, data: &Path) -> Result<ExitCode, Failure> {
     // First of all, so that nothing has been touched when the port is taken. Clients that come early wait until it is served.
     let listener = TcpListener::bind(listen).await.map_err(|error| not_bound(listen, &error))?;
     let address = listener.local_addr().map_err(|error| not_bound(listen, &error))?;
-    let desk = Desk::open(data).await?;
-    introduce(address, data);
+    let check = check_line(data);
+    let desk = Desk::open(data, &check).await?;
+    introduce(address, data, &check);
     desk.in_doubt().iter().for_each(warn);
 
     let (stop, stopping) = watch::channel(false);
@@ -92,9 +93,8 @@ fn not_bound(listen: &str, error: &io::Error) -> Failure {
 }
 
 /// What it is, where it is, and lines that can be typed as they are.
-fn introduce(address: SocketAddr, data: &Path) {
-    let program = std::env::args().next().unwrap_or_else(|| "unanimous".into());
-    let (program, data) = (shell_word(&program), shell_word(&data.display().to_string()));
+fn introduce(address: SocketAddr, data: &Path, check: &str) {
+    let data = shell_word(&data.display().to_string());
     let pid = std::process::id();
     say(format!(
         "An order desk. Each order is one transaction over a SQLite database and a folder of files; its data is in {data}
@@ -110,9 +110,15 @@ or the page http://{address}/ in a browser. Let an order fail after it was writt
   (or fail=error, fail=veto, fail=panic, fail=doom)
 Kill it, start it again, and compare the stores; while it runs, too:
   kill -9 {pid}
-  {program} demo check --data {data}
+  {check}
 Ctrl-C stops it."
     ));
+}
+
+/// The command line that compares the stores.
+fn check_line(data: &Path) -> String {
+    let program = std::env::args().next().unwrap_or_else(|| "unanimous".into());
+    format!("{} demo check --data {}", shell_word(&program), shell_word(&data.display().to_string()))
 }
 
 /// A word as a POSIX shell takes it.

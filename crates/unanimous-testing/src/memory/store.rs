@@ -1,17 +1,19 @@
 //! A store in memory with all four capabilities: rows, prepared branches and decision rows, shared by all clones of its handle.
 //!
 //! What is in its "disk" survives a restart of the manager; what a branch has pending does not.
+//!
+//! Must not know managers or logs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use unanimous::{
     Branch, BranchContext, BranchError, BranchId, Capability, DecisionRecord, FailureKind, HoldReason, Known, Owner,
     ResourceManager, StoreError, StoreId, TransactionId, Work,
 };
 
-use super::Journal;
 use super::faults::{Call, Fault, Faults, Hold};
+use super::{Journal, lock};
 
 type Rows = BTreeMap<String, String>;
 
@@ -24,9 +26,9 @@ enum Reply {
     Late,
 }
 
-/// A handle of the store; clones share the store.
-#[derive(Clone)]
-pub(crate) struct MemoryStore {
+/// A handle of the store; clones share the store, also for a manager that starts again over them.
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
     name: String,
     capability: Capability,
     sort_key: String,
@@ -34,14 +36,18 @@ pub(crate) struct MemoryStore {
     shared: Arc<Shared>,
 }
 
+#[derive(Debug)]
 struct Shared {
     disk: Mutex<Disk>,
     faults: Faults,
 }
 
+#[derive(Debug)]
 struct Disk {
     identity: StoreId,
     down: bool,
+    /// Prepared branches are in no list, as where they hide behind their session.
+    hiding: bool,
     retries_everything: bool,
     rows: Rows,
     prepared: BTreeMap<BranchId, Rows>,
@@ -60,7 +66,7 @@ enum DecisionRow {
 
 /// The error that a branch gives for its own conflicts in the application's work, for `is_retryable`.
 #[derive(Debug)]
-pub(crate) struct Deadlock;
+pub struct Deadlock;
 
 impl std::fmt::Display for Deadlock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -70,11 +76,21 @@ impl std::fmt::Display for Deadlock {
 
 impl std::error::Error for Deadlock {}
 
+fn identity_of(text: &str) -> StoreId {
+    text.parse().expect("a memory store's identity is made of a-z, 0-9 and -")
+}
+
 impl MemoryStore {
-    pub(crate) fn new(name: &str, capability: Capability, journal: &Journal) -> Self {
+    /// An empty store, which writes its calls into the journal. Its identity is `store-NAME`.
+    ///
+    /// # Panics
+    ///
+    /// When the name is not 1 to 34 of `a-z`, `0-9` and `-`.
+    pub fn new(name: &str, capability: Capability, journal: &Journal) -> Self {
         let disk = Disk {
-            identity: format!("store-{name}").parse().unwrap(),
+            identity: identity_of(&format!("store-{name}")),
             down: false,
+            hiding: false,
             retries_everything: false,
             rows: Rows::new(),
             prepared: BTreeMap::new(),
@@ -93,96 +109,113 @@ impl MemoryStore {
     }
 
     /// The same store, registered under another name.
-    pub(crate) fn named(&self, name: &str) -> Self {
+    pub fn named(&self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self.clone() }
     }
 
     /// The same store, with this sort key for its branches.
-    pub(crate) fn sorted(&self, key: &str) -> Self {
+    pub fn sorted(&self, key: &str) -> Self {
         Self { sort_key: key.to_owned(), ..self.clone() }
     }
 
     /// A branch for [`Tx::join_branch`](unanimous::Tx::join_branch), without the store standing behind it.
-    pub(crate) fn branch(&self) -> MemoryBranch {
+    pub fn branch(&self) -> MemoryBranch {
         MemoryBranch { store: self.clone(), session: Mutex::new(Session::Open(Rows::new())) }
     }
 
     /// The next call of this kind fails so; repeated, the calls after it.
-    pub(crate) fn fail(&self, call: Call, fault: Fault) {
+    pub fn fail(&self, call: Call, fault: Fault) {
         self.shared.faults.queue(call, fault);
     }
 
     /// Every call of this kind fails so, until it is healed.
-    pub(crate) fn fail_always(&self, call: Call, fault: Fault) {
+    pub fn fail_always(&self, call: Call, fault: Fault) {
         self.shared.faults.stand(call, fault);
     }
 
-    pub(crate) fn heal(&self, call: Call) {
+    /// Calls of this kind fail no more; what waits goes on only when it is released.
+    pub fn heal(&self, call: Call) {
         self.shared.faults.heal(call);
     }
 
     /// The next call of this kind waits.
-    pub(crate) fn hold(&self, call: Call) -> Hold {
+    pub fn hold(&self, call: Call) -> Hold {
         self.shared.faults.hold(call)
     }
 
     /// Every call of this kind waits.
-    pub(crate) fn hold_always(&self, call: Call) -> Hold {
+    pub fn hold_always(&self, call: Call) -> Hold {
         self.shared.faults.hold_always(call)
     }
 
     /// From now on every call gives way to other tasks this often before it does its work.
-    pub(crate) fn set_slow(&self, yields: usize) {
+    pub fn set_slow(&self, yields: usize) {
         self.shared.faults.set_slow(yields);
     }
 
     /// While a store is down, it answers nothing, and does nothing.
-    pub(crate) fn set_down(&self, down: bool) {
+    pub fn set_down(&self, down: bool) {
         self.disk().down = down;
     }
 
+    /// While a store hides its prepared branches, its lists are empty.
+    pub fn set_hiding(&self, hiding: bool) {
+        self.disk().hiding = hiding;
+    }
+
     /// Its branches call every error of the work worth repeating.
-    pub(crate) fn set_retries_everything(&self, retries: bool) {
+    pub fn set_retries_everything(&self, retries: bool) {
         self.disk().retries_everything = retries;
     }
 
     /// Becomes another store behind the same name, as a folder does that is not mounted.
-    pub(crate) fn set_identity(&self, identity: &str) {
-        self.disk().identity = identity.parse().unwrap();
+    ///
+    /// # Panics
+    ///
+    /// When it is not 1 to 40 of `a-z`, `0-9` and `-`.
+    pub fn set_identity(&self, identity: &str) {
+        self.disk().identity = identity_of(identity);
     }
 
     /// The prepares that were late are there now.
-    pub(crate) fn land(&self) {
+    pub fn land(&self) {
         let mut disk = self.disk();
         let mut late = std::mem::take(&mut disk.late);
         disk.prepared.append(&mut late);
     }
 
     /// Puts a branch there that was prepared by somebody.
-    pub(crate) fn plant(&self, id: &BranchId, key: &str) {
+    pub fn plant(&self, id: &BranchId, key: &str) {
         self.disk().prepared.insert(id.clone(), Rows::from([(key.to_owned(), "planted".to_owned())]));
     }
 
     /// Puts the row of a decision to commit there.
-    pub(crate) fn plant_decision(&self, record: DecisionRecord) {
+    pub fn plant_decision(&self, record: DecisionRecord) {
         self.disk().decisions.insert(record.transaction, DecisionRow::Commit(record));
     }
 
+    /// Writes a row outside of any transaction, as a stranger does.
+    pub fn put_now(&self, key: &str) {
+        self.disk().rows.insert(key.to_owned(), String::new());
+    }
+
     /// The committed rows' keys.
-    pub(crate) fn keys(&self) -> Vec<String> {
+    pub fn keys(&self) -> Vec<String> {
         self.disk().rows.keys().cloned().collect()
     }
 
-    pub(crate) fn prepared(&self) -> Vec<BranchId> {
+    /// The branches that are prepared.
+    pub fn prepared(&self) -> Vec<BranchId> {
         self.disk().prepared.keys().cloned().collect()
     }
 
-    pub(crate) fn identity_now(&self) -> StoreId {
+    /// Its identity, without a call that is journaled.
+    pub fn identity_now(&self) -> StoreId {
         self.disk().identity.clone()
     }
 
-    fn disk(&self) -> std::sync::MutexGuard<'_, Disk> {
-        self.shared.disk.lock().unwrap()
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        lock(&self.shared.disk)
     }
 
     /// Journals a call, waits where it is held, and fails where it is to fail before its work.
@@ -263,7 +296,7 @@ impl ResourceManager for MemoryStore {
 
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
         self.look(Call::List, "list").await?;
-        Ok(self.prepared())
+        Ok(if self.disk().hiding { Vec::new() } else { self.prepared() })
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
@@ -319,7 +352,8 @@ impl ResourceManager for MemoryStore {
 }
 
 /// A branch: rows that are pending until it commits.
-pub(crate) struct MemoryBranch {
+#[derive(Debug)]
+pub struct MemoryBranch {
     store: MemoryStore,
     session: Mutex<Session>,
 }
@@ -333,8 +367,12 @@ enum Session {
 
 impl MemoryBranch {
     /// Writes a row.
-    pub(crate) fn put(&self, key: &str) -> Result<(), BranchError> {
-        match &mut *self.session.lock().unwrap() {
+    ///
+    /// # Errors
+    ///
+    /// Refused once the branch has prepared or ended.
+    pub fn put(&self, key: &str) -> Result<(), BranchError> {
+        match &mut *lock(&self.session) {
             Session::Open(rows) => {
                 rows.insert(key.to_owned(), String::new());
                 Ok(())
@@ -344,7 +382,7 @@ impl MemoryBranch {
     }
 
     fn session(&self) -> Session {
-        self.session.lock().unwrap().clone()
+        lock(&self.session).clone()
     }
 
     fn pending(&self) -> Rows {
@@ -355,7 +393,7 @@ impl MemoryBranch {
     }
 
     fn set(&self, session: Session) {
-        *self.session.lock().unwrap() = session;
+        *lock(&self.session) = session;
     }
 
     fn forced(&self, line: &str) -> String {

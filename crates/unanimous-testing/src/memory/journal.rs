@@ -2,69 +2,80 @@
 //!
 //! A line is `WHO.CALL`, with `!` behind a call that forces a write, and `: FAULT` on a line of its own where the call failed. What
 //! only looks (listing, asking for decisions) is kept apart from what acts, so that a test can compare the acts alone.
+//!
+//! Must not know who writes into it.
 
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use super::LONG;
+use super::{LONG, lock};
 
-#[derive(Clone, Default)]
-pub(crate) struct Journal {
+/// The list. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Journal {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Shared {
     lines: Mutex<Vec<Line>>,
     grown: Notify,
 }
 
+#[derive(Debug)]
 struct Line {
     text: String,
     acts: bool,
 }
 
 impl Journal {
-    pub(crate) fn act(&self, text: impl Into<String>) {
+    /// Writes down what acts.
+    pub fn act(&self, text: impl Into<String>) {
         self.write(text.into(), true);
     }
 
-    pub(crate) fn look(&self, text: impl Into<String>) {
+    /// Writes down what only looks.
+    pub fn look(&self, text: impl Into<String>) {
         self.write(text.into(), false);
     }
 
     fn write(&self, text: String, acts: bool) {
-        self.shared.lines.lock().unwrap().push(Line { text, acts });
+        lock(&self.shared.lines).push(Line { text, acts });
         self.shared.grown.notify_waiters();
     }
 
     /// What acted, in order.
-    pub(crate) fn acts(&self) -> Vec<String> {
-        self.shared.lines.lock().unwrap().iter().filter(|line| line.acts).map(|line| line.text.clone()).collect()
+    pub fn acts(&self) -> Vec<String> {
+        lock(&self.shared.lines).iter().filter(|line| line.acts).map(|line| line.text.clone()).collect()
     }
 
     /// All lines, in order.
-    pub(crate) fn all(&self) -> Vec<String> {
-        self.shared.lines.lock().unwrap().iter().map(|line| line.text.clone()).collect()
+    pub fn all(&self) -> Vec<String> {
+        lock(&self.shared.lines).iter().map(|line| line.text.clone()).collect()
     }
 
     /// The acts that force a write, in order.
-    pub(crate) fn forced(&self) -> Vec<String> {
+    pub fn forced(&self) -> Vec<String> {
         self.acts().into_iter().filter(|line| line.contains('!')).collect()
     }
 
     /// How many lines are exactly this.
-    pub(crate) fn count(&self, text: &str) -> usize {
+    pub fn count(&self, text: &str) -> usize {
         self.all().iter().filter(|line| *line == text).count()
     }
 
-    pub(crate) fn clear(&self) {
-        self.shared.lines.lock().unwrap().clear();
+    /// Forgets all lines.
+    pub fn clear(&self) {
+        lock(&self.shared.lines).clear();
     }
 
-    /// Waits until a line is there.
-    pub(crate) async fn until(&self, text: &str) {
+    /// Waits until a line is exactly this.
+    ///
+    /// # Panics
+    ///
+    /// After [`LONG`], with what there is.
+    pub async fn until(&self, text: &str) {
         let waited = tokio::time::timeout(LONG, async {
             loop {
                 let mut grown = std::pin::pin!(self.shared.grown.notified());

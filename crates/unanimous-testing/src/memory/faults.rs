@@ -2,35 +2,52 @@
 //!
 //! Faults of one call queue up and are used one for each call; a standing fault is for every call without one in the queue. A hold
 //! does not use the call up: what follows it in the queue happens to the same call once it is released.
+//!
+//! Must not know what a call does.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
-use super::LONG;
+use super::{LONG, lock};
 
 /// A call of one of the three traits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Call {
+#[non_exhaustive]
+pub enum Call {
+    /// [`ResourceManager::identity`](unanimous::ResourceManager::identity).
     Identity,
+    /// [`ResourceManager::begin`](unanimous::ResourceManager::begin).
     Begin,
+    /// [`Branch::flush`](unanimous::Branch::flush).
     Flush,
+    /// [`Branch::prepare`](unanimous::Branch::prepare).
     Prepare,
+    /// [`Branch::commit`](unanimous::Branch::commit).
     Commit,
+    /// [`Branch::rollback`](unanimous::Branch::rollback).
     Rollback,
+    /// [`Branch::commit_one_phase`](unanimous::Branch::commit_one_phase).
     CommitOnePhase,
+    /// [`Branch::commit_carrying`](unanimous::Branch::commit_carrying).
     CommitCarrying,
+    /// [`ResourceManager::in_doubt`](unanimous::ResourceManager::in_doubt).
     List,
+    /// [`ResourceManager::commit`](unanimous::ResourceManager::commit).
     RecoveredCommit,
+    /// [`ResourceManager::rollback`](unanimous::ResourceManager::rollback).
     RecoveredRollback,
+    /// [`ResourceManager::decision`](unanimous::ResourceManager::decision) and `unfinished`.
     Decision,
+    /// [`DecisionLog::decide`](unanimous::DecisionLog::decide).
     Decide,
 }
 
 /// What goes wrong.
 #[derive(Clone, Debug)]
-pub(crate) enum Fault {
+#[non_exhaustive]
+pub enum Fault {
     /// Nothing: lets one call through before the next fault.
     Pass,
     /// A definite no that is worth repeating the transaction for.
@@ -49,9 +66,9 @@ pub(crate) enum Fault {
     Hold(Hold),
 }
 
-/// A call that waits.
+/// A call that waits until it is released. Clones are the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Hold {
+pub struct Hold {
     /// How often it was reached, and whether it is released.
     state: Arc<watch::Sender<(usize, bool)>>,
 }
@@ -62,14 +79,18 @@ impl Hold {
     }
 
     /// Waits until a call waits here.
-    pub(crate) async fn reached(&self) {
+    ///
+    /// # Panics
+    ///
+    /// When none does within [`LONG`].
+    pub async fn reached(&self) {
         let mut state = self.state.subscribe();
         let waited = tokio::time::timeout(LONG, state.wait_for(|(reached, _)| *reached > 0));
         assert!(waited.await.is_ok(), "no call reached the hold within {LONG:?}");
     }
 
     /// Lets this call and all that come later go on.
-    pub(crate) fn release(&self) {
+    pub fn release(&self) {
         self.state.send_modify(|(_, released)| *released = true);
     }
 
@@ -81,12 +102,12 @@ impl Hold {
     }
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Faults {
     plan: Mutex<Plan>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Plan {
     queued: BTreeMap<Call, VecDeque<Fault>>,
     standing: BTreeMap<Call, Fault>,
@@ -96,21 +117,21 @@ struct Plan {
 
 impl Faults {
     pub(crate) fn queue(&self, call: Call, fault: Fault) {
-        self.plan.lock().unwrap().queued.entry(call).or_default().push_back(fault);
+        lock(&self.plan).queued.entry(call).or_default().push_back(fault);
     }
 
     pub(crate) fn stand(&self, call: Call, fault: Fault) {
-        self.plan.lock().unwrap().standing.insert(call, fault);
+        lock(&self.plan).standing.insert(call, fault);
     }
 
     pub(crate) fn heal(&self, call: Call) {
-        let mut plan = self.plan.lock().unwrap();
+        let mut plan = lock(&self.plan);
         plan.queued.remove(&call);
         plan.standing.remove(&call);
     }
 
     pub(crate) fn set_slow(&self, yields: usize) {
-        self.plan.lock().unwrap().yields = yields;
+        lock(&self.plan).yields = yields;
     }
 
     pub(crate) fn hold(&self, call: Call) -> Hold {
@@ -127,19 +148,19 @@ impl Faults {
 
     /// Waits where the call is held, then says what goes wrong; [`Fault::Pass`] where nothing does.
     pub(crate) async fn at(&self, call: Call) -> Fault {
-        let yields = self.plan.lock().unwrap().yields;
+        let yields = lock(&self.plan).yields;
         for _ in 0..yields {
             tokio::task::yield_now().await;
         }
         loop {
-            let queued = self.plan.lock().unwrap().queued.get_mut(&call).and_then(VecDeque::pop_front);
+            let queued = lock(&self.plan).queued.get_mut(&call).and_then(VecDeque::pop_front);
             match queued {
                 Some(Fault::Hold(hold)) => hold.wait().await,
                 Some(fault) => return fault,
                 None => break,
             }
         }
-        let standing = self.plan.lock().unwrap().standing.get(&call).cloned();
+        let standing = lock(&self.plan).standing.get(&call).cloned();
         match standing {
             Some(Fault::Hold(hold)) => {
                 hold.wait().await;

@@ -1,4 +1,6 @@
 //! A decision log in memory that survives its owner, and a wrapper that journals any log and makes it fail.
+//!
+//! Must not know managers or stores.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,17 +11,17 @@ use unanimous::{
     StoreError, TransactionId,
 };
 
-use super::Journal;
 use super::faults::{Call, Fault, Faults, Hold};
+use super::{Journal, lock};
 
-/// What a log keeps over restarts.
-#[derive(Clone)]
-pub(crate) struct LogDisk {
+/// What a log keeps over restarts. Clones share it.
+#[derive(Clone, Debug)]
+pub struct LogDisk {
     log: LogId,
     kept: Arc<Mutex<Kept>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Kept {
     incarnations: BTreeSet<Incarnation>,
     decisions: BTreeMap<TransactionId, DecisionRecord>,
@@ -27,46 +29,58 @@ struct Kept {
 }
 
 impl LogDisk {
-    pub(crate) fn new(number: u128) -> Self {
+    /// An empty log with this identity.
+    pub fn new(number: u128) -> Self {
         Self { log: LogId(number), kept: Arc::default() }
     }
 
-    /// The next start of the log's owner.
-    pub(crate) fn open(&self) -> KeptLog {
-        let mut kept = self.kept.lock().unwrap();
-        let counter = u32::try_from(kept.incarnations.len()).unwrap() + 1;
+    /// The next start of the log's owner. Unlike a real log it does not lock out the owner before: drop that one's manager first.
+    ///
+    /// # Panics
+    ///
+    /// At the 2^32nd start.
+    pub fn open(&self) -> KeptLog {
+        let mut kept = lock(&self.kept);
+        let counter = u32::try_from(kept.incarnations.len()).expect("a test starts a log fewer than 2^32 times") + 1;
         let incarnation = Incarnation::new(counter, 1000 + u64::from(counter));
         kept.incarnations.insert(incarnation);
-        KeptLog { owner: Owner { log: self.log, incarnation }, kept: self.kept.clone(), closed: AtomicBool::new(false) }
+        KeptLog {
+            owner: Owner { log: self.log, incarnation },
+            kept: self.kept.clone(),
+            closed: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
+        }
     }
 
     /// The transactions that are decided and not forgotten.
-    pub(crate) fn unfinished(&self) -> Vec<TransactionId> {
-        let kept = self.kept.lock().unwrap();
+    pub fn unfinished(&self) -> Vec<TransactionId> {
+        let kept = lock(&self.kept);
         kept.decisions.keys().filter(|transaction| !kept.forgotten.contains(transaction)).copied().collect()
     }
 
     /// All decisions, with what they list.
-    pub(crate) fn records(&self) -> Vec<DecisionRecord> {
-        self.kept.lock().unwrap().decisions.values().cloned().collect()
+    pub fn records(&self) -> Vec<DecisionRecord> {
+        lock(&self.kept).decisions.values().cloned().collect()
     }
 
     /// Puts a decision there that an earlier owner made.
-    pub(crate) fn plant(&self, record: DecisionRecord) {
-        self.kept.lock().unwrap().decisions.insert(record.transaction, record);
+    pub fn plant(&self, record: DecisionRecord) {
+        lock(&self.kept).decisions.insert(record.transaction, record);
     }
 }
 
 /// One owner's log. Unlike the library's own log in memory it can be opened again, as its next incarnation.
-pub(crate) struct KeptLog {
+#[derive(Debug)]
+pub struct KeptLog {
     owner: Owner,
     kept: Arc<Mutex<Kept>>,
     closed: AtomicBool,
+    taken: AtomicBool,
 }
 
 impl Decider for KeptLog {
     async fn lookup(&self, transaction: TransactionId) -> Result<Known, StoreError> {
-        let kept = self.kept.lock().unwrap();
+        let kept = lock(&self.kept);
         Ok(match kept.decisions.get(&transaction) {
             _ if transaction.log != self.owner.log => Known::Hold(HoldReason::ForeignLog),
             _ if !kept.incarnations.contains(&transaction.incarnation) => Known::Hold(HoldReason::ForeignIncarnation),
@@ -76,12 +90,12 @@ impl Decider for KeptLog {
     }
 
     async fn unfinished(&self) -> Result<Vec<DecisionRecord>, StoreError> {
-        let kept = self.kept.lock().unwrap();
+        let kept = lock(&self.kept);
         Ok(kept.decisions.values().filter(|record| !kept.forgotten.contains(&record.transaction)).cloned().collect())
     }
 
     fn forget(&self, transaction: TransactionId) {
-        self.kept.lock().unwrap().forgotten.insert(transaction);
+        lock(&self.kept).forgotten.insert(transaction);
     }
 }
 
@@ -90,13 +104,17 @@ impl DecisionLog for KeptLog {
         self.owner
     }
 
+    fn take(&self) -> bool {
+        !self.taken.swap(true, Ordering::SeqCst)
+    }
+
     fn ready(&self) -> Result<(), BoxError> {
         if self.closed.load(Ordering::SeqCst) { Err("the log is closed".into()) } else { Ok(()) }
     }
 
     async fn decide(&self, record: DecisionRecord) -> Result<(), DecideError> {
         self.ready().map_err(DecideError::Refused)?;
-        self.kept.lock().unwrap().decisions.insert(record.transaction, record);
+        lock(&self.kept).decisions.insert(record.transaction, record);
         Ok(())
     }
 
@@ -106,11 +124,13 @@ impl DecisionLog for KeptLog {
 }
 
 /// Any log, journaled, and failing when told to: [`Call::Decide`] refused, lost before or after it was written, held. A lost
-/// decision poisons it, as a failed sync does.
-pub(crate) struct JournalLog<L> {
+/// decision poisons it, as a failed sync does. Clones are the same log.
+#[derive(Debug)]
+pub struct JournalLog<L> {
     shared: Arc<Shared<L>>,
 }
 
+#[derive(Debug)]
 struct Shared<L> {
     log: L,
     journal: Journal,
@@ -126,7 +146,8 @@ impl<L> Clone for JournalLog<L> {
 }
 
 impl<L: DecisionLog> JournalLog<L> {
-    pub(crate) fn new(log: L, journal: &Journal) -> Self {
+    /// Journals and disturbs this log.
+    pub fn new(log: L, journal: &Journal) -> Self {
         let shared = Shared {
             log,
             journal: journal.clone(),
@@ -138,17 +159,17 @@ impl<L: DecisionLog> JournalLog<L> {
     }
 
     /// The next decision fails so.
-    pub(crate) fn fail(&self, fault: Fault) {
+    pub fn fail(&self, fault: Fault) {
         self.shared.faults.queue(Call::Decide, fault);
     }
 
     /// The next decision waits.
-    pub(crate) fn hold(&self) -> Hold {
+    pub fn hold(&self) -> Hold {
         self.shared.faults.hold(Call::Decide)
     }
 
     /// A full log takes no new work.
-    pub(crate) fn set_full(&self, full: bool) {
+    pub fn set_full(&self, full: bool) {
         self.shared.full.store(full, Ordering::SeqCst);
     }
 
@@ -182,6 +203,10 @@ impl<L: DecisionLog> Decider for JournalLog<L> {
 impl<L: DecisionLog> DecisionLog for JournalLog<L> {
     fn owner(&self) -> Owner {
         self.shared.log.owner()
+    }
+
+    fn take(&self) -> bool {
+        self.shared.log.take()
     }
 
     fn ready(&self) -> Result<(), BoxError> {
