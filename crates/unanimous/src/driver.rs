@@ -25,8 +25,8 @@ use crate::commit::{Answered, Committed, Reply};
 use crate::ending::{After, Ended};
 use crate::env::{BoxFuture, NoRuntime};
 use crate::error::{Cause, CommitError};
-use crate::manager::{BranchReport, Report};
 use crate::recovery;
+use crate::report::{BranchReport, Report};
 use crate::transaction::{Shared, Slot};
 
 /// A call's answer, with the error that goes with it.

@@ -35,6 +35,7 @@ mod live;
 pub mod log;
 mod manager;
 mod recovery;
+mod report;
 mod savepoint;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -45,8 +46,9 @@ mod transaction;
 pub use commit::{Abort, Commit, Committed};
 pub use current::{current, scope};
 pub use error::{Cause, CommitError, HookError, JoinError, RunError, SavepointError};
-pub use manager::{BranchReport, BuildError, Builder, Report, TransactionManager, Undrained};
+pub use manager::{BuildError, Builder, TransactionManager, Undrained};
 pub use recovery::{Doubt, InDoubt};
+pub use report::{BranchReport, Report};
 pub use savepoint::Savepoint;
 pub use synchronizer::Synchronizer;
 pub use transaction::{Joined, Options, Transaction, Tx};

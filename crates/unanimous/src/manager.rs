@@ -9,11 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use unanimous_core::protocol::End;
 use unanimous_core::xid::MAX_SEQUENCE;
-use unanimous_core::{
-    BoxError, BranchError, Capability, DecisionLog, Outcome, Owner, ResourceManager, StoreId, TransactionId,
-};
+use unanimous_core::{BoxError, BranchError, DecisionLog, Owner, ResourceManager, StoreId};
 
 use crate::current::scope;
 use crate::dispatch::{DynLog, Registered};
@@ -21,6 +18,7 @@ use crate::env::{Env, TokioEnv};
 use crate::error::RunError;
 use crate::live::Live;
 use crate::recovery::{self, InDoubt, Recovery};
+use crate::report::Report;
 use crate::sync::Gauge;
 use crate::synchronizer::Synchronizers;
 use crate::transaction::{Options, Transaction, Tx};
@@ -258,44 +256,6 @@ impl fmt::Display for BuildError {
 }
 
 impl std::error::Error for BuildError {}
-
-/// How a transaction ended, for pages, metrics and logs.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Report {
-    /// The transaction.
-    pub id: TransactionId,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Why it did not commit, with all sources: for operators, not for clients.
-    pub cause: Option<String>,
-    /// Its branches, in the order of their numbers.
-    pub branches: Vec<BranchReport>,
-    /// The note's lines.
-    pub note: String,
-    /// The user.
-    pub user: String,
-    /// The extended info.
-    pub extended_info: BTreeMap<String, String>,
-    /// When it began: microseconds since 1970, UTC.
-    pub began_at: u64,
-    /// From begin to the answer.
-    pub took: Duration,
-}
-
-/// How a branch had ended when the caller was answered.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct BranchReport {
-    /// The resource's or the branch's name.
-    pub resource: String,
-    /// What it could promise.
-    pub capability: Capability,
-    /// How it ended; pending where it has not.
-    pub end: End,
-    /// Whether its commit carried the decision.
-    pub carried: bool,
-}
 
 /// Begins transactions over registered stores, commits them in all or in none, and recovers them. Cheap to clone.
 ///
