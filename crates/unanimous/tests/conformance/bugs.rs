@@ -282,7 +282,7 @@ async fn every_planted_bug_is_seen_by_name() {
         (Bug::WorksOutside, two_phase, "branch::nothing_works_after_the_end", "though it was not committed"),
         (Bug::SaysReadOnly, two_phase, "branch::what_wrote_says_so_and_is_not_seen", "ReadOnly"),
         (Bug::WritesAtOnce, two_phase, "branch::rollback_leaves_nothing", "though it was not committed"),
-        (Bug::TornPrepare, two_phase, "cancel::prepare", "and should list {}"),
+        (Bug::TornPrepare, two_phase, "cancel::prepare", "which its branch has rolled back"),
         (Bug::BreaksItsPromise, two_phase, "two_phase::a_promise_holds", "it is taken meanwhile"),
         (Bug::OnePool, two_phase, "two_phase::recovery_does_not_wait_for_branches", "beside 8 branches"),
         (Bug::OneIdentity, two_phase, "branch::the_store_keeps_its_identity", "another store has the same identity"),
