@@ -6,7 +6,6 @@
 //!
 //! Must not know stores, or how the log writes.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -123,7 +122,7 @@ impl Driver {
             if let Err(error) = self.protocol.handle(returned.event, &mut actions) {
                 tracing::error!(transaction = %self.shared.id, %error, "a bug in the driver; the event is ignored");
             }
-            for action in VecDeque::from(std::mem::take(&mut actions)) {
+            for action in std::mem::take(&mut actions) {
                 self.perform(action);
             }
             if self.protocol.is_over() {

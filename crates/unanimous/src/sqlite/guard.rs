@@ -13,7 +13,7 @@
 //! Must not know the protocol or our tables' meaning, only their names.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 use rusqlite::{Connection, InterruptHandle};
@@ -21,6 +21,7 @@ use rusqlite::{Connection, InterruptHandle};
 use super::error::{Broken, Ended};
 use super::rows::is_ours;
 use super::savepoint;
+use crate::sync::lock;
 
 /// How often a running statement looks whether it should stop, in SQLite's virtual machine instructions: well under a
 /// millisecond.
@@ -294,8 +295,4 @@ fn judge_pragma(name: &str, has_value: bool) -> Judgement {
     } else {
         Judgement::Harmless
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
