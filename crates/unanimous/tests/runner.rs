@@ -39,8 +39,6 @@ mod manager_synchronizers;
 mod manager_transaction;
 mod manager_votes;
 mod own_adapter;
-#[cfg(feature = "postgres")]
-mod pg_scratch;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;

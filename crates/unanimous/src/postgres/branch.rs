@@ -13,7 +13,7 @@
 use std::error::Error;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use deadpool::managed::Object;
@@ -23,7 +23,7 @@ use unanimous_core::{Branch, BranchError, BranchId, Capability, FailureKind, Sav
 
 use super::control::Finish;
 use super::error::{self, PostgresError};
-use super::session::{Sent, Sessions, Who, row, within};
+use super::session::{Sent, Sessions, row, within};
 use super::sql::literal;
 use super::store::Store;
 use crate::sync::lock;
@@ -36,33 +36,33 @@ pub(super) enum Link {
     /// Our own pool.
     Own(Object<Sessions>),
     /// The application's pool.
-    Pool(deadpool_postgres::Object, Who),
+    Pool(deadpool_postgres::Object),
     /// The application itself.
-    Client(Arc<Client>, Who),
+    Client(Arc<Client>),
 }
 
 impl Link {
     pub(super) fn client(&self) -> &Client {
         match self {
             Link::Own(session) => session.client(),
-            Link::Pool(object, _) => object,
-            Link::Client(client, _) => client,
-        }
-    }
-
-    fn who(&self) -> &Who {
-        match self {
-            Link::Own(session) => &session.who,
-            Link::Pool(_, who) | Link::Client(_, who) => who,
+            Link::Pool(object) => object,
+            Link::Client(client) => client,
         }
     }
 
     fn take_warning(&self) -> Option<String> {
         match self {
             Link::Own(session) => session.take_warning(),
-            Link::Pool(..) | Link::Client(..) => None,
+            Link::Pool(_) | Link::Client(_) => None,
         }
     }
+}
+
+/// A session of the server: its process, and when that began.
+#[derive(Clone, Debug)]
+pub(super) struct Backend {
+    pub(super) pid: i32,
+    pub(super) start: String,
 }
 
 /// What has become of the branch.
@@ -93,6 +93,7 @@ enum Stage {
 pub struct PostgresBranch {
     /// None only while it is dropped.
     link: Option<Link>,
+    backend: OnceLock<Backend>,
     store: Arc<Store>,
     transaction: TransactionId,
     read_only: bool,
@@ -106,6 +107,7 @@ pub struct PostgresBranch {
 impl PostgresBranch {
     pub(super) fn new(
         link: Link,
+        backend: Option<Backend>,
         store: Arc<Store>,
         transaction: TransactionId,
         read_only: bool,
@@ -113,6 +115,7 @@ impl PostgresBranch {
     ) -> Self {
         Self {
             link: Some(link),
+            backend: backend.map(OnceLock::from).unwrap_or_default(),
             store,
             transaction,
             read_only,
@@ -129,6 +132,11 @@ impl PostgresBranch {
     /// The transaction that it is a part of.
     pub fn transaction(&self) -> TransactionId {
         self.transaction
+    }
+
+    /// Known once `BEGIN` was answered, where a pooler may choose another session for each transaction.
+    pub(super) fn set_backend(&self, backend: Backend) {
+        let _ = self.backend.set(backend);
     }
 
     fn spoil(&self) {
@@ -288,13 +296,12 @@ impl PostgresBranch {
 
     /// Ends the session, on both sides where that is possible.
     async fn cut(&self) {
-        let link = self.link();
-        if let Link::Own(session) = link {
+        if let Link::Own(session) = self.link() {
             session.close();
         }
-        let who = link.who();
-        if let Err(error) = self.store.control.terminate(who.pid, &who.start).await {
-            tracing::warn!(transaction = %self.transaction, pid = who.pid, error = &error as &(dyn Error + 'static),
+        let Some(backend) = self.backend.get() else { return };
+        if let Err(error) = self.store.control.terminate(backend).await {
+            tracing::warn!(transaction = %self.transaction, pid = backend.pid, error = &error as &(dyn Error + 'static),
                 "a session was not ended; it ends when the server notices that its client is gone");
         }
     }
@@ -322,11 +329,11 @@ impl PostgresBranch {
             What::Fence(id) => {
                 // A vote may still be under way there: it has landed, or never will, once its session is gone.
                 self.spoil();
-                let link = self.link();
-                if let Link::Own(session) = link {
+                if let Link::Own(session) = self.link() {
                     session.close();
                 }
-                self.store.control.terminate(link.who().pid, &link.who().start).await?;
+                let backend = self.backend.get().expect("a vote is sent after BEGIN was answered");
+                self.store.control.terminate(backend).await?;
                 self.store.control.finish(&id, Finish::Rollback).await?;
             }
         }
@@ -420,19 +427,19 @@ impl Drop for PostgresBranch {
         let ended = matches!(stage, Stage::Committed | Stage::RolledBack) && !self.is_spoiled();
         match link {
             Link::Own(session) if ended => session.clean(),
-            Link::Pool(..) | Link::Client(..) if ended => {}
+            Link::Pool(_) | Link::Client(_) if ended => {}
             link => {
-                let who = link.who().clone();
                 match link {
                     // Taken out of its pool: it may be inside a transaction.
                     Link::Own(session) => drop(Object::take(session)),
-                    Link::Pool(object, _) => drop(deadpool_postgres::Object::take(object)),
-                    Link::Client(..) => {}
+                    Link::Pool(object) => drop(deadpool_postgres::Object::take(object)),
+                    Link::Client(_) => {}
                 }
                 // What runs in the session holds its locks until the server notices; it is told, where there is a runtime.
-                if let (Ok(runtime), false) = (tokio::runtime::Handle::try_current(), self.is_spoiled()) {
+                let runtime = tokio::runtime::Handle::try_current();
+                if let (Ok(runtime), Some(backend), false) = (runtime, self.backend.take(), self.is_spoiled()) {
                     let store = self.store.clone();
-                    drop(runtime.spawn(async move { store.control.terminate(who.pid, &who.start).await }));
+                    drop(runtime.spawn(async move { store.control.terminate(&backend).await }));
                 }
             }
         }

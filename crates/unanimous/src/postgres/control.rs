@@ -12,6 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 use unanimous_core::{BranchId, StoreId};
 
+use super::branch::Backend;
 use super::error::PostgresError;
 use super::session::{Connect, Session, Who, row, within};
 use super::sql::{identifier, literal};
@@ -83,11 +84,6 @@ pub(super) struct Known {
 impl Control {
     pub(super) fn new(connect: Arc<dyn Connect>, carrier: bool) -> Self {
         Self { connect, carrier, known: OnceLock::new(), idle: Mutex::default() }
-    }
-
-    /// What the store was when it was first reached; none before.
-    pub(super) fn known(&self) -> Option<&Known> {
-        self.known.get()
     }
 
     /// The identity of the store that a session leads to.
@@ -197,7 +193,8 @@ impl Control {
             self.give_back(session);
             return Ok(());
         };
-        if failed.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        // A pooler's session is not ours to change.
+        if failed.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) || !session.who.guarded {
             return Err(failed);
         }
         // The work had changed its role. This session is not used again.
@@ -217,7 +214,8 @@ impl Control {
     }
 
     /// Ends a session of the server, and waits until it is gone: what it was told to do has happened by then, or never will.
-    pub(super) async fn terminate(&self, pid: i32, start: &str) -> Result<(), PostgresError> {
+    pub(super) async fn terminate(&self, backend: &Backend) -> Result<(), PostgresError> {
+        let Backend { pid, start } = backend;
         let session = self.session().await?;
         let sql = format!(
             "SELECT pg_catalog.pg_terminate_backend(pid, {}) FROM pg_catalog.pg_stat_activity WHERE pid = {pid} AND backend_start = {}",

@@ -96,12 +96,16 @@ impl From<deadpool_postgres::Pool> for Connections {
     }
 }
 
+/// Makes connections by a configuration, which reads only by default where that is asked for.
+type MakeConnect = Box<dyn FnOnce(Config, bool) -> Arc<dyn Connect> + Send>;
+
 /// Makes a [`Postgres`].
 #[must_use = "nothing is made before `build`"]
 pub struct PostgresBuilder {
     name: String,
     connections: Connections,
-    connect: Option<Arc<dyn Connect>>,
+    connect: MakeConnect,
+    guard: bool,
     max_connections: usize,
     lock_timeout: Duration,
     vote_timeout: Duration,
@@ -132,25 +136,30 @@ impl PostgresBuilder {
     }
 
     /// Connects with this TLS connector, as the configuration's `sslmode` says. Counts where the pool is the store's own.
-    pub fn tls<T>(mut self, tls: T) -> Self
+    pub fn tls<T>(self, tls: T) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
         T::Stream: Send,
         T::TlsConnect: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        if let Connections::Config(config) = &self.connections {
-            self.connect = Some(Arc::new(ByConfig { config: config.clone(), tls }));
-        }
-        self
+        Self { connect: Box::new(|config, guard| Arc::new(ByConfig::new(config, tls, guard))), ..self }
+    }
+
+    /// The configuration leads to a connection pooler (PgBouncer) that shares sessions among clients by the transaction: nothing is left
+    /// set on a session, and each join waits for its `BEGIN`. Without it such a pooler refuses the connection, as it takes no
+    /// `options`. A pooler that shares sessions by the statement can't be used.
+    pub fn pooler(self) -> Self {
+        Self { guard: false, ..self }
     }
 
     /// Makes the store. Nothing is connected yet: a server that is down stops nobody.
     pub fn build(self) -> Postgres {
-        let Self { name, connections, connect, max_connections, lock_timeout, vote_timeout, pool_timeout } = self;
+        let Self { name, connections, connect, guard, max_connections, lock_timeout, vote_timeout, pool_timeout } =
+            self;
         let (source, connect) = match connections {
             Connections::Config(config) => {
-                let connect = connect.unwrap_or_else(|| Arc::new(ByConfig { config, tls: NoTls }));
+                let connect = connect(config, guard);
                 let pool = managed::Pool::builder(Sessions(connect.clone())).max_size(max_connections).build();
                 (Source::Own(pool.expect("a pool without timeouts needs no runtime")), connect)
             }
@@ -194,7 +203,8 @@ impl Postgres {
         PostgresBuilder {
             name: name.into(),
             connections: connections.into(),
-            connect: None,
+            connect: Box::new(|config, guard| Arc::new(ByConfig::new(config, NoTls, guard))),
+            guard: true,
             max_connections: 16,
             lock_timeout: Duration::from_secs(5),
             vote_timeout: Duration::from_secs(60),

@@ -1,7 +1,8 @@
 //! A connection to a PostgreSQL server, and the pool of them: connected, identified, marked, cleaned.
 //!
 //! A session of ours reads only by default (`default_transaction_read_only`), so that a statement that is sent behind a `BEGIN`, and
-//! runs although that has failed, can't write outside of the branch's transaction.
+//! runs although that has failed, can't write outside of the branch's transaction. It is so from its start, as an option of the
+//! connection: a connection pooler in between refuses that or drops it, and the session then knows that it is not guarded.
 //!
 //! Must not know transactions or branches.
 
@@ -38,11 +39,15 @@ pub(super) const WHO: &str = "SELECT pg_catalog.pg_backend_pid() AS pid, \
     session_user AS role, \
     pg_catalog.current_setting('server_version_num') AS version, \
     pg_catalog.current_setting('max_prepared_transactions') AS prepared, \
-    pg_catalog.current_setting('synchronous_standby_names') AS replicas";
+    pg_catalog.current_setting('synchronous_standby_names') AS replicas, \
+    pg_catalog.current_setting('default_transaction_read_only') AS guarded";
+
+/// What makes a session read only by default (<https://www.postgresql.org/docs/current/libpq-connect.html>, `options`).
+const GUARD: &str = "-c default_transaction_read_only=on";
 
 /// Makes a session as it was when it was new. `DISCARD ALL` but for the prepared statements and plans, which the driver knows of.
 const CLEAN: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
-    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; SET default_transaction_read_only = on";
+    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
 /// What a server says of itself and of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +64,8 @@ pub(super) struct Who {
     pub(super) version: i32,
     pub(super) max_prepared: i32,
     pub(super) replicates: bool,
+    /// What runs outside of a transaction of ours can't write.
+    pub(super) guarded: bool,
 }
 
 impl Who {
@@ -81,6 +88,7 @@ impl Who {
             version: number("version")?,
             max_prepared: number("prepared")?,
             replicates: !text("replicas").is_empty(),
+            guarded: text("guarded") == "on",
         })
     }
 }
@@ -150,8 +158,7 @@ impl Line {
 
 impl Session {
     async fn new(line: Line, warnings: Option<Warnings>) -> Result<Self, PostgresError> {
-        let sql = format!("SET default_transaction_read_only = on; {WHO}");
-        let who = Who::parse(&line.client().simple_query(&sql).await.map_err(PostgresError::Connect)?)?;
+        let who = Who::parse(&line.client().simple_query(WHO).await.map_err(PostgresError::Connect)?)?;
         if let Some(warnings) = &warnings {
             warnings.clear();
         }
@@ -187,8 +194,11 @@ impl Session {
         }
     }
 
-    /// Sends the cleaning before the session is given back to its pool.
+    /// Sends the cleaning before the session is given back to its pool. Behind a pooler there is nothing of its own to clean.
     pub(super) fn clean(&self) {
+        if !self.who.guarded {
+            return;
+        }
         *lock(&self.cleaning) = self.send(CLEAN.to_owned());
     }
 }
@@ -233,8 +243,19 @@ pub(super) trait Connect: Send + Sync {
 
 /// By a configuration, and TLS where it asks for it.
 pub(super) struct ByConfig<T> {
-    pub(super) config: Config,
-    pub(super) tls: T,
+    config: Config,
+    tls: T,
+}
+
+impl<T> ByConfig<T> {
+    /// `guard`: sessions read only by default.
+    pub(super) fn new(mut config: Config, tls: T, guard: bool) -> Self {
+        if guard {
+            let options = config.get_options().map_or(GUARD.to_owned(), |options| format!("{options} {GUARD}"));
+            config.options(options);
+        }
+        Self { config, tls }
+    }
 }
 
 impl<T> Connect for ByConfig<T>

@@ -8,9 +8,9 @@ use std::time::Duration;
 use deadpool::managed;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use unanimous_core::{Capability, TransactionId};
+use unanimous_core::{Branch, Capability, TransactionId};
 
-use super::branch::{Link, PostgresBranch};
+use super::branch::{Backend, Link, PostgresBranch};
 use super::control::Control;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
@@ -40,18 +40,27 @@ impl Store {
     ) -> Result<PostgresBranch, PostgresError> {
         let begin = options.begin(transaction, self.lock_timeout);
         if let Some(client) = options.client {
-            return self.begin_on_client(transaction, options.read_only, client, &begin).await;
+            return self.begin_on(Link::Client(client), transaction, options.read_only, &begin).await;
         }
         match &self.source {
             Source::Own(pool) => {
                 let session = self.from_pool(pool.get()).await?;
-                self.control.check(&session.who, session.warnings.is_some())?;
+                if let Err(error) = self.control.check(&session.who, session.warnings.is_some()) {
+                    // It leads elsewhere, or its server was a standby when it was made.
+                    drop(managed::Object::take(session));
+                    return Err(error);
+                }
+                if !session.who.guarded {
+                    return self.begin_on(Link::Own(session), transaction, options.read_only, &begin).await;
+                }
                 let begun = session.send(begin);
-                Ok(PostgresBranch::new(Link::Own(session), self.clone(), transaction, options.read_only, begun))
+                let backend = Backend { pid: session.who.pid, start: session.who.start.clone() };
+                let link = Link::Own(session);
+                Ok(PostgresBranch::new(link, Some(backend), self.clone(), transaction, options.read_only, begun))
             }
             Source::Pool(pool) => {
                 let object = self.from_pool(pool.get()).await?;
-                self.begin_on_object(transaction, options.read_only, object, &begin).await
+                self.begin_on(Link::Pool(object), transaction, options.read_only, &begin).await
             }
         }
     }
@@ -68,44 +77,40 @@ impl Store {
         }
     }
 
-    /// Nothing stands in front of the first statement on such a connection but its own transaction: it is waited for.
-    async fn begin_on_object(
+    /// On a session that others use as well, or that may write outside of transactions: the first statement must not be sent before
+    /// it is inside of its own.
+    async fn begin_on(
         self: &Arc<Self>,
+        link: Link,
         transaction: TransactionId,
         read_only: bool,
-        object: deadpool_postgres::Object,
         begin: &str,
     ) -> Result<PostgresBranch, PostgresError> {
-        // Taken out of the pool until it is known to be clean.
-        let who = match outside(&object).await {
-            Ok(()) => who(&object).await,
-            Err(error) => Err(error),
-        };
-        let who = match who.and_then(|who| self.control.check(&who, false).map(|()| who)) {
-            Ok(who) => who,
+        let warnings = matches!(link, Link::Own(_));
+        // It must not be ended as the branch's before it is known to be outside of somebody's transaction.
+        let link = match outside(link.client()).await {
+            Ok(()) => link,
             Err(error) => {
-                drop(deadpool_postgres::Object::take(object));
+                if let Link::Pool(object) = link {
+                    drop(deadpool_postgres::Object::take(object));
+                }
                 return Err(error);
             }
         };
-        let branch = PostgresBranch::new(Link::Pool(object, who), self.clone(), transaction, read_only, None);
-        branch.batch_execute(begin).await.map_err(PostgresError::of("beginning the branch"))?;
-        Ok(branch)
-    }
-
-    async fn begin_on_client(
-        self: &Arc<Self>,
-        transaction: TransactionId,
-        read_only: bool,
-        client: Arc<Client>,
-        begin: &str,
-    ) -> Result<PostgresBranch, PostgresError> {
-        outside(&client).await?;
-        let who = who(&client).await?;
-        self.control.check(&who, false)?;
-        let branch = PostgresBranch::new(Link::Client(client, who), self.clone(), transaction, read_only, None);
-        branch.batch_execute(begin).await.map_err(PostgresError::of("beginning the branch"))?;
-        Ok(branch)
+        // From here on a dropped future drops the branch, which closes the session.
+        let branch = PostgresBranch::new(link, None, self.clone(), transaction, read_only, None);
+        // Asked within: behind a pooler another session may serve each transaction.
+        let answer = branch.simple_query(&format!("{begin}; {WHO}")).await;
+        let who = Who::parse(&answer.map_err(PostgresError::of("beginning the branch"))?)?;
+        branch.set_backend(Backend { pid: who.pid, start: who.start.clone() });
+        match self.control.check(&who, warnings) {
+            Ok(()) => Ok(branch),
+            Err(error) => {
+                // An application's own client is its own again.
+                let _ = branch.rollback().await;
+                Err(error)
+            }
+        }
     }
 }
 
@@ -121,8 +126,4 @@ async fn outside(client: &Client) -> Result<(), PostgresError> {
         Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => Err(PostgresError::InTransaction),
         Err(error) => Err(PostgresError::of("probing the connection")(error)),
     }
-}
-
-async fn who(client: &Client) -> Result<Who, PostgresError> {
-    Who::parse(&client.simple_query(WHO).await.map_err(PostgresError::of("asking the server who it is"))?)
 }
