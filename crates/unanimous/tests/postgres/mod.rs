@@ -5,6 +5,7 @@
 
 mod branch;
 mod conformance;
+mod facts;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
