@@ -136,6 +136,10 @@ impl Error for PostgresError {
 }
 
 impl PostgresError {
+    pub(super) const READ_ONLY_NOTIFIES: Self = Self::Notification(
+        "a branch that joined read only can't notify: its notifications may have to be written; join it without `read_only`",
+    );
+
     /// An error of the driver, under the name of what was being done.
     pub(super) fn of(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
         move |source| Self::Postgres { doing, source }
