@@ -61,7 +61,7 @@ pub struct Prepared {
     pub branch: BranchId,
     /// The role that prepared it: it, and a superuser, can finish it.
     pub owner: String,
-    /// When it was prepared, as the server writes it.
+    /// When it was prepared, by the server's clock: UTC, ISO 8601 with milliseconds.
     pub since: String,
 }
 
@@ -163,8 +163,8 @@ impl Control {
         let answer = ask(
             &session,
             "listing prepared branches",
-            "SELECT gid, owner, prepared FROM pg_catalog.pg_prepared_xacts \
-             WHERE database = pg_catalog.current_database() ORDER BY prepared, gid",
+            "SELECT gid, owner, pg_catalog.to_char(prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS since \
+             FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() ORDER BY prepared, gid",
         )
         .await?;
         self.give_back(session);
@@ -251,7 +251,7 @@ fn prepared(row: &SimpleQueryRow) -> Option<Prepared> {
     Some(Prepared {
         branch: row.get("gid")?.parse().ok()?,
         owner: row.get("owner")?.to_owned(),
-        since: row.get("prepared")?.to_owned(),
+        since: row.get("since")?.to_owned(),
     })
 }
 

@@ -45,6 +45,7 @@ mod options;
 mod session;
 mod sql;
 mod store;
+mod survey;
 
 use std::fmt;
 use std::str::FromStr;
@@ -58,6 +59,7 @@ use deadpool::managed;
 pub use deadpool_postgres;
 pub use error::PostgresError;
 pub use options::{IsolationLevel, PostgresOptions};
+pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
@@ -229,6 +231,16 @@ impl Postgres {
     /// When the list would not be authoritative: unreachable, a standby, another store.
     pub async fn prepared(&self) -> Result<Vec<Prepared>, PostgresError> {
         self.store.control.list().await
+    }
+
+    /// What an operator wants to know of the transactions that are prepared in this database: whose they are, what they hold, whom they
+    /// block. Those of other programs too.
+    ///
+    /// # Errors
+    ///
+    /// When the list would not be authoritative: unreachable, a standby, another store.
+    pub async fn survey(&self) -> Result<Survey, PostgresError> {
+        survey::survey(&self.store.control).await
     }
 
     /// Closes the connections that are idle. Branches that are open go on to their end.

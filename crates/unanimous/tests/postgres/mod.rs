@@ -5,6 +5,7 @@
 
 mod branch;
 mod conformance;
+mod survey;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
