@@ -21,7 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use unanimous_core::{Branch, BranchError, BranchId, Capability, FailureKind, SavepointId, TransactionId, Work};
 
-use super::control::Finish;
+use super::control::{Finish, Finished};
 use super::error::{self, PostgresError};
 use super::session::{Sent, Sessions, row, within};
 use super::sql::literal;
@@ -100,6 +100,8 @@ pub struct PostgresBranch {
     /// The answer to `BEGIN`, until somebody needs it.
     begun: tokio::sync::Mutex<Option<Sent>>,
     stage: Mutex<Stage>,
+    /// The server's id of the transaction, as it was at the flush; none where nothing was written.
+    xid: OnceLock<String>,
     /// The application may still use the connection after the end, or nobody knows what is open on it.
     spoiled: std::sync::atomic::AtomicBool,
 }
@@ -121,6 +123,7 @@ impl PostgresBranch {
             read_only,
             begun: tokio::sync::Mutex::new(begun),
             stage: Mutex::new(Stage::Open),
+            xid: OnceLock::new(),
             spoiled: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -208,6 +211,9 @@ impl PostgresBranch {
         if row.get("ours") != Some("t") {
             return Err(PostgresError::WorkEnded);
         }
+        if let Some(xid) = row.get("xid") {
+            let _ = self.xid.set(xid.to_owned());
+        }
         // Without an id nothing was written here; a foreign server may have been written to all the same.
         let wrote = row.get("xid").is_some() || (!self.read_only && row.get("foreign") == Some("t"));
         Ok(if wrote { Work::Wrote } else { Work::ReadOnly })
@@ -257,7 +263,11 @@ impl PostgresBranch {
                 }
             }
         }
-        self.store.control.finish(id, how).await
+        let finished = self.store.control.finish(id, how).await?;
+        if let (Finished::Absent, Finish::Commit, Some(xid)) = (finished, how, self.xid.get()) {
+            self.store.control.look_for_heuristic(id, xid).await;
+        }
+        Ok(())
     }
 
     async fn commit_alone(&self) -> Result<(), PostgresError> {

@@ -281,11 +281,11 @@ impl ResourceManager for Postgres {
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.store.control.finish(id, Finish::Commit).await.map_err(PostgresError::into_branch)
+        self.store.control.finish(id, Finish::Commit).await.map(drop).map_err(PostgresError::into_branch)
     }
 
     async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.store.control.finish(id, Finish::Rollback).await.map_err(PostgresError::into_branch)
+        self.store.control.finish(id, Finish::Rollback).await.map(drop).map_err(PostgresError::into_branch)
     }
 }
 

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use unanimous::ResourceManager as _;
 use unanimous::log::MemoryLog;
 use unanimous::postgres::{Postgres, Surveyed};
-use unanimous::{BranchId, DeciderId, DecisionLog as _};
+use unanimous::{Branch as _, BranchContext, BranchId, DeciderId, DecisionLog as _};
 use unanimous_testing::postgres::{Cluster, Database};
 
-use super::TABLE;
+use super::{TABLE, values};
+use crate::support::warnings::Warnings;
 
 fn store(database: &Database<'_>) -> Postgres {
     Postgres::from_url("orders", &database.url()).unwrap()
@@ -125,4 +126,24 @@ async fn one_that_holds_the_catalog_is_listed_without_its_locks() {
     // A connection that was there before can finish it.
     store.check().await.unwrap();
     store.rollback(&branch).await.unwrap();
+}
+
+/// The branch's own id of the server tells an operator's rollback from an answer that was lost.
+#[tokio::test]
+async fn a_branch_that_an_operator_rolled_back_after_the_decision_is_noticed() {
+    let database = Cluster::shared().database().unwrap();
+    database.psql(TABLE).unwrap();
+    let store = store(&database);
+    let warnings = Warnings::collect();
+    for (sequence, act, heuristics) in [(1, "rollback", 1), (2, "commit", 0)] {
+        let id = BranchId { transaction: MemoryLog::new().owner().transaction(sequence), ..branch() };
+        let work = store.begin(&BranchContext::new(id.transaction), Default::default()).await.unwrap();
+        work.execute("insert into t (v) values ($1)", &[&act]).await.unwrap();
+        work.flush().await.unwrap();
+        work.prepare(&id).await.unwrap();
+        database.psql(&format!("{act} prepared '{id}'")).unwrap();
+        work.commit().await.unwrap();
+        assert_eq!(warnings.with(&["ERROR", "heuristic rollback", &id.to_string()]).len(), heuristics, "{act}");
+    }
+    assert_eq!(values(&database), "commit");
 }
