@@ -59,7 +59,7 @@ impl Store {
         if registered.contains(&owner) {
             return Ok(());
         }
-        schema::ensure(&self.control, "decision").await?;
+        schema::ensure_decisions(&self.control).await?;
         register(&self.control, By::Carrier, owner, self.decisions.env.wall_clock(), self.lock_timeout).await?;
         registered.insert(owner);
         Ok(())

@@ -43,6 +43,7 @@ mod carrier;
 mod control;
 mod error;
 mod options;
+mod outbox;
 mod rows;
 mod schema;
 mod session;
@@ -87,14 +88,14 @@ pub struct Postgres {
 #[non_exhaustive]
 pub enum Connections {
     /// A pool of the store's own, of connections made by this configuration.
-    Config(Config),
+    Config(Box<Config>),
     /// A pool that the application made. Recovery makes connections by its manager, outside of its size.
     Pool(deadpool_postgres::Pool),
 }
 
 impl From<Config> for Connections {
     fn from(config: Config) -> Self {
-        Self::Config(config)
+        Self::Config(Box::new(config))
     }
 }
 
@@ -198,7 +199,7 @@ impl PostgresBuilder {
         } = self;
         let (source, connect) = match connections {
             Connections::Config(config) => {
-                let connect = connect(config, guard);
+                let connect = connect(*config, guard);
                 let pool = managed::Pool::builder(Sessions(connect.clone())).max_size(max_connections).build();
                 (Source::Own(pool.expect("a pool without timeouts needs no runtime")), connect)
             }
@@ -210,7 +211,9 @@ impl PostgresBuilder {
         let capability = if carrier { Capability::Carrier } else { Capability::TwoPhase };
         let control = Control::new(connect, carrier);
         let decisions = Decisions::new(horizon);
-        let store = Store { name, capability, source, control, decisions, lock_timeout, vote_timeout, pool_timeout };
+        let outbox = tokio::sync::OnceCell::new();
+        let store =
+            Store { name, capability, source, control, decisions, lock_timeout, vote_timeout, pool_timeout, outbox };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -263,7 +266,7 @@ impl Postgres {
     pub async fn check(&self) -> Result<(), PostgresError> {
         self.store.control.identity().await?;
         match self.store.capability {
-            Capability::Carrier => schema::ensure(&self.store.control, "decision").await,
+            Capability::Carrier => schema::ensure_decisions(&self.store.control).await,
             _ => Ok(()),
         }
     }
@@ -310,13 +313,24 @@ impl ResourceManager for Postgres {
         self.store.begin(context.transaction, options).await.map_err(PostgresError::into_branch)
     }
 
+    /// Delivers first what the outbox has: what can be seen there is committed.
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        if let Err(error) = outbox::deliver_all(&self.store.control).await {
+            // Branches hold locks, and rows don't: recovery goes on, and delivers in the next pass.
+            tracing::warn!(
+                store = self.store.name,
+                error = &error as &(dyn std::error::Error + 'static),
+                "notifications of committed transactions were not delivered; they are tried again"
+            );
+        }
         let prepared = self.store.control.list().await.map_err(StoreError::new)?;
         Ok(prepared.into_iter().map(|prepared| prepared.branch).collect())
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.store.control.finish(id, Finish::Commit).await.map_err(PostgresError::into_branch)
+        let control = &self.store.control;
+        control.finish(id, Finish::Commit).await.map_err(PostgresError::into_branch)?;
+        outbox::deliver(control, id).await.map_err(PostgresError::into_branch)
     }
 
     async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio_postgres::SimpleQueryRow;
 use unanimous_core::log::record;
-use unanimous_core::{DecisionRecord, LogId, Owner, Participant, StoreId, TransactionId};
+use unanimous_core::{DecisionRecord, LogId, Note, Owner, Participant, StoreId, TransactionId};
 
 use super::error::PostgresError;
 use super::sql::literal;
@@ -75,13 +75,15 @@ pub(super) fn check(record: &DecisionRecord) -> Result<(), PostgresError> {
     }
 }
 
-/// `(id, decided_at), ...`
+/// `(id, decided_at, note), ...`
 pub(super) fn decisions<'r>(records: impl IntoIterator<Item = &'r DecisionRecord>) -> String {
     let mut sql = String::new();
     for record in records {
         let comma = if sql.is_empty() { "" } else { ", " };
         let id = literal(&record.transaction.to_string());
-        let _ = write!(sql, "{comma}({id}, {}::bigint)", number(record.decided_at));
+        // A text here has no zeros; a note is for people, and can do without.
+        let note = literal(&record.note.as_str().replace('\0', ""));
+        let _ = write!(sql, "{comma}({id}, {}::bigint, {note})", number(record.decided_at));
     }
     sql
 }
@@ -105,8 +107,8 @@ pub(super) fn participants<'r>(records: impl IntoIterator<Item = &'r DecisionRec
 pub(super) fn insert(record: &DecisionRecord) -> String {
     let TransactionId { log, incarnation, .. } = record.transaction;
     let mut sql = format!(
-        "INSERT INTO unanimous.decision (transaction_id, decider, log, counter, outcome, decided_at) \
-         SELECT id, 'carrier', '{log}', {}, 'commit', decided_at FROM (VALUES {}) AS d (id, decided_at)",
+        "INSERT INTO unanimous.decision (transaction_id, decider, log, counter, outcome, decided_at, note) \
+         SELECT id, 'carrier', '{log}', {}, 'commit', decided_at, note FROM (VALUES {}) AS d (id, decided_at, note)",
         incarnation.counter,
         decisions([record])
     );
@@ -196,7 +198,7 @@ pub(super) fn ask(question: &Question<'_>) -> String {
 /// The rows of decisions, a participant in each, in the order of their decision.
 pub(super) fn select(which: &str) -> String {
     format!(
-        "SELECT d.transaction_id, d.outcome, d.decided_at, p.number, p.resource, p.store FROM unanimous.decision AS d \
+        "SELECT d.transaction_id, d.outcome, d.decided_at, d.note, p.number, p.resource, p.store FROM unanimous.decision AS d \
          LEFT JOIN unanimous.participant AS p USING (transaction_id) WHERE {which} \
          ORDER BY d.decided_at, d.transaction_id, p.number"
     )
@@ -314,7 +316,8 @@ fn head(row: &SimpleQueryRow, id: &str) -> Result<Decided, &'static str> {
         Some("abort") => Ok(Decided::Abort),
         Some("commit") => {
             let decided_at = row.get("decided_at").and_then(|at| at.parse().ok()).ok_or("its time can't be read")?;
-            Ok(Decided::Commit(DecisionRecord { transaction, participants: Vec::new(), decided_at }))
+            let note = Note::new(row.get("note").unwrap_or_default());
+            Ok(Decided::Commit(DecisionRecord { transaction, participants: Vec::new(), decided_at, note }))
         }
         _ => Err("its outcome is neither commit nor abort"),
     }

@@ -34,14 +34,32 @@ pub fn schema_sql(role: Option<&str>) -> String {
     format!("{SQL}{grants}")
 }
 
-/// Whether a table of the schema is there.
+/// Whether a table of the schema is there, as far as this role can see: where it may not look into the schema it has nothing in it.
 pub(super) async fn has(session: &Session, table: &str) -> Result<bool, PostgresError> {
-    let sql = format!("SELECT pg_catalog.to_regclass('{SCHEMA}.{table}') IS NOT NULL");
-    let answer = ask(session, "looking for the store's tables", &sql).await.map_err(may_not)?;
+    let sql = format!(
+        "SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = '{SCHEMA}' \
+         AND pg_catalog.has_schema_privilege(oid, 'USAGE')) \
+         THEN pg_catalog.to_regclass('{SCHEMA}.{table}') IS NOT NULL ELSE false END"
+    );
+    let answer = ask(session, "looking for the store's tables", &sql).await?;
     Ok(row(&answer).and_then(|row| row.get(0)) == Some("t"))
 }
 
-/// Makes the tables where this one is missing; checks that they are of a version that is known.
+/// The tables of decisions are there, or were made, and are of a version that is known.
+pub(super) async fn ensure_decisions(control: &Control) -> Result<(), PostgresError> {
+    ensure(control, "decision").await?;
+    let session = control.session().await?;
+    let sql = format!("SELECT version FROM {SCHEMA}.format");
+    let answer = ask(&session, "reading the version of the store's tables", &sql).await.map_err(may_not)?;
+    control.give_back(session);
+    match row(&answer).and_then(|row| row.get(0)) {
+        Some(VERSION) => Ok(()),
+        Some(other) => Err(PostgresError::OtherTables { version: other.to_owned() }),
+        None => Err(PostgresError::Damaged(format!("{SCHEMA}.format has no row"))),
+    }
+}
+
+/// Makes the tables where this one is missing.
 pub(super) async fn ensure(control: &Control, table: &str) -> Result<(), PostgresError> {
     let session = control.session().await?;
     if !has(&session, table).await? {
@@ -55,13 +73,6 @@ pub(super) async fn ensure(control: &Control, table: &str) -> Result<(), Postgre
             // Lost or busy: the next try may make them.
             FailureKind::Conflict | FailureKind::Lost => error,
         })?;
-    }
-    let sql = format!("SELECT version FROM {SCHEMA}.format");
-    let answer = ask(&session, "reading the version of the store's tables", &sql).await.map_err(may_not)?;
-    match row(&answer).and_then(|row| row.get(0)) {
-        Some(VERSION) => {}
-        Some(other) => return Err(PostgresError::OtherTables { version: other.to_owned() }),
-        None => return Err(PostgresError::Damaged(format!("{SCHEMA}.format has no row"))),
     }
     control.give_back(session);
     Ok(())

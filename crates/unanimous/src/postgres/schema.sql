@@ -13,7 +13,7 @@ INSERT INTO unanimous.format (version) VALUES (1) ON CONFLICT (one) DO NOTHING;
 
 -- A row for each transaction that was decided here: by the commit of the work in this database (decider `carrier`), or by a node whose
 -- decision log this is (decider `log`). An `abort` is a fence: somebody asked, found nothing, and made sure that no commit can follow.
--- finished_at: when every branch was known to be confirmed; for a fence, when it was made.
+-- finished_at: when every branch was known to be confirmed; for a fence, when it was made. note: for people.
 CREATE TABLE IF NOT EXISTS unanimous.decision (
     transaction_id text PRIMARY KEY,
     decider text NOT NULL CHECK (decider IN ('carrier', 'log')),
@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS unanimous.decision (
     outcome text NOT NULL CHECK (outcome IN ('commit', 'abort')),
     decided_at bigint NOT NULL,
     finished_at bigint,
+    note text NOT NULL DEFAULT '',
     asked bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS decision_by_end ON unanimous.decision (log, finished_at);
