@@ -48,7 +48,7 @@ impl Store {
         }
         match &self.source {
             Source::Own(pool) => {
-                let session = self.from_pool(pool.get()).await?;
+                let session = self.take_from(pool.get()).await?;
                 if let Err(error) = self.control.check(&session.who, session.warnings.is_some()) {
                     // It leads elsewhere, or its server was a standby when it was made.
                     drop(managed::Object::take(session));
@@ -63,7 +63,7 @@ impl Store {
                 Ok(PostgresBranch::new(link, Some(backend), self.clone(), work, begun))
             }
             Source::Pool(pool) => {
-                let object = self.from_pool(pool.get()).await?;
+                let object = self.take_from(pool.get()).await?;
                 self.begin_on(Link::Pool(object), work, &begin).await
             }
         }
@@ -74,7 +74,7 @@ impl Store {
         self.outbox.get_or_try_init(|| schema::ensure(&self.control, outbox::TABLE)).await.map(drop)
     }
 
-    async fn from_pool<T, E: Into<PostgresError> + std::fmt::Display>(
+    async fn take_from<T, E: Into<PostgresError> + std::fmt::Display>(
         &self,
         get: impl Future<Output = Result<T, managed::PoolError<E>>>,
     ) -> Result<T, PostgresError> {
