@@ -49,7 +49,7 @@ pub use commit::{Abort, Commit, Committed};
 pub use current::{current, scope};
 pub use error::{Cause, CommitError, HookError, JoinError, RunError, SavepointError};
 pub use manager::{BuildError, Builder, TransactionManager, Undrained};
-pub use recovery::{Doubt, InDoubt};
+pub use recovery::{Doubt, InDoubt, Recovered};
 pub use report::{BranchReport, Report};
 pub use savepoint::Savepoint;
 pub use synchronizer::Synchronizer;

@@ -25,7 +25,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use unanimous_core::{Branch, BranchError, BranchId, Capability, FailureKind, SavepointId, TransactionId, Work};
 
-use super::control::Finish;
+use super::control::{Finish, Finished};
 use super::error::{self, PostgresError};
 use super::outbox::{self, Notification, Notifications};
 use super::session::{Sent, Sessions, row, within};
@@ -115,6 +115,8 @@ pub struct PostgresBranch {
     begun: tokio::sync::Mutex<Option<Sent>>,
     stage: Mutex<Stage>,
     notifications: Notifications,
+    /// The server's id of the transaction, as it was at the flush; none where nothing was written.
+    xid: OnceLock<String>,
     /// The application may still use the connection after the end, or nobody knows what is open on it.
     spoiled: std::sync::atomic::AtomicBool,
 }
@@ -137,6 +139,7 @@ impl PostgresBranch {
             begun: tokio::sync::Mutex::new(begun),
             stage: Mutex::new(Stage::Open),
             notifications: Notifications::new(notifications),
+            xid: OnceLock::new(),
             spoiled: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -234,7 +237,9 @@ impl PostgresBranch {
                 (Ok(()), answer) => answer.map_err(PostgresError::of(doing)),
                 // An answer that was lost hides what became of the query, whatever the first one's error was.
                 (Err(_), Err(lost)) if error::kind(&lost) == FailureKind::Lost => Err(PostgresError::of(doing)(lost)),
-                (Err(failed), _) => Err(PostgresError::of("notifying")(failed)),
+                // Nothing was sent, and the rest went through without it: no answer that could be believed.
+                (Err(failed), Ok(_)) => Err(PostgresError::Unsent(failed.to_string())),
+                (Err(failed), Err(_)) => Err(PostgresError::of("notifying")(failed)),
             }
         });
         asked.await.inspect_err(|error| {
@@ -293,6 +298,9 @@ impl PostgresBranch {
         if row.get("ours") != Some("t") {
             return Err(PostgresError::WorkEnded);
         }
+        if let Some(xid) = row.get("xid") {
+            let _ = self.xid.set(xid.to_owned());
+        }
         // Without an id nothing was written here; a foreign server may have been written to all the same.
         let wrote = row.get("xid").is_some()
             || !self.notifications.is_empty()
@@ -327,7 +335,16 @@ impl PostgresBranch {
 
     /// On this connection where it works, else on one of recovery's.
     async fn finish(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
-        if self.finish_here(id, how).await { Ok(()) } else { self.store.control.finish(id, how).await }
+        if self.finish_here(id, how).await { Ok(()) } else { self.finish_elsewhere(id, how).await }
+    }
+
+    /// On one of recovery's connections.
+    async fn finish_elsewhere(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
+        let finished = self.store.control.finish(id, how).await?;
+        if let (Finished::Absent, Finish::Commit, Some(xid)) = (finished, how, self.xid.get()) {
+            self.store.control.look_for_heuristic(id, xid).await;
+        }
+        Ok(())
     }
 
     /// Whether the server has confirmed it on this connection. Sent at the first poll.
@@ -360,7 +377,7 @@ impl PostgresBranch {
         // One behind the other, without a wait in between; where the first fails the second finds nothing to deliver.
         let (committed, delivered) = join(self.finish_here(id, Finish::Commit), self.deliver_here(id)).await;
         if !committed {
-            self.store.control.finish(id, Finish::Commit).await?;
+            self.finish_elsewhere(id, Finish::Commit).await?;
         }
         if committed && delivered {
             return Ok(());

@@ -47,6 +47,7 @@ mod schema;
 mod session;
 mod sql;
 mod store;
+mod survey;
 
 use std::fmt;
 use std::str::FromStr;
@@ -60,6 +61,7 @@ use deadpool::managed;
 pub use deadpool_postgres;
 pub use error::PostgresError;
 pub use options::{IsolationLevel, PostgresOptions};
+pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
@@ -234,6 +236,16 @@ impl Postgres {
         self.store.control.list().await
     }
 
+    /// What an operator wants to know of the transactions that are prepared in this database: whose they are, what they hold, whom they
+    /// block. Those of other programs too.
+    ///
+    /// # Errors
+    ///
+    /// When the list would not be authoritative: unreachable, a standby, another store.
+    pub async fn survey(&self) -> Result<Survey, PostgresError> {
+        survey::survey(&self.store.control).await
+    }
+
     /// Closes the connections that are idle. Branches that are open go on to their end.
     pub fn close(&self) {
         if let Source::Own(pool) = &self.store.source {
@@ -287,7 +299,7 @@ impl ResourceManager for Postgres {
     }
 
     async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.store.control.finish(id, Finish::Rollback).await.map_err(PostgresError::into_branch)
+        self.store.control.finish(id, Finish::Rollback).await.map(drop).map_err(PostgresError::into_branch)
     }
 }
 

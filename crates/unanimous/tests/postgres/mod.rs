@@ -7,6 +7,7 @@ mod branch;
 mod conformance;
 mod listener;
 mod notify;
+mod survey;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
