@@ -4,6 +4,7 @@
 //! - [`disturbed`]: any resource, made to fail where it is told to.
 //! - [`memory`]: stores and a log in memory that journal every call and can be told to fail anywhere.
 //! - [`process`]: a child process that never outlives its test, for kill -9.
+//! - [`proxy`]: a way to a server that loses questions, answers, connections.
 //! - [`rng`]: a seeded generator, so that a failure can be repeated.
 //!
 //! Behind the feature `postgres`:
@@ -30,6 +31,7 @@ pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod rng;
 
 /// The README's examples, as tests.

@@ -9,6 +9,7 @@ mod decisions;
 mod listener;
 mod notify;
 mod survey;
+mod facts;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
