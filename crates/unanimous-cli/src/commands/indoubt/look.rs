@@ -92,8 +92,8 @@ pub(super) async fn look(given: &Given) -> Seen {
 }
 
 async fn look_at_postgres(postgres: &Postgres) -> Result<Content, String> {
-    let store = postgres.identity().await.map_err(|error| chain(&error))?;
     let survey = postgres.survey().await.map_err(|error| chain(&error))?;
+    let store = postgres.identity().await.map_err(|error| chain(&error))?;
     let (mut branches, mut others) = (Vec::new(), Vec::new());
     for told in survey.transactions {
         match told.branch {

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use unanimous::postgres::Waiting;
+use unanimous::postgres::{Lock, Waiting};
 
 use super::look::{Listed, Other, Seen};
 use super::why::{Decision, Finding, Log, who};
@@ -82,7 +82,9 @@ fn branch_text(listed: &Listed, finding: &Finding) -> String {
         let _ = write!(text, ", {}", utc(at));
     }
     let _ = write!(text, "\n    in doubt    {}", finding.why);
-    for lock in locks {
+    // Whatever a transaction reads, it has read the catalogs too; that is in nobody's way.
+    let catalog = |lock: &&Lock| lock.object.starts_with("pg_catalog.") && lock.mode == "AccessShareLock";
+    for lock in locks.iter().filter(|lock| !catalog(lock)) {
         let _ = write!(text, "\n    holds       {} {}", lock.object, lock.mode);
     }
     for path in paths {
