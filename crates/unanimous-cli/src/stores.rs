@@ -108,7 +108,7 @@ fn postgres(name: &str, value: &str) -> Result<Postgres, Failure> {
     };
     Postgres::from_url(name, &url).map_err(|error| {
         let failure = Failure::new(format!("can't understand the connection string for {name:?}")).because(&error);
-        failure.hint(format!("--postgres '{name}=host=127.0.0.1 user=app dbname=orders'"))
+        failure.hint("give a name first: --postgres 'orders=host=127.0.0.1 user=app dbname=orders'")
     })
 }
 
