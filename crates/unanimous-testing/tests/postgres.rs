@@ -34,10 +34,11 @@ fn running(processes: &[u32]) -> Vec<u32> {
     processes.iter().copied().filter(|&id| state(id).is_some_and(|state| state != 'Z')).collect()
 }
 
-/// The System V segments of the machine.
+/// The System V segments of the machine that can be found; one that was removed while somebody uses it has lost its key.
 fn segments() -> Vec<String> {
     let text = fs::read_to_string("/proc/sysvipc/shm").unwrap();
-    text.lines().filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned)).collect()
+    let lines = text.lines().filter_map(|line| line.split_whitespace().next().zip(line.split_whitespace().nth(1)));
+    lines.filter(|&(key, _)| key != "0").map(|(_, id)| id.to_owned()).collect()
 }
 
 fn segment(cluster: &Cluster) -> String {
@@ -70,7 +71,7 @@ fn a_prepared_transaction_outlives_kill_9() {
     assert!(processes.len() > 3, "a server has children: {processes:?}");
     cluster.kill().unwrap();
     assert_eq!(cluster.pid(), None);
-    assert_eq!(running(&processes), [], "these outlived the kill");
+    assert_eq!(running(&processes), Vec::<u32>::new(), "these outlived the kill");
     assert_eq!(cluster.psql("postgres", "select 1").unwrap_err().kind(), ErrorKind::Sql);
     cluster.restart().unwrap();
     assert_eq!(cluster.port(), port);
@@ -104,7 +105,7 @@ fn a_busy_session_does_not_outlive_kill_9() {
     wait_until("the busy session", || cluster.psql("postgres", is_busy).unwrap() == "1");
     let processes = cluster.processes();
     cluster.kill().unwrap();
-    assert_eq!(running(&processes), [], "these outlived the kill");
+    assert_eq!(running(&processes), Vec::<u32>::new(), "these outlived the kill");
     assert!(!client.wait(PATIENCE).unwrap().success());
     cluster.restart().unwrap();
 }
@@ -201,11 +202,12 @@ fn a_folder_that_its_user_cant_reach_is_named() {
 fn data_in_a_given_folder_are_there_again() {
     let folder = reachable();
     let inside = folder.path().join("cluster");
+    // What a kill while data are made would leave is not taken for data.
+    fs::create_dir_all(inside.join("data.new")).unwrap();
+    fs::write(inside.join("data.new/PG_VERSION"), "").unwrap();
     let first = Cluster::builder().folder(&inside).start().unwrap();
     prepare(&first);
     drop(first);
-    // What a kill during the making would leave is not taken for data.
-    fs::create_dir(inside.join("data.new")).unwrap();
     let second = Cluster::builder().folder(&inside).start().unwrap();
     finish_what_was_prepared(&second);
 }
@@ -301,6 +303,11 @@ fn a_replica_streams_waits_and_is_promoted() {
     wait_until("a synchronous replica", || primary.psql("postgres", state).unwrap() == "sync");
     primary.psql("postgres", "set synchronous_commit = remote_apply; insert into t values (1)").unwrap();
     assert_eq!(replica.psql("postgres", "select x from t").unwrap(), "1");
+
+    // Another one that was made now, and promoted, would wait for itself if it had this setting too.
+    let third = primary.replica("third").start().unwrap();
+    assert_eq!(third.psql("postgres", "show synchronous_standby_names").unwrap(), "");
+    drop(third);
 
     // A replica that comes back goes on where it was.
     replica.kill().unwrap();
