@@ -150,6 +150,13 @@ pub trait Branch: Send + Sync + 'static {
         false
     }
 
+    /// The application still holds a guard of the branch, and the transaction is being aborted all the same (a commit with a guard in
+    /// use, a time limit). What it does through the guard from now on must fail. [`rollback`](Self::rollback) follows. Must not block.
+    ///
+    /// For adapters whose guards lead to the store's own connection, which could be used behind the rollback; those that check each
+    /// call need nothing.
+    fn revoke(&self) {}
+
     /// Whether the branch has savepoints. One that says no is never asked for any.
     fn has_savepoints(&self) -> bool {
         false

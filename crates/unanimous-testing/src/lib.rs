@@ -7,6 +7,10 @@
 //! - [`process`]: a child process that never outlives its test, for kill -9.
 //! - [`rng`]: a seeded generator, so that a failure can be repeated.
 //!
+//! Behind the feature `postgres`:
+//!
+//! - `postgres`: private PostgreSQL servers, to be killed, stopped and started again.
+//!
 //! Behind the feature `demo`, for the project's own tests:
 //!
 //! - `client`: a small HTTP client for JSON and forms.
@@ -25,6 +29,8 @@ pub mod demo;
 pub mod disk;
 pub mod disturbed;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod process;
 pub mod rng;
 

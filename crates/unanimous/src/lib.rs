@@ -10,7 +10,7 @@
 //! - [`TransactionManager`]: begin, run, recover, shut down.
 //! - [`Transaction`] and [`Tx`]: the owner that ends a transaction, and the handle that is shared.
 //! - [`log`]: where decisions become durable.
-//! - [`sqlite`], [`files`]: adapters, each behind a feature of its name.
+//! - [`postgres`], [`sqlite`], [`files`]: adapters, each behind a feature of its name.
 //! - [`http`]: a transaction for each request.
 //! - [`env`](mod@env): clock, spawning, randomness and disk, replaceable.
 //! - The core's words and contracts, re-exported from `unanimous-core`: [`Branch`], [`ResourceManager`], [`Decider`].
@@ -34,6 +34,8 @@ mod lazy;
 mod live;
 pub mod log;
 mod manager;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod recovery;
 mod report;
 mod savepoint;
@@ -47,7 +49,7 @@ pub use commit::{Abort, Commit, Committed};
 pub use current::{current, scope};
 pub use error::{Cause, CommitError, HookError, JoinError, RunError, SavepointError};
 pub use manager::{BuildError, Builder, TransactionManager, Undrained};
-pub use recovery::{Doubt, InDoubt};
+pub use recovery::{Doubt, InDoubt, Recovered};
 pub use report::{BranchReport, Report};
 pub use savepoint::Savepoint;
 pub use synchronizer::Synchronizer;

@@ -17,7 +17,7 @@ use crate::dispatch::{DynLog, Registered};
 use crate::env::{Env, TokioEnv};
 use crate::error::RunError;
 use crate::live::Live;
-use crate::recovery::{self, InDoubt, Recovery};
+use crate::recovery::{self, InDoubt, Recovered, Recovery};
 use crate::report::Report;
 use crate::sync::Gauge;
 use crate::synchronizer::Synchronizers;
@@ -31,6 +31,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 type Observer = Box<dyn Fn(&Report) + Send + Sync>;
+type RecoveryObserver = Box<dyn Fn(&Recovered) + Send + Sync>;
 
 /// What the manager, its transactions and its recovery share.
 pub(crate) struct Inner {
@@ -46,6 +47,7 @@ pub(crate) struct Inner {
     pub(crate) time_limit: Option<Duration>,
     pub(crate) store_wait: Duration,
     pub(crate) observer: Option<Observer>,
+    pub(crate) recovery_observer: Option<RecoveryObserver>,
     pub(crate) synchronizers: Synchronizers,
     sequence: AtomicU64,
     closing: AtomicBool,
@@ -116,6 +118,7 @@ pub struct Builder {
     store_wait: Duration,
     recovery_interval: Duration,
     observer: Option<Observer>,
+    recovery_observer: Option<RecoveryObserver>,
 }
 
 impl fmt::Debug for Builder {
@@ -169,6 +172,12 @@ impl Builder {
         self
     }
 
+    /// Called for each branch that recovery has finished, at the start and later. Must not block.
+    pub fn recovery_observer(mut self, observer: impl Fn(&Recovered) + Send + Sync + 'static) -> Self {
+        self.recovery_observer = Some(Box::new(observer));
+        self
+    }
+
     /// Recovers what can be recovered now, and goes on with the rest in the background. A store that is down stops nobody (rule 13).
     ///
     /// # Errors
@@ -197,6 +206,7 @@ impl Builder {
             time_limit: self.time_limit,
             store_wait: self.store_wait,
             observer: self.observer,
+            recovery_observer: self.recovery_observer,
             synchronizers: Synchronizers::default(),
             sequence: AtomicU64::new(0),
             closing: AtomicBool::new(false),
@@ -284,6 +294,7 @@ impl TransactionManager {
             store_wait: Duration::from_secs(10),
             recovery_interval: Duration::from_secs(60),
             observer: None,
+            recovery_observer: None,
         }
     }
 
