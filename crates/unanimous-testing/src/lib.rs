@@ -1,6 +1,7 @@
 //! For tests around unanimous, an adapter's first of all. `docs/writing-an-adapter.md` shows how it is used.
 //!
 //! - [`conformance`]: what every adapter must do, as checks.
+//! - [`disk`]: a disk for a decision log that loses, tears and refuses what it is told to.
 //! - [`disturbed`]: any resource, made to fail where it is told to.
 //! - [`memory`]: stores and a log in memory that journal every call and can be told to fail anywhere.
 //! - [`process`]: a child process that never outlives its test, for kill -9.
@@ -26,6 +27,7 @@ pub mod conformance;
 pub mod crash;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod disk;
 pub mod disturbed;
 pub mod memory;
 #[cfg(feature = "postgres")]
