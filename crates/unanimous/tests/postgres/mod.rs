@@ -5,6 +5,7 @@
 
 mod branch;
 mod conformance;
+mod decisions;
 mod listener;
 mod notify;
 mod survey;
