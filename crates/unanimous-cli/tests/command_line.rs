@@ -13,6 +13,8 @@ const COMMANDS: &[&[&str]] = &[
     &["indoubt", "commit", "--help"],
     &["indoubt", "rollback", "--help"],
     &["recover", "--help"],
+    &["sql", "--help"],
+    &["sql", "postgres", "--help"],
     &["log", "--help"],
     &["log", "show", "--help"],
     &["log", "verify", "--help"],
@@ -34,6 +36,7 @@ const COMMANDS: &[&[&str]] = &[
     &["indoubt", "commit", "theirs", "--files", "a=x"],
     &["recover"],
     &["recover", "--log", "x"],
+    &["sql"],
 ];
 
 #[test]

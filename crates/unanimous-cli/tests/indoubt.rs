@@ -14,7 +14,7 @@ use unanimous::postgres::{Postgres, tokio_postgres};
 use unanimous::sqlite::{Sqlite, rusqlite};
 use unanimous::{
     Branch as _, BranchContext, BranchId, Capability, DeciderId, DecisionLog as _, DecisionRecord, HoldReason,
-    Incarnation, LogId, Owner, Participant, ResourceManager, StoreId, TransactionId, TransactionManager,
+    Incarnation, LogId, Note, Owner, Participant, ResourceManager, StoreId, TransactionId, TransactionManager,
 };
 use unanimous_testing::memory::{Call, Journal, MemoryStore};
 use unanimous_testing::postgres::{Cluster, Database};
@@ -107,7 +107,14 @@ impl Place {
         runtime().block_on(async {
             let log = FileLog::open(self.log()).await.unwrap();
             let transaction = log.owner().transaction(1);
-            log.decide(DecisionRecord { transaction, participants, decided_at: 1_600_000_000_000_000 }).await.unwrap();
+            log.decide(DecisionRecord {
+                transaction,
+                participants,
+                decided_at: 1_600_000_000_000_000,
+                note: Note::new("order 7"),
+            })
+            .await
+            .unwrap();
             log.close().await;
             transaction
         })
@@ -261,7 +268,7 @@ fn what_is_decided_is_left_to_the_process_and_then_recovered() {
     assert_eq!(
         lines[1..3],
         [
-            "decision    commit, TIME".to_owned(),
+            "decision    commit, TIME, note \"order 7\"".to_owned(),
             "in doubt    decided to commit, and its store has not finished it".to_owned(),
         ]
     );
@@ -440,7 +447,7 @@ fn a_server_that_is_down_is_named_and_recovered_when_it_is_back() {
 
     cluster.restart().unwrap();
     let lines = place.branch(&[&orders], &id);
-    assert_eq!(lines[1], "decision    commit, TIME");
+    assert_eq!(lines[1], "decision    commit, TIME, note \"order 7\"");
     assert_eq!(
         lines[3], "holds       public.t RowExclusiveLock",
         "under another virtual transaction since the restart"
@@ -592,4 +599,62 @@ fn no_log_or_a_damaged_one_is_told() {
     let lines = place.branch(&[&orders], &id);
     assert_ne!(lines[1], "decision    abort", "what can't be read may be its decision");
     runtime().block_on(store("orders", &database).rollback(&id)).unwrap();
+}
+
+/// A branch that a PostgreSQL database decides, on a server that can't prepare; its rows are asked, and by the role that may.
+#[test]
+fn a_branch_that_a_postgres_database_decides() {
+    let place = Place::new();
+    let (one, two) = (database(), database());
+    let (carrier, billing) =
+        (postgres("orders", &one).replace("--postgres=", "--postgres-carrier="), postgres("billing", &two));
+    let made = told(&unanimous(["sql", "postgres", "--role", "postgres"]));
+    assert_eq!((made.0, made.2.as_str()), (Some(0), ""), "{}", made.1);
+    assert!(made.1.ends_with("ON ALL TABLES IN SCHEMA unanimous TO \"postgres\";\n"), "{}", made.1);
+    one.psql(&made.1).unwrap();
+    one.psql(&made.1).unwrap();
+
+    let owner = place.incarnation();
+    let transaction = owner.transaction(1);
+    let id = BranchId { transaction, decider: DeciderId::Store(identity(&store("orders", &one))), number: 1 };
+    prepare(&two, &id);
+    let stores = [carrier.as_str(), billing.as_str()];
+    let lines = place.branch(&stores, &id);
+    assert_eq!(
+        lines[1..3],
+        [
+            "decision    none",
+            "in doubt    \"orders\" decides it, and has no row of it; never decided, so that it is aborted: its process has ended",
+        ]
+    );
+    let incarnation = transaction.incarnation.to_string();
+    let (counter, nonce) = incarnation.split_once('.').unwrap();
+    let log = transaction.log;
+    let timeline = one.psql("select lower(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))").unwrap();
+    let other = identity(&store("billing", &two));
+    one.psql(&format!(
+        "insert into unanimous.incarnation values ('carrier', '{log}', {counter}, '{nonce}', '{timeline}', 0); \
+         insert into unanimous.decision (transaction_id, decider, log, counter, outcome, decided_at) \
+         values ('{transaction}', 'carrier', '{log}', {counter}, 'commit', 1600000000000000); \
+         insert into unanimous.participant values ('{transaction}', 1, 'billing', '{other}')"
+    ))
+    .unwrap();
+    let lines = place.branch(&stores, &id);
+    assert_eq!(
+        lines[1..3],
+        ["decision    commit, TIME", "in doubt    decided to commit, and its store has not finished it"]
+    );
+    // Without the store that is prepared, the decision is known to wait for it.
+    let (code, out, _) = place.run(&["indoubt"], &[&carrier]);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(
+        out.contains(&format!(
+            ": {transaction}\n    waits for   \"billing\" (not given, or another store under its name)\n"
+        )),
+        "{out}"
+    );
+
+    let expected = format!("committed {id} in \"billing\"\nfinished 1, in doubt 0\n");
+    assert_eq!(place.run(&["recover"], &stores), (Some(0), expected, String::new()));
+    assert_eq!(values(&two), "1");
 }

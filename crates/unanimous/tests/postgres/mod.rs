@@ -6,10 +6,10 @@
 mod branch;
 mod conformance;
 mod decisions;
+mod facts;
 mod listener;
 mod notify;
 mod survey;
-mod facts;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;

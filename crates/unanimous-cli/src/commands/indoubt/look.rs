@@ -11,7 +11,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use unanimous::postgres::{Lock, Postgres, Waiting};
-use unanimous::{BranchId, DecisionRecord, Participant, ResourceManager as _, StoreId, TransactionId};
+use unanimous::{
+    BranchId, DecisionRecord, Known, LogId, Note, Participant, ResourceManager as _, StoreId, TransactionId,
+};
 
 use crate::commands::chain;
 use crate::stores::{Given, Store};
@@ -31,6 +33,13 @@ pub(super) struct Seen {
     pub(super) state: Result<Content, String>,
 }
 
+impl Seen {
+    /// Whether it answers, and is this store.
+    pub(super) fn is(&self, store: &StoreId) -> bool {
+        self.state.as_ref().is_ok_and(|content| content.store == *store)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) store: StoreId,
@@ -39,8 +48,8 @@ pub(super) struct Content {
     pub(super) others: Vec<Other>,
     /// Why it can't be told what is held.
     pub(super) locks_unknown: Option<String>,
-    /// The rows of transactions that this store decides.
-    pub(super) rows: Rows,
+    /// Where decision rows can be asked for.
+    rows: Rows,
 }
 
 /// A branch of ours that is prepared.
@@ -65,13 +74,12 @@ pub(super) struct Other {
     pub(super) waiting: usize,
 }
 
-/// Decision rows that a store keeps.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    /// Committed, and not noted as finished.
-    pub(super) unfinished: Vec<DecisionRecord>,
-    /// Where its rows can be asked for.
-    database: Option<Connection>,
+/// Who keeps a store's decision rows.
+#[derive(Debug)]
+enum Rows {
+    Postgres(Postgres),
+    Sqlite(Connection),
+    None,
 }
 
 /// What a row says.
@@ -111,7 +119,7 @@ async fn look_at_postgres(postgres: &Postgres) -> Result<Content, String> {
         }
     }
     let locks_unknown = survey.locks.err().map(|error| chain(&error));
-    Ok(Content { store, branches, others, locks_unknown, rows: Rows::default() })
+    Ok(Content { store, branches, others, locks_unknown, rows: Rows::Postgres(postgres.clone()) })
 }
 
 fn look_at_files(root: &Path) -> Result<Content, String> {
@@ -144,7 +152,7 @@ fn look_at_files(root: &Path) -> Result<Content, String> {
         });
     }
     branches.sort_by(|a, b| (&a.since, &a.branch).cmp(&(&b.since, &b.branch)));
-    Ok(Content { store, branches, others: Vec::new(), locks_unknown: None, rows: Rows::default() })
+    Ok(Content { store, branches, others: Vec::new(), locks_unknown: None, rows: Rows::None })
 }
 
 /// The paths that a manifest claims (docs/files-layout.md): the last field of its operations.
@@ -170,23 +178,12 @@ fn look_at_sqlite(path: &Path) -> Result<Content, String> {
             database.query_row("SELECT store FROM main.unanimous_identity", [], |row| row.get(0)).map_err(|error| {
                 format!("it has no identity of a store; was it ever one of the application's? ({error})")
             })?;
-        let mut unfinished = Vec::new();
-        {
-            let mut select = database.prepare(
-                "SELECT transaction_id FROM main.unanimous_decision WHERE outcome = 'commit' AND finished_at IS NULL \
-                 ORDER BY decided_at, transaction_id",
-            )?;
-            let ids: Vec<String> = select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-            for id in ids {
-                unfinished.push(record(&database, id.parse()?)?);
-            }
-        }
         Ok(Content {
             store: store.parse()?,
             branches: Vec::new(),
             others: Vec::new(),
             locks_unknown: None,
-            rows: Rows { unfinished, database: Some(database) },
+            rows: Rows::Sqlite(database),
         })
     };
     read().map_err(|error| format!("{}: {}", path.display(), chain(&*error)))
@@ -209,29 +206,58 @@ fn record(database: &Connection, transaction: TransactionId) -> Result<DecisionR
         let store = store.map(|store| store.parse()).transpose()?;
         participants.push(Participant { number: row.get(0)?, resource: row.get(1)?, store });
     }
-    Ok(DecisionRecord { transaction, participants, decided_at: u64::try_from(decided_at)? })
+    Ok(DecisionRecord { transaction, participants, decided_at: u64::try_from(decided_at)?, note: Note::default() })
 }
 
-impl Rows {
-    /// What the store says of a transaction that it decides; none where it keeps no rows that can be read here.
-    pub(super) fn ask(&self, transaction: TransactionId) -> Option<Result<Row, String>> {
-        let database = self.database.as_ref()?;
-        let read = || -> Result<Row, Box<dyn std::error::Error>> {
-            let outcome: Option<String> = database
-                .query_row(
-                    "SELECT outcome FROM main.unanimous_decision WHERE transaction_id = ?1",
-                    [transaction.to_string()],
-                    |row| row.get(0),
-                )
-                .optional()?;
-            Ok(match outcome.as_deref() {
-                Some("commit") => Row::Commit(record(database, transaction)?),
-                Some(_) => Row::Abort,
-                None => Row::None,
-            })
-        };
-        Some(read().map_err(|error| chain(&*error)))
+impl Content {
+    /// What the store says of a transaction that it decides; none where it can't decide any.
+    pub(super) async fn row(&self, transaction: TransactionId) -> Option<Result<Row, String>> {
+        match &self.rows {
+            Rows::None => None,
+            Rows::Postgres(postgres) => {
+                let found = postgres.decision_row(transaction).await;
+                Some(found.map_err(|error| chain(&error)).map(|found| match found {
+                    Some(Known::Commit(record)) => Row::Commit(record),
+                    Some(_) => Row::Abort,
+                    None => Row::None,
+                }))
+            }
+            Rows::Sqlite(database) => Some(sqlite_row(database, transaction).map_err(|error| chain(&*error))),
+        }
     }
+
+    /// The transactions of a log that this store decided to commit, and that are not noted as finished.
+    pub(super) async fn unfinished(&self, log: LogId) -> Result<Vec<DecisionRecord>, String> {
+        match &self.rows {
+            Rows::None => Ok(Vec::new()),
+            Rows::Postgres(postgres) => postgres.unfinished_rows(log).await.map_err(|error| chain(&error)),
+            Rows::Sqlite(database) => sqlite_unfinished(database, log).map_err(|error| chain(&*error)),
+        }
+    }
+}
+
+fn sqlite_row(database: &Connection, transaction: TransactionId) -> Result<Row, Box<dyn std::error::Error>> {
+    let outcome: Option<String> = database
+        .query_row(
+            "SELECT outcome FROM main.unanimous_decision WHERE transaction_id = ?1",
+            [transaction.to_string()],
+            |row| row.get(0),
+        )
+        .optional()?;
+    Ok(match outcome.as_deref() {
+        Some("commit") => Row::Commit(record(database, transaction)?),
+        Some(_) => Row::Abort,
+        None => Row::None,
+    })
+}
+
+fn sqlite_unfinished(database: &Connection, log: LogId) -> Result<Vec<DecisionRecord>, Box<dyn std::error::Error>> {
+    let mut select = database.prepare(
+        "SELECT transaction_id FROM main.unanimous_decision WHERE outcome = 'commit' AND finished_at IS NULL AND log = ?1 \
+         ORDER BY decided_at, transaction_id",
+    )?;
+    let ids: Vec<String> = select.query_map([log.to_string()], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    ids.into_iter().map(|id| record(database, id.parse()?)).collect()
 }
 
 #[cfg(test)]

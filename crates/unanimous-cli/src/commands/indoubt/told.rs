@@ -78,8 +78,11 @@ fn branch_text(listed: &Listed, finding: &Finding) -> String {
         let _ = write!(text, " by the role {role:?}");
     }
     let _ = write!(text, "\n    decision    {}", finding.decision.word());
-    if let Decision::Commit(at) = finding.decision {
-        let _ = write!(text, ", {}", utc(at));
+    if let Decision::Commit { at, note } = &finding.decision {
+        let _ = write!(text, ", {}", utc(*at));
+        if !note.is_empty() {
+            let _ = write!(text, ", note {note:?}");
+        }
     }
     let _ = write!(text, "\n    in doubt    {}", finding.why);
     // Whatever a transaction reads, it has read the catalogs too; that is in nobody's way.
@@ -170,9 +173,9 @@ fn store_json(seen: &Seen) -> Value {
 
 fn branch_json(resource: &str, listed: &Listed, finding: &Finding) -> Value {
     let Listed { branch, since, role, locks, paths, waiting } = listed;
-    let decided_at = match finding.decision {
-        Decision::Commit(at) => Some(at),
-        _ => None,
+    let (decided_at, note) = match &finding.decision {
+        Decision::Commit { at, note } => (Some(at), Some(note).filter(|note| !note.is_empty())),
+        _ => (None, None),
     };
     json!({
         "kind": "branch",
@@ -185,6 +188,7 @@ fn branch_json(resource: &str, listed: &Listed, finding: &Finding) -> Value {
         "role": role,
         "decision": finding.decision.word(),
         "decided_at": decided_at,
+        "note": note,
         "why": finding.why,
         "advice": finding.advice,
         "locks": locks.iter().map(|lock| json!({"object": lock.object, "mode": lock.mode})).collect::<Vec<_>>(),
