@@ -29,6 +29,7 @@ pub mod files;
 mod hooks;
 #[cfg(feature = "http")]
 pub mod http;
+mod inner;
 #[cfg(feature = "http")]
 mod lazy;
 mod live;

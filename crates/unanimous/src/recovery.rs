@@ -23,8 +23,8 @@ use unanimous_core::{BranchId, Capability, DecisionRecord, HoldReason, Known, St
 
 use crate::dispatch::Registered;
 use crate::env::NoRuntime;
+use crate::inner::{Inner, jitter};
 use crate::live::Stage;
-use crate::manager::{Inner, jitter};
 use crate::sync::lock;
 
 /// The wait after a pass that left something in doubt: doubled from the first to the last.

@@ -18,7 +18,7 @@ use crate::dispatch::{DynBranch, Registered};
 use crate::ending::Wish;
 use crate::error::{Cause, CommitError, JoinError};
 use crate::hooks::Hooks;
-use crate::manager::Inner;
+use crate::inner::Inner;
 use crate::savepoint::Savepoints;
 use crate::sync::lock;
 
