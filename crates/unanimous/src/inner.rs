@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use unanimous_core::{BranchError, Owner};
+use unanimous_core::xid::MAX_SEQUENCE;
+use unanimous_core::{BranchError, Owner, TransactionId};
 
 use crate::dispatch::{DynLog, Registered};
 use crate::env::Env;
@@ -72,6 +73,15 @@ impl Inner {
         } else {
             Ok(deciding)
         }
+    }
+
+    /// # Panics
+    ///
+    /// As [`TransactionManager::begin`](crate::TransactionManager::begin).
+    pub(crate) fn next_transaction(&self) -> TransactionId {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        assert!(sequence <= MAX_SEQUENCE, "an incarnation has at most 10^15 - 1 transactions; restart the process");
+        self.owner.transaction(sequence)
     }
 
     pub(crate) fn registered(&self, name: &str) -> Option<Arc<Registered>> {

@@ -29,6 +29,7 @@ pub mod files;
 mod hooks;
 #[cfg(feature = "http")]
 pub mod http;
+mod inline;
 mod inner;
 #[cfg(feature = "http")]
 mod lazy;
@@ -42,6 +43,7 @@ mod savepoint;
 pub mod sqlite;
 mod sync;
 mod synchronizer;
+pub mod thread;
 mod transaction;
 
 pub use commit::{Abort, Commit, Committed};

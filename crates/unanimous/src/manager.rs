@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use unanimous_core::xid::MAX_SEQUENCE;
 use unanimous_core::{BoxError, DecisionLog, Owner, ResourceManager, StoreId};
 
 use crate::current::scope;
@@ -22,7 +21,7 @@ use crate::recovery::{self, InDoubt, Recovery};
 use crate::report::Report;
 use crate::sync::Gauge;
 use crate::synchronizer::Synchronizers;
-use crate::transaction::{Options, Transaction, Tx};
+use crate::transaction::{Home, Options, Transaction, Tx};
 
 /// How long a shutdown waits for the log to close, and for recovery to leave it.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
@@ -224,16 +223,14 @@ impl TransactionManager {
     ///
     /// As [`begin`](Self::begin).
     pub fn begin_with(&self, options: Options) -> Transaction {
-        let transaction = self.begin_unannounced(options);
+        let transaction = self.begin_unannounced(options, Home::Runtime);
         transaction.announce();
         transaction
     }
 
     /// The same, for who tells the synchronizers later.
-    pub(crate) fn begin_unannounced(&self, options: Options) -> Transaction {
-        let sequence = self.inner.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        assert!(sequence <= MAX_SEQUENCE, "an incarnation has at most 10^15 - 1 transactions; restart the process");
-        Transaction::new(self.inner.clone(), self.inner.owner.transaction(sequence), options)
+    pub(crate) fn begin_unannounced(&self, options: Options, home: Home) -> Transaction {
+        Transaction::new(self.inner.clone(), self.inner.next_transaction(), options, home)
     }
 
     /// Runs work in a transaction and commits it. A conflict in the work, in prepare or in commit repeats it, after a wait that

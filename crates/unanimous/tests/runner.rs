@@ -42,3 +42,8 @@ mod own_adapter;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
+mod thread_manager;
+mod thread_order;
+#[cfg(all(feature = "sqlite", feature = "files"))]
+mod thread_stores;
+mod thread_support;
