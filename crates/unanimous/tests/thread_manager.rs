@@ -304,7 +304,8 @@ fn a_synchronizer_is_told_of_the_threads_transaction() {
     assert!(plain.manager.manager().has_synchronizers());
 }
 
-/// Once all of it is dropped, the thread behind it has ended and the log is free; a shutdown before waits for others.
+/// The thread behind it is there as long as a manager that was built with it, and has ended, with all that ran there, when the last is
+/// dropped; the log is free then.
 #[test]
 fn the_background_ends_with_the_last_that_needs_it() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
@@ -312,10 +313,23 @@ fn the_background_ends_with_the_last_that_needs_it() -> Result<(), Box<dyn Error
         let background = Background::start()?;
         let log = background.open(FileLog::open(folder.path()))?;
         let manager = ThreadManager::new(background.build(TransactionManager::builder(log))?);
+        let (alive, started) = (Arc::new(()), Arc::new(AtomicUsize::new(0)));
+        let (in_it, starts) = (alive.clone(), started.clone());
+        background.env().spawn(Box::pin(async move {
+            starts.store(1, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+            drop(in_it);
+        }))?;
         drop(background);
+        while started.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
         manager.begin()?;
         manager.commit()?;
         manager.shutdown(Duration::from_secs(60))?;
+        assert_eq!(Arc::strong_count(&alive), 2, "it ended while a manager needed it");
+        drop(manager);
+        assert_eq!(Arc::strong_count(&alive), 1, "its thread goes on");
     }
     Ok(())
 }
