@@ -141,3 +141,109 @@ impl Wake for Parker {
         self.thread.unpark();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread::{self, ThreadId};
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::thread::Background;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Says on which thread it was polled last, when it was let go.
+    fn task(go: oneshot::Receiver<()>) -> (BoxFuture<'static, ()>, mpsc::Receiver<ThreadId>) {
+        let (say, hear) = mpsc::channel();
+        let task = Box::pin(async move {
+            // Let go by a message, or by an end.
+            let _ = go.await;
+            let _ = say.send(thread::current().id());
+        });
+        (task, hear)
+    }
+
+    #[test]
+    fn a_task_runs_on_the_thread_that_waits() {
+        let env = Background::start().unwrap().env();
+        let (go, going) = oneshot::channel();
+        let (first, heard) = task(going);
+        wait(async {
+            spawn(&env, first).unwrap();
+            let (done, waiting) = oneshot::channel();
+            let second = async move {
+                go.send(()).unwrap();
+                tokio::task::yield_now().await;
+                done.send(()).unwrap();
+            };
+            spawn(&env, Box::pin(second)).unwrap();
+            waiting.await.unwrap();
+        });
+        assert_eq!(heard.recv_timeout(LONG), Ok(thread::current().id()));
+    }
+
+    #[test]
+    fn a_task_that_panics_ends_alone() {
+        let env = Background::start().unwrap().env();
+        let (say, hear) = oneshot::channel();
+        let heard = wait(async {
+            spawn(&env, Box::pin(async { panic!("the task panics") })).unwrap();
+            spawn(&env, Box::pin(async move { say.send(7).unwrap() })).unwrap();
+            hear.await
+        });
+        assert_eq!(heard, Ok(7));
+    }
+
+    #[test]
+    fn what_is_left_goes_on_elsewhere_also_after_a_panic() {
+        let env = Background::start().unwrap().env();
+        for panics in [false, true] {
+            let (go, going) = oneshot::channel();
+            let (left, heard) = task(going);
+            let waited = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                wait(async {
+                    spawn(&env, left).unwrap();
+                    assert!(!panics, "the future panics");
+                });
+            }));
+            assert_eq!(waited.is_err(), panics);
+            go.send(()).unwrap();
+            assert_ne!(heard.recv_timeout(LONG).unwrap(), thread::current().id());
+        }
+    }
+
+    #[test]
+    fn outside_of_a_wait_a_task_has_a_thread_of_its_own() {
+        let env = Background::start().unwrap().env();
+        let (go, going) = oneshot::channel();
+        let (alone, heard) = task(going);
+        spawn(&env, alone).unwrap();
+        go.send(()).unwrap();
+        assert_ne!(heard.recv_timeout(LONG).unwrap(), thread::current().id());
+    }
+
+    #[test]
+    fn a_wake_of_an_outer_wait_is_not_lost_in_an_inner_one() {
+        let (say, hear) = oneshot::channel::<ThreadId>();
+        let (outer, mut woken) = (thread::current().id(), Some(say));
+        let mut hear = pin!(hear);
+        let heard = wait(std::future::poll_fn(|cx| {
+            let polled = hear.as_mut().poll(cx);
+            if let Some(say) = woken.take() {
+                // Wakes the outer wait while the inner one parks.
+                let (done, waiting) = oneshot::channel();
+                let other = thread::spawn(move || {
+                    say.send(outer).unwrap();
+                    done.send(()).unwrap();
+                });
+                wait(waiting).unwrap();
+                other.join().unwrap();
+            }
+            polled
+        }));
+        assert_eq!(heard, Ok(outer));
+    }
+}

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use unanimous::log::FileLog;
 use unanimous::thread::{Background, StateError, ThreadError, ThreadManager, ThreadTx};
-use unanimous::{BoxError, Cause, CommitError, JoinError, Outcome, RunError, Synchronizer, TransactionManager, Tx};
+use unanimous::{
+    BoxError, BranchError, Cause, CommitError, JoinError, Outcome, RunError, Synchronizer, TransactionManager, Tx,
+};
 
 use crate::support::{Call, Deadlock, Fault, World, aborted as aborted_commit};
 use crate::thread_support::{Plain, aborted, here};
@@ -251,7 +253,7 @@ fn work_that_ends_its_own_transaction_is_not_repeated() {
         move |tx: &ThreadTx| {
             tx.join(&a)?.put("row")?;
             manager.commit()?;
-            if fails { Err(Deadlock.into()) } else { Ok(()) }
+            if fails { Err(BranchError::conflict("too late").into()) } else { Ok(()) }
         }
     };
     let error = plain.manager.run(5, ends(false)).unwrap_err();
@@ -278,12 +280,12 @@ fn a_thread_that_ends_aborts_its_transaction() {
     assert_eq!(plain.manager.recover(), []);
 }
 
-/// Counts the begins it is told of.
-#[derive(Default)]
-struct Begins(AtomicUsize);
+/// Counts the begins it is told of, each of the transaction that is its thread's.
+struct Begins(AtomicUsize, ThreadManager);
 
 impl Synchronizer for Begins {
-    fn new_transaction(&self, _tx: &Tx) {
+    fn new_transaction(&self, tx: &Tx) {
+        assert_eq!(self.1.get().map(|tx| tx.id()), Ok(tx.id()));
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -293,7 +295,7 @@ impl Synchronizer for Begins {
 fn a_synchronizer_is_told_of_the_threads_transaction() {
     let (plain, _a) = one();
     plain.manager.begin().unwrap();
-    let begins = Arc::new(Begins::default());
+    let begins = Arc::new(Begins(AtomicUsize::new(0), plain.manager.clone()));
     plain.manager.register_synchronizer(&begins);
     assert_eq!(begins.0.load(Ordering::SeqCst), 1);
     let manager = &plain.manager;
@@ -302,6 +304,28 @@ fn a_synchronizer_is_told_of_the_threads_transaction() {
     });
     assert_eq!(begins.0.load(Ordering::SeqCst), 2);
     assert!(plain.manager.manager().has_synchronizers());
+}
+
+/// A join on another thread that comes too late is rolled back there.
+#[test]
+fn a_join_that_comes_too_late_is_rolled_back_where_it_joined() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let plain = Plain::over(&[&a, &b], world);
+    let tx = plain.wrote(&[&a]);
+    let hold = b.hold(Call::Begin);
+    thread::scope(|threads| {
+        let late = threads.spawn(|| {
+            assert!(matches!(tx.join(&b), Err(JoinError::NotActive { .. })));
+            here()
+        });
+        plain.background.open(hold.reached());
+        aborted(plain.manager.commit());
+        hold.release();
+        let late = late.join().unwrap();
+        assert_eq!(plain.acts(), ["b.begin", "a.rollback", "b.rollback"]);
+        assert_eq!(plain.world.journal.threads(), [late, here(), late]);
+    });
 }
 
 /// The thread behind it is there as long as a manager that was built with it, and has ended, with all that ran there, when the last is

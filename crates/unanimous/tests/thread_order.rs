@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use unanimous::thread::{StateError, wait};
 use unanimous::{
@@ -10,7 +10,7 @@ use unanimous::{
     Synchronizer, Tx, Work,
 };
 
-use crate::support::{Call, Fault, Journal, MemoryStore, World};
+use crate::support::{Call, Fault, Journal, LONG, MemoryStore, World};
 use crate::thread_support::{Plain, Seen, Witness, aborted, here};
 
 /// Longer than the commits that fail here are waited for.
@@ -258,7 +258,9 @@ fn a_time_limit_that_passed_is_noticed_at_the_next_use() {
     let tx = plain.manager.begin_with(Options::default().time_limit(SHORT)).unwrap();
     tx.join(&a).unwrap().put("row").unwrap();
     plain.world.journal.clear();
+    let began = Instant::now();
     while tx.is_active() {
+        assert!(began.elapsed() < LONG, "it never noticed");
         thread::sleep(Duration::from_millis(5));
     }
     assert!(plain.acts().is_empty(), "nobody rolls back behind the thread's back: {:?}", plain.acts());
