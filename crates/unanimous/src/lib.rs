@@ -12,6 +12,7 @@
 //! - [`log`]: where decisions become durable.
 //! - [`sqlite`], [`files`]: adapters, each behind a feature of its name.
 //! - [`http`]: a transaction for each request.
+//! - [`mod@thread`]: transactions of plain threads, without a runtime.
 //! - [`env`](mod@env): clock, spawning, randomness and disk, replaceable.
 //! - The core's words and contracts, re-exported from `unanimous-core`: [`Branch`], [`ResourceManager`], [`Decider`].
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -84,7 +84,8 @@ impl Builder {
         self
     }
 
-    /// Called for each transaction that had joined something, when its outcome is known, on the driver's task. Must not block.
+    /// Called for each transaction that had joined something, when its outcome is known, where it ends: on the driver's task, or
+    /// on its thread. Must not block.
     pub fn observer(mut self, observer: impl Fn(&Report) + Send + Sync + 'static) -> Self {
         self.observer = Some(Box::new(observer));
         self
@@ -171,7 +172,7 @@ impl fmt::Display for BuildError {
             BuildError::LogInUse => f.write_str(
                 "the decision log is or was another manager's: clone that manager to share it, or open the log again to begin anew",
             ),
-            BuildError::NoRuntime => f.write_str("there is no tokio runtime to run recovery; build from within one"),
+            BuildError::NoRuntime => f.write_str("there is no tokio runtime to run recovery; build from within one, or with `thread::Background::build`"),
         }
     }
 }

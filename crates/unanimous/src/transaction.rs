@@ -29,7 +29,8 @@ use crate::sync::lock;
 #[non_exhaustive]
 pub struct Options {
     /// Aborted when its branches have not all voted by then, counted from begin. Never cuts a decision that is on its way: a log or a
-    /// carrier that does not answer is waited for. None: the manager's.
+    /// carrier that does not answer is waited for. None: the manager's. On a [thread](crate::thread) it is looked at by whoever uses the
+    /// transaction.
     pub time_limit: Option<Duration>,
     /// Names of branches that may take part beside others that write although they are volatile or one-phase (rule 10).
     pub allow: Vec<String>,
@@ -563,7 +564,7 @@ impl Tx {
     }
 
     /// Called once when the transaction has ended: committed, aborted, or with an unknown outcome; at once where it has ended already.
-    /// Runs on the driver's task, in the order of registration, must not block; a panic in it is reported and changes nothing.
+    /// Runs where the transaction ends, in the order of registration, must not block; a panic in it is reported and changes nothing.
     pub fn after_end(&self, callback: impl FnOnce(Outcome) + Send + 'static) {
         let mut state = lock(&self.shared.state);
         match state.ended {
