@@ -23,6 +23,7 @@ pub(crate) trait DynBranch: Send + Sync {
     fn commit_one_phase<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn commit_carrying<'a>(&'a self, record: &'a DecisionRecord) -> BoxFuture<'a, Result<(), BranchError>>;
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool;
+    fn revoke(&self);
     fn has_savepoints(&self) -> bool;
     fn savepoint(&self, id: SavepointId) -> BoxFuture<'_, Result<(), BranchError>>;
     fn rollback_to(&self, id: SavepointId) -> BoxFuture<'_, Result<(), BranchError>>;
@@ -63,6 +64,10 @@ impl<B: Branch> DynBranch for B {
 
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
         Branch::is_retryable(self, error)
+    }
+
+    fn revoke(&self) {
+        Branch::revoke(self);
     }
 
     fn has_savepoints(&self) -> bool {

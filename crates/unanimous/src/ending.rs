@@ -195,6 +195,10 @@ impl State {
 fn take(state: &mut State, cause: Option<&Cause>) -> Taken {
     state.status = if matches!(cause, Some(Cause::TimeLimit)) { Status::TimedOut } else { Status::Ending };
     state.watched = None;
+    if state.leases > 0 {
+        // It is aborted with guards in use.
+        state.slots.iter().for_each(|slot| slot.branch.revoke());
+    }
     Taken { slots: std::mem::take(&mut state.slots), options: state.options.clone() }
 }
 

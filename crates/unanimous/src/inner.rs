@@ -13,7 +13,7 @@ use unanimous_core::{BranchError, Owner, TransactionId};
 use crate::dispatch::{DynLog, Registered};
 use crate::env::Env;
 use crate::live::Live;
-use crate::recovery::Recovery;
+use crate::recovery::{Recovered, Recovery};
 use crate::report::Report;
 use crate::sync::Gauge;
 use crate::synchronizer::Synchronizers;
@@ -23,6 +23,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
 pub(crate) type Observer = Box<dyn Fn(&Report) + Send + Sync>;
+pub(crate) type RecoveryObserver = Box<dyn Fn(&Recovered) + Send + Sync>;
 
 /// What the manager, its transactions and its recovery share.
 pub(crate) struct Inner {
@@ -38,6 +39,7 @@ pub(crate) struct Inner {
     pub(crate) time_limit: Option<Duration>,
     pub(crate) store_wait: Duration,
     pub(crate) observer: Option<Observer>,
+    pub(crate) recovery_observer: Option<RecoveryObserver>,
     pub(crate) synchronizers: Synchronizers,
     pub(crate) sequence: AtomicU64,
     pub(crate) closing: AtomicBool,

@@ -10,7 +10,7 @@
 //! - [`TransactionManager`]: begin, run, recover, shut down.
 //! - [`Transaction`] and [`Tx`]: the owner that ends a transaction, and the handle that is shared.
 //! - [`log`]: where decisions become durable.
-//! - [`sqlite`], [`files`]: adapters, each behind a feature of its name.
+//! - [`postgres`], [`sqlite`], [`files`]: adapters, each behind a feature of its name.
 //! - [`http`]: a transaction for each request.
 //! - [`mod@thread`]: transactions of plain threads, without a runtime.
 //! - [`env`](mod@env): clock, spawning, randomness and disk, replaceable.
@@ -37,6 +37,8 @@ mod lazy;
 mod live;
 pub mod log;
 mod manager;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod recovery;
 mod report;
 mod savepoint;
@@ -51,7 +53,7 @@ pub use commit::{Abort, Commit, Committed};
 pub use current::{current, scope};
 pub use error::{Cause, CommitError, HookError, JoinError, RunError, SavepointError};
 pub use manager::{BuildError, Builder, TransactionManager, Undrained};
-pub use recovery::{Doubt, InDoubt};
+pub use recovery::{Doubt, InDoubt, Recovered};
 pub use report::{BranchReport, Report};
 pub use savepoint::Savepoint;
 pub use synchronizer::Synchronizer;
@@ -60,6 +62,6 @@ pub use unanimous_core::protocol::End;
 #[doc(inline)]
 pub use unanimous_core::{
     BoxError, Branch, BranchContext, BranchError, BranchId, Capability, DecideError, Decider, DeciderId, Decision,
-    DecisionLog, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId, Outcome, Owner, ParseIdError,
-    Participant, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
+    DecisionLog, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId, Note, Outcome, Owner,
+    ParseIdError, Participant, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
 };

@@ -15,9 +15,9 @@ use crate::current::scope;
 use crate::dispatch::{DynLog, Registered};
 use crate::env::{Env, TokioEnv};
 use crate::error::RunError;
-use crate::inner::{Inner, Observer};
+use crate::inner::{Inner, Observer, RecoveryObserver};
 use crate::live::Live;
-use crate::recovery::{self, InDoubt, Recovery};
+use crate::recovery::{self, InDoubt, Recovered, Recovery};
 use crate::report::Report;
 use crate::sync::Gauge;
 use crate::synchronizer::Synchronizers;
@@ -37,6 +37,7 @@ pub struct Builder {
     store_wait: Duration,
     recovery_interval: Duration,
     observer: Option<Observer>,
+    recovery_observer: Option<RecoveryObserver>,
 }
 
 impl fmt::Debug for Builder {
@@ -91,6 +92,12 @@ impl Builder {
         self
     }
 
+    /// Called for each branch that recovery has finished, at the start and later. Must not block.
+    pub fn recovery_observer(mut self, observer: impl Fn(&Recovered) + Send + Sync + 'static) -> Self {
+        self.recovery_observer = Some(Box::new(observer));
+        self
+    }
+
     /// Recovers what can be recovered now, and goes on with the rest in the background. A store that is down stops nobody (rule 13).
     ///
     /// # Errors
@@ -119,6 +126,7 @@ impl Builder {
             time_limit: self.time_limit,
             store_wait: self.store_wait,
             observer: self.observer,
+            recovery_observer: self.recovery_observer,
             synchronizers: Synchronizers::default(),
             sequence: AtomicU64::new(0),
             closing: AtomicBool::new(false),
@@ -206,6 +214,7 @@ impl TransactionManager {
             store_wait: Duration::from_secs(10),
             recovery_interval: Duration::from_secs(60),
             observer: None,
+            recovery_observer: None,
         }
     }
 

@@ -202,6 +202,7 @@ impl Shared {
             answered(branch.rollback_to(id)).await.map_err(|source| failed(resource, source))?;
         }
         for (resource, branch) in since {
+            branch.revoke();
             answered(branch.rollback()).await.map_err(|source| failed(resource, source))?;
             self.unjoin(&branch);
         }

@@ -16,7 +16,6 @@ mod http_requests;
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
-mod log_disk;
 mod log_faults;
 mod log_file;
 mod log_power;
@@ -39,6 +38,8 @@ mod manager_synchronizers;
 mod manager_transaction;
 mod manager_votes;
 mod own_adapter;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::runtime::{Builder as Runtime, Handle};
+use tokio::runtime::{Builder as Runtime, EnterGuard, Handle};
 use tokio::sync::oneshot;
 
 use crate::env::{BoxFuture, Env, NoRuntime, TokioEnv};
@@ -63,9 +63,17 @@ impl Background {
     pub fn open<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         inline::wait(poll_fn(|cx| {
-            let _inside = self.env.running.handle.enter();
+            let _entered = self.enter();
             future.as_mut().poll(cx)
         }))
+    }
+
+    /// While the guard is there, this thread is within the background's tokio runtime: for stores that need one themselves, as PostgreSQL's
+    /// driver does. Their connections are then served in the background; what is waited for is still polled here.
+    ///
+    /// Guards that overlap are dropped in the reverse order.
+    pub fn enter(&self) -> Entered<'_> {
+        Entered { _inside: self.env.running.handle.enter() }
     }
 
     /// Builds a manager whose recovery runs here; it keeps this thread.
@@ -80,6 +88,18 @@ impl Background {
     /// Clock, timers and randomness, for what takes an [`Env`]; it keeps this thread.
     pub fn env(&self) -> Arc<dyn Env> {
         self.env.clone()
+    }
+}
+
+/// This thread is within the background's runtime.
+#[must_use = "it ends where it is dropped"]
+pub struct Entered<'b> {
+    _inside: EnterGuard<'b>,
+}
+
+impl fmt::Debug for Entered<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entered").finish_non_exhaustive()
     }
 }
 

@@ -28,7 +28,7 @@ mod error;
 mod handle;
 mod manager;
 
-pub use self::background::Background;
+pub use self::background::{Background, Entered};
 pub use self::error::{StateError, ThreadError};
 pub use self::handle::{ThreadSavepoint, ThreadTx};
 pub use self::manager::ThreadManager;

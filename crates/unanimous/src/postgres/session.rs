@@ -1,0 +1,335 @@
+//! A connection to a PostgreSQL server, and the pool of them: connected, identified, marked, cleaned.
+//!
+//! A session of ours reads only by default (`default_transaction_read_only`), so that a statement that is sent behind a `BEGIN`, and
+//! runs although that has failed, can't write outside of the branch's transaction. It is so from its start, as an option of the
+//! connection: a connection pooler in between refuses that or drops it, and the session then knows that it is not guarded.
+//!
+//! Must not know transactions or branches.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use deadpool::managed::{self, Metrics, RecycleError};
+use futures_util::FutureExt;
+use tokio::task::JoinHandle;
+use tokio_postgres::error::DbError;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, SimpleQueryRow, Socket};
+use unanimous_core::StoreId;
+
+use super::error::PostgresError;
+use crate::env::BoxFuture;
+use crate::sync::lock;
+
+/// How long a server may take to accept a connection and say who it is.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Asks the server who it is. One row.
+///
+/// `pg_control_system` and the rest can be read by every role (PostgreSQL 15, 9.27 and 9.28).
+pub(super) const WHO: &str = "SELECT pg_catalog.pg_backend_pid() AS pid, \
+    (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) AS start, \
+    pg_catalog.pg_is_in_recovery() AS standby, \
+    (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS system, \
+    (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) AS database, \
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL \
+        ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END AS timeline, \
+    session_user AS role, \
+    pg_catalog.current_setting('server_version_num') AS version, \
+    pg_catalog.current_setting('max_prepared_transactions') AS prepared, \
+    pg_catalog.current_setting('synchronous_standby_names') AS replicas, \
+    pg_catalog.current_setting('default_transaction_read_only') AS guarded";
+
+/// What makes a session read only by default (<https://www.postgresql.org/docs/current/libpq-connect.html>, `options`).
+const GUARD: &str = "-c default_transaction_read_only=on";
+
+/// Makes a session as it was when it was new. `DISCARD ALL` but for the prepared statements and plans, which the driver knows of.
+const CLEAN: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
+    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
+
+/// What a server says of itself and of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Who {
+    pub(super) pid: i32,
+    /// With the process id what tells a session from all others.
+    pub(super) start: String,
+    pub(super) standby: bool,
+    /// System identifier and database: the store.
+    pub(super) store: StoreId,
+    /// 8 hexadecimal digits; a promotion begins a new one.
+    pub(super) timeline: String,
+    pub(super) role: String,
+    pub(super) version: i32,
+    pub(super) max_prepared: i32,
+    pub(super) replicates: bool,
+    /// What runs outside of a transaction of ours can't write.
+    pub(super) guarded: bool,
+}
+
+impl Who {
+    pub(super) fn parse(messages: &[SimpleQueryMessage]) -> Result<Self, PostgresError> {
+        let row =
+            row(messages).ok_or_else(|| PostgresError::Damaged("the server does not say who it is".to_owned()))?;
+        let text = |name: &str| row.get(name).unwrap_or_default();
+        let damaged = |name: &str| PostgresError::Damaged(format!("the server says {name} is {:?}", row.get(name)));
+        let number = |name: &'static str| text(name).parse::<i32>().map_err(|_| damaged(name));
+        let system: i64 = text("system").parse().map_err(|_| damaged("system"))?;
+        let database: u32 = text("database").parse().map_err(|_| damaged("database"))?;
+        let store = format!("pg-{system:016x}-{database}");
+        Ok(Self {
+            pid: number("pid")?,
+            start: text("start").to_owned(),
+            standby: text("standby") == "t",
+            store: store.parse().map_err(|_| damaged("system"))?,
+            timeline: text("timeline").to_ascii_lowercase(),
+            role: text("role").to_owned(),
+            version: number("version")?,
+            max_prepared: number("prepared")?,
+            replicates: !text("replicas").is_empty(),
+            guarded: text("guarded") == "on",
+        })
+    }
+}
+
+/// The last row among the answers of a simple query.
+pub(super) fn row(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
+    messages.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
+}
+
+/// The warnings that the server sent on a session, as they came.
+#[derive(Clone, Default)]
+pub(super) struct Warnings(Arc<Mutex<Vec<DbError>>>);
+
+impl Warnings {
+    fn push(&self, notice: DbError) {
+        if notice.severity() == "WARNING" {
+            lock(&self.0).push(notice);
+        } else {
+            tracing::debug!(severity = notice.severity(), "PostgreSQL: {}", notice.message());
+        }
+    }
+
+    /// Forgets what came so far.
+    pub(super) fn clear(&self) {
+        lock(&self.0).clear();
+    }
+
+    /// The first warning since, where there is one: an Ok with a warning means *not yet* where it comes with a commit or a prepare.
+    pub(super) fn take(&self) -> Option<String> {
+        let mut warnings = lock(&self.0);
+        let first = warnings.first().map(|warning| format!("{} ({})", warning.message(), warning.code().code()));
+        warnings.clear();
+        first
+    }
+}
+
+/// A connection of ours. Closed when it is dropped, whatever is under way.
+pub(super) struct Session {
+    line: Line,
+    pub(super) who: Who,
+    /// None where the connection's notices go elsewhere.
+    pub(super) warnings: Option<Warnings>,
+    /// Our own cleaning, sent when the session was given back: answered by the time that it is used again.
+    cleaning: Mutex<Option<Sent>>,
+}
+
+enum Line {
+    Own {
+        client: Arc<Client>,
+        task: JoinHandle<()>,
+    },
+    /// By the manager of the application's pool, but outside of it.
+    Made(deadpool_postgres::ClientWrapper),
+}
+
+impl Line {
+    fn client(&self) -> &Client {
+        match self {
+            Line::Own { client, .. } => client,
+            Line::Made(made) => made,
+        }
+    }
+}
+
+impl Session {
+    async fn new(line: Line, warnings: Option<Warnings>) -> Result<Self, PostgresError> {
+        let who = Who::parse(&line.client().simple_query(WHO).await.map_err(PostgresError::Connect)?)?;
+        if let Some(warnings) = &warnings {
+            warnings.clear();
+        }
+        Ok(Self { line, who, warnings, cleaning: Mutex::default() })
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        self.line.client()
+    }
+
+    /// Sends a batch and waits for nothing; what is sent later runs behind it. None where the session can't do that.
+    pub(super) fn send(&self, sql: String) -> Option<Sent> {
+        let Line::Own { client, .. } = &self.line else { return None };
+        let client = client.clone();
+        let mut answer: Sent = Box::pin(async move { client.batch_execute(&sql).await });
+        // The first poll sends it.
+        Some(match answer.as_mut().now_or_never() {
+            None => answer,
+            Some(answer) => Box::pin(std::future::ready(answer)),
+        })
+    }
+
+    /// The first warning since this was last asked.
+    pub(super) fn take_warning(&self) -> Option<String> {
+        self.warnings.as_ref().and_then(Warnings::take)
+    }
+
+    /// Ends the connection now: every use of it fails from here on. The server rolls back when it notices, at the latest when the
+    /// statement that runs there has ended.
+    pub(super) fn close(&self) {
+        if let Line::Own { task, .. } = &self.line {
+            task.abort();
+        }
+    }
+
+    /// Sends the cleaning before the session is given back to its pool. Behind a pooler there is nothing of its own to clean.
+    pub(super) fn clean(&self) {
+        if !self.who.guarded {
+            return;
+        }
+        *lock(&self.cleaning) = self.send(CLEAN.to_owned());
+    }
+}
+
+/// The answer to a batch that was sent.
+pub(super) type Sent = BoxFuture<'static, Result<(), tokio_postgres::Error>>;
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("pid", &self.who.pid).field("store", &self.who.store).finish_non_exhaustive()
+    }
+}
+
+/// Polls the connection to its end; keeps the warnings.
+async fn drive<T>(mut connection: tokio_postgres::Connection<Socket, T>, warnings: Warnings)
+where
+    T: tokio_postgres::tls::TlsStream + Unpin,
+{
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notice(notice))) => warnings.push(notice),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                tracing::debug!(error = &error as &(dyn std::error::Error + 'static), "a connection ended");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// Makes connections, whatever their transport.
+pub(super) trait Connect: Send + Sync {
+    fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>>;
+}
+
+/// By a configuration, and TLS where it asks for it.
+pub(super) struct ByConfig<T> {
+    config: Config,
+    tls: T,
+}
+
+impl<T> ByConfig<T> {
+    /// `guard`: sessions read only by default.
+    pub(super) fn new(mut config: Config, tls: T, guard: bool) -> Self {
+        if guard {
+            let options = config.get_options().map_or(GUARD.to_owned(), |options| format!("{options} {GUARD}"));
+            config.options(options);
+        }
+        Self { config, tls }
+    }
+}
+
+impl<T> Connect for ByConfig<T>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::Stream: Send,
+    T::TlsConnect: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>> {
+        Box::pin(within("connecting", CONNECT_LIMIT, async {
+            let (client, connection) = self.config.connect(self.tls.clone()).await.map_err(PostgresError::Connect)?;
+            let warnings = Warnings::default();
+            let task = tokio::spawn(drive(connection, warnings.clone()));
+            Session::new(Line::Own { client: Arc::new(client), task }, Some(warnings)).await
+        }))
+    }
+}
+
+/// By the manager of a pool that the application made: connections of its kind, that don't count in it. Warnings are not seen.
+pub(super) struct ByPool(pub(super) deadpool_postgres::Pool);
+
+impl Connect for ByPool {
+    fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>> {
+        Box::pin(within("connecting", CONNECT_LIMIT, async {
+            let made = managed::Manager::create(self.0.manager()).await.map_err(PostgresError::Connect)?;
+            Session::new(Line::Made(made), None).await
+        }))
+    }
+}
+
+/// An answer within the limit.
+pub(super) async fn within<T>(
+    doing: &'static str,
+    limit: Duration,
+    call: impl Future<Output = Result<T, PostgresError>>,
+) -> Result<T, PostgresError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(PostgresError::NoAnswer { doing, waited: limit }),
+    }
+}
+
+/// The pool's manager: a session that was given back is used again when its cleaning was answered.
+pub(super) struct Sessions(pub(super) Arc<dyn Connect>);
+
+impl managed::Manager for Sessions {
+    type Type = Session;
+    type Error = PostgresError;
+
+    async fn create(&self) -> Result<Session, PostgresError> {
+        self.0.connect().await
+    }
+
+    async fn recycle(&self, session: &mut Session, _: &Metrics) -> Result<(), RecycleError<PostgresError>> {
+        if session.client().is_closed() {
+            return Err(RecycleError::message("the connection is closed"));
+        }
+        let cleaning = lock(&session.cleaning).take();
+        if let Some(cleaning) = cleaning {
+            let cleaned = within("cleaning a connection", CONNECT_LIMIT, async {
+                cleaning.await.map_err(PostgresError::of("cleaning a connection"))
+            });
+            cleaned.await.map_err(RecycleError::Backend)?;
+        }
+        if let Some(warnings) = &session.warnings {
+            warnings.clear();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sessions")
+    }
+}

@@ -1,0 +1,137 @@
+//! The store behind [`Postgres`](super::Postgres): where its branches' connections come from, and what they share.
+//!
+//! Must not know what is done with a branch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool::managed;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use unanimous_core::{Branch, Capability, TransactionId};
+
+use super::branch::{Backend, Begun, Link, PostgresBranch};
+use super::carrier::Decisions;
+use super::control::Control;
+use super::error::PostgresError;
+use super::options::PostgresOptions;
+use super::session::{Sessions, WHO, Who};
+use super::{outbox, schema};
+
+/// Where connections for branches come from.
+pub(super) enum Source {
+    Own(managed::Pool<Sessions>),
+    Pool(deadpool_postgres::Pool),
+}
+
+pub(super) struct Store {
+    pub(super) name: String,
+    pub(super) capability: Capability,
+    pub(super) source: Source,
+    pub(super) control: Control,
+    pub(super) decisions: Decisions,
+    pub(super) lock_timeout: Duration,
+    pub(super) vote_timeout: Duration,
+    pub(super) pool_timeout: Duration,
+    /// The outbox is known to be there.
+    pub(super) outbox: tokio::sync::OnceCell<()>,
+}
+
+impl Store {
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        transaction: TransactionId,
+        options: PostgresOptions,
+    ) -> Result<PostgresBranch, PostgresError> {
+        if self.capability == Capability::Carrier && !options.read_only {
+            self.register(transaction.owner()).await?;
+        }
+        let begin = options.begin(transaction, self.lock_timeout);
+        let work = Begun { transaction, read_only: options.read_only, notifications: options.notifications()? };
+        if let Some(client) = options.client {
+            return self.begin_on(Link::Client(client), work, &begin).await;
+        }
+        match &self.source {
+            Source::Own(pool) => {
+                let session = self.take_from(pool.get()).await?;
+                if let Err(error) = self.control.check(&session.who, session.warnings.is_some()) {
+                    // It leads elsewhere, or its server was a standby when it was made.
+                    drop(managed::Object::take(session));
+                    return Err(error);
+                }
+                if !session.who.guarded {
+                    return self.begin_on(Link::Own(session), work, &begin).await;
+                }
+                let begun = session.send(begin);
+                let backend = Backend { pid: session.who.pid, start: session.who.start.clone() };
+                let link = Link::Own(session);
+                Ok(PostgresBranch::new(link, Some(backend), self.clone(), work, begun))
+            }
+            Source::Pool(pool) => {
+                let object = self.take_from(pool.get()).await?;
+                self.begin_on(Link::Pool(object), work, &begin).await
+            }
+        }
+    }
+
+    /// The outbox is there, or was made.
+    pub(super) async fn ensure_outbox(&self) -> Result<(), PostgresError> {
+        self.outbox.get_or_try_init(|| schema::ensure(&self.control, outbox::TABLE)).await.map(drop)
+    }
+
+    async fn take_from<T, E: Into<PostgresError> + std::fmt::Display>(
+        &self,
+        get: impl Future<Output = Result<T, managed::PoolError<E>>>,
+    ) -> Result<T, PostgresError> {
+        match tokio::time::timeout(self.pool_timeout, get).await {
+            Ok(Ok(object)) => Ok(object),
+            Ok(Err(managed::PoolError::Backend(error))) => Err(error.into()),
+            Ok(Err(error)) => Err(PostgresError::Pool(error.to_string())),
+            Err(_elapsed) => Err(PostgresError::Pool(format!("none was free within {:?}", self.pool_timeout))),
+        }
+    }
+
+    /// On a session that others use as well, or that may write outside of transactions: the first statement must not be sent before
+    /// it is inside of its own.
+    async fn begin_on(self: &Arc<Self>, link: Link, work: Begun, begin: &str) -> Result<PostgresBranch, PostgresError> {
+        let warnings = matches!(link, Link::Own(_));
+        // It must not be ended as the branch's before it is known to be outside of somebody's transaction.
+        let link = match outside(link.client()).await {
+            Ok(()) => link,
+            Err(error) => {
+                if let Link::Pool(object) = link {
+                    drop(deadpool_postgres::Object::take(object));
+                }
+                return Err(error);
+            }
+        };
+        // From here on a dropped future drops the branch, which closes the session.
+        let branch = PostgresBranch::new(link, None, self.clone(), work, None);
+        // Asked within: behind a pooler another session may serve each transaction.
+        let answer = branch.simple_query(&format!("{begin}; {WHO}")).await;
+        let who = Who::parse(&answer.map_err(PostgresError::of("beginning the branch"))?)?;
+        branch.set_backend(Backend { pid: who.pid, start: who.start.clone() });
+        match self.control.check(&who, warnings) {
+            Ok(()) => Ok(branch),
+            Err(error) => {
+                // An application's own client is its own again.
+                let _ = branch.rollback().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether a connection is outside of any transaction: there a savepoint fails (25P01), and nothing tells otherwise.
+async fn outside(client: &Client) -> Result<(), PostgresError> {
+    match client.batch_execute("SAVEPOINT unanimous_probe").await {
+        Ok(()) => {
+            let release = client.batch_execute("RELEASE SAVEPOINT unanimous_probe").await;
+            release.map_err(PostgresError::of("probing the connection"))?;
+            Err(PostgresError::InTransaction)
+        }
+        Err(error) if error.code() == Some(&SqlState::NO_ACTIVE_SQL_TRANSACTION) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => Err(PostgresError::InTransaction),
+        Err(error) => Err(PostgresError::of("probing the connection")(error)),
+    }
+}
