@@ -319,9 +319,18 @@ fn a_heuristic_rollback_is_refused_explained_recorded_and_told() {
     let refused = "error: nothing was done, since --yes was not given\n\
          hint: read docs/operating/in-doubt.md first; recovery decides by the log, and needs no operator but where it holds\n";
     assert_eq!(place.run(&["indoubt", "rollback", &id], &stores), (Some(2), explained.clone(), refused.to_owned()));
-    assert_eq!(place.branch(&stores, &first).len(), 5, "it is there still");
     let record = place.log().join("operator.jsonl");
     assert!(!record.exists());
+    // What can't be recorded is not done.
+    let (code, _, err) = place.run(&["indoubt", "rollback", &id, "--yes", "--record=/nowhere/acts"], &stores);
+    assert_eq!(code, Some(2));
+    assert!(
+        err.starts_with(
+            "error: nothing was done, since it could not be recorded in /nowhere/acts\ncaused by: No such file"
+        ),
+        "{err}"
+    );
+    assert_eq!(place.branch(&stores, &first).len(), 5, "it is there still");
 
     let done = format!(
         "{explained}rolled back {id} in \"orders\"; it is not listed any more\nrecorded in {}\n\
@@ -357,6 +366,38 @@ fn a_heuristic_rollback_is_refused_explained_recorded_and_told() {
     let expected = format!("committed {second} in \"billing\"\nfinished 1, in doubt 0\n");
     assert_eq!(place.run(&["recover"], &stores), (Some(0), expected, String::new()));
     assert_eq!([values(&one), values(&two)], ["", "1"], "torn, as was said");
+}
+
+/// Beside a running process there is always something prepared; what has gone half a second later was never stuck.
+#[test]
+fn what_is_just_being_committed_is_not_in_doubt() {
+    let (place, database) = (Place::new(), database());
+    let orders = postgres("orders", &database);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let log = runtime.block_on(FileLog::open(place.log())).unwrap();
+    let (url, owner) = (database.url(), log.owner());
+    // The next one is prepared before the last one is finished.
+    let busy = runtime.spawn(async move {
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        for sequence in 1.. {
+            let [last, next] = [sequence, sequence + 1].map(|sequence| branch(owner.transaction(sequence), 0));
+            let sql = format!("begin; insert into t values ('x'); prepare transaction '{next}'");
+            client.batch_execute(&sql).await.unwrap();
+            if sequence > 1 {
+                client.batch_execute(&format!("rollback prepared '{last}'")).await.unwrap();
+            }
+        }
+    });
+    let sql = "select count(*) from pg_prepared_xacts where database = current_database()";
+    until("the first branch", || (database.psql(sql).unwrap() != "0").then_some(()));
+    // A machine that stalls can make one look stuck once, but not each time.
+    until("a look without doubts", || (place.run(&["indoubt"], &[&orders]).0 == Some(0)).then_some(()));
+    busy.abort();
+    assert!(runtime.block_on(busy).unwrap_err().is_cancelled());
+    runtime.block_on(log.close());
+    let (code, out, err) = place.run(&["recover"], &[&orders]);
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
 }
 
 /// What recovery holds is what operators are for: here a branch whose log is lost.
