@@ -6,6 +6,10 @@
 //! - [`process`]: a child process that never outlives its test, for kill -9.
 //! - [`rng`]: a seeded generator, so that a failure can be repeated.
 //!
+//! Behind the feature `postgres`:
+//!
+//! - `postgres`: private PostgreSQL servers, to be killed, stopped and started again.
+//!
 //! Behind the feature `demo`, for the project's own tests:
 //!
 //! - `client`: a small HTTP client for JSON and forms.
@@ -23,6 +27,8 @@ pub mod crash;
 pub mod demo;
 pub mod disturbed;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod process;
 pub mod rng;
 
