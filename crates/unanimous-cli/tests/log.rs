@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use unanimous::log::FileLog;
-use unanimous::{Decider as _, DecisionLog as _, DecisionRecord, Participant, StoreId, TransactionId};
+use unanimous::{Decider as _, DecisionLog as _, DecisionRecord, Note, Participant, StoreId, TransactionId};
 
 use crate::support::{Running, told, unanimous};
 
-/// A closed log with a finished decision and one that is not, and their transactions.
+/// A closed log with a finished decision with a note and one that is neither, and their transactions.
 fn two_decisions(path: &Path) -> [TransactionId; 2] {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -18,7 +18,9 @@ fn two_decisions(path: &Path) -> [TransactionId; 2] {
         for transaction in transactions {
             let store = Some("store-1".parse::<StoreId>().unwrap());
             let participants = vec![Participant { number: 0, resource: "receipts".into(), store }];
-            log.decide(DecisionRecord { transaction, participants, decided_at: 1_000_000 }).await.unwrap();
+            let note =
+                if transaction.sequence == 1 { Note::new("by / ada: order\n\u{1b}[31m17") } else { Note::default() };
+            log.decide(DecisionRecord { transaction, participants, decided_at: 1_000_000, note }).await.unwrap();
         }
         log.forget(transactions[0]);
         log.close().await;
@@ -45,7 +47,10 @@ fn a_log_is_shown_and_verified() {
     let records: Vec<&str> = lines[2..].iter().take_while(|line| !line.starts_with("not ")).copied().collect();
     let order: Vec<usize> = [
         format!("opened by the incarnation {} at 20", first.incarnation),
-        format!("commit {first} at 1970-01-01T00:00:01.000Z, branch 0 in \"receipts\" (store-1)"),
+        format!(
+            "commit {first} at 1970-01-01T00:00:01.000Z, branch 0 in \"receipts\" (store-1), \
+             note \"by / ada: order\\n\\u{{1b}}[31m17\""
+        ),
         format!("commit {second} at 1970-01-01T00:00:01.000Z, branch 0 in \"receipts\" (store-1)"),
         format!("finished {first} at 20"),
     ]
@@ -69,6 +74,7 @@ fn a_log_is_shown_and_verified() {
     let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["log", "incarnation", "commit", "commit", "finished"]);
     assert_eq!(lines[2]["transaction"], first.to_string());
+    assert_eq!((&lines[2]["note"], &lines[3]["note"]), (&"by / ada: order\n\u{1b}[31m17".into(), &Value::Null));
     assert_eq!(lines[2]["participants"][0]["store"], "store-1");
 
     let (code, out, err) = told(&unanimous(["log", "verify", "--log", path.to_str().unwrap()]));

@@ -19,6 +19,38 @@ pub struct Participant {
     pub store: Option<StoreId>,
 }
 
+/// A text for people in a decision: at most [`MOST`](Self::MOST) bytes, and empty where nothing was said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Note(String);
+
+impl Note {
+    /// The bytes of the longest note: 512.
+    pub const MOST: usize = 512;
+
+    /// As much of the text as a note holds, cut between two characters.
+    pub fn new(text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        text.truncate(text.floor_char_boundary(Self::MOST));
+        Self(text)
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A decision to commit, with what must be confirmed before it may be forgotten. Aborts are presumed and have no record in a log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DecisionRecord {
@@ -28,6 +60,16 @@ pub struct DecisionRecord {
     pub participants: Vec<Participant>,
     /// When it was decided: microseconds since 1970, UTC, by the decider's clock; for people and the horizon, never for order.
     pub decided_at: u64,
+    /// What the transaction said of itself, for people. A decider keeps it where it has room, and may leave it out: nothing is decided by it.
+    pub note: Note,
+}
+
+impl DecisionRecord {
+    /// Whether both decide the same: everything but the [`note`](Self::note) is equal.
+    pub fn decides_as(&self, other: &Self) -> bool {
+        let Self { transaction, participants, decided_at, note: _ } = self;
+        (transaction, participants, decided_at) == (&other.transaction, &other.participants, &other.decided_at)
+    }
 }
 
 /// Why nothing may be presumed of a transaction.

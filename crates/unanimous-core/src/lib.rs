@@ -25,7 +25,7 @@ pub mod resource;
 pub mod xid;
 
 pub use branch::{Branch, Capability, SavepointId, Work};
-pub use decider::{Decider, DecisionLog, DecisionRecord, HoldReason, Known, Participant};
+pub use decider::{Decider, DecisionLog, DecisionRecord, HoldReason, Known, Note, Participant};
 pub use error::{BoxError, BranchError, DecideError, FailureKind, StoreError};
 pub use outcome::{Decision, Outcome};
 pub use resource::{BranchContext, ResourceManager};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use unanimous_core::log::{History, HistoryError, Record, Retained};
-use unanimous_core::{DecisionRecord, HoldReason, Incarnation, Known, LogId, Participant, TransactionId};
+use unanimous_core::{DecisionRecord, HoldReason, Incarnation, Known, LogId, Note, Participant, TransactionId};
 
 const LOG: LogId = LogId(42);
 const FOR_EVER: Duration = Duration::MAX;
@@ -21,7 +21,9 @@ fn transaction(counter: u32, sequence: u64) -> TransactionId {
 
 fn decision(transaction: TransactionId) -> DecisionRecord {
     let participants = vec![Participant { number: 0, resource: "orders".into(), store: None }];
-    DecisionRecord { transaction, participants, decided_at: transaction.sequence }
+    let noted = transaction.sequence.is_multiple_of(3);
+    let note = if noted { Note::new(format!("by ada: order {}", transaction.sequence)) } else { Note::default() };
+    DecisionRecord { transaction, participants, decided_at: transaction.sequence, note }
 }
 
 fn begin(history: &mut History, counter: u32, started_at: u64) {
@@ -193,6 +195,8 @@ fn contradictions_are_refused_and_change_nothing() {
     assert!(matches!(history.apply(Record::Commit(long)), Err(HistoryError::Unwritable(_))));
     assert_eq!(history, before);
     commit(&mut history, transaction(2, 1));
+    let noted = DecisionRecord { note: Note::new("for people"), ..decision(transaction(2, 1)) };
+    history.apply(Record::Commit(noted)).unwrap();
     finish(&mut history, transaction(2, 9), 1);
     assert_eq!(history, before, "what repeats, and the end of what is not known, change nothing");
 }

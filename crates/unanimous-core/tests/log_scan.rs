@@ -8,8 +8,10 @@
 use std::collections::BTreeSet;
 
 use unanimous_core::log::frame::{HEADER_LEN, encode_beginning, encode_frame, frame_len};
-use unanimous_core::log::{DamageKind, FrameKind, Header, HeaderError, Record, ScannedSegment, Tail, scan};
-use unanimous_core::{DecisionRecord, Incarnation, LogId, Owner, Participant, TransactionId};
+use unanimous_core::log::{
+    DamageKind, DecodeError, FrameKind, Header, HeaderError, Record, ScannedSegment, Tail, scan,
+};
+use unanimous_core::{DecisionRecord, Incarnation, LogId, Note, Owner, Participant, TransactionId};
 
 const LENGTH: usize = 2048;
 
@@ -33,6 +35,7 @@ fn commit(sequence: u64, resources: &[&str]) -> Record {
         transaction: owner().transaction(sequence),
         participants,
         decided_at: sequence * 10,
+        note: Note::default(),
     })
 }
 
@@ -315,6 +318,57 @@ fn other_files_are_no_logs() {
     let Image { bytes, .. } = image();
     let text = String::from_utf8_lossy(&bytes).replace('\n', "\r\n");
     assert_eq!(scan(text.as_bytes()), Err(HeaderError::Damaged), "a log that was copied as text");
+}
+
+/// A decision with a note: the bytes of one with every field, which stay as they are; and what is none of ours.
+#[test]
+fn a_noted_decision_is_a_kind_of_its_own() {
+    let Record::Commit(plain) = commit(5, &["orders"]) else { unreachable!() };
+    let noted = Record::Commit(DecisionRecord { note: Note::new("by / ada: räksmörgås"), ..plain.clone() });
+    let bytes = bytes_of(std::slice::from_ref(&noted));
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = [
+        "0648000000",
+        "03000000",
+        "9a78563412000000",
+        "0500000000000000",
+        "3200000000000000",
+        "0100",
+        "0000066f7264657273",
+        "0773746f72652d30",
+        "1700",
+        "6279202f206164613a2072c3a46b736dc3b67267c3a573",
+    ];
+    assert_eq!(text, expected.concat());
+    assert_eq!(bytes.len(), noted.encoded_len());
+    let decode = |bytes: &[u8]| Record::decode_all(owner().log, bytes, 1);
+    assert_eq!(decode(&bytes).unwrap(), [noted]);
+
+    // Everything before the note, with another note behind it.
+    let with = |length: u16, note: &[u8]| {
+        let mut bytes = bytes[..bytes.len() - 25].to_vec();
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(note);
+        let body = u32::try_from(bytes.len() - 5).unwrap();
+        bytes[1..5].copy_from_slice(&body.to_le_bytes());
+        bytes
+    };
+    let longest = vec![b'n'; Note::MOST];
+    let longest = decode(&with(512, &longest)).unwrap();
+    assert_eq!(longest, [Record::Commit(DecisionRecord { note: Note::new("n".repeat(600)), ..plain })]);
+    for (length, note) in
+        [(0, &b""[..]), (513, &[b'n'; 513]), (3, b"no"), (1, b"no"), (2, &[0xc3, 0x28]), (u16::MAX, b"no")]
+    {
+        assert_eq!(decode(&with(length, note)), Err(DecodeError::Malformed { kind: 6 }), "{length} {note:?}");
+    }
+}
+
+/// A note is cut between two characters.
+#[test]
+fn a_note_is_cut_at_a_character() {
+    assert_eq!(Note::new("ä".repeat(256)).as_str(), "ä".repeat(256));
+    assert_eq!(Note::new(format!("x{}", "ä".repeat(256))).as_str(), format!("x{}", "ä".repeat(255)));
+    assert!(Note::new("").is_empty() && Note::default().is_empty() && !Note::new(" ").is_empty());
 }
 
 /// The bytes of a log that the first version wrote; it must be readable for ever. Never change the constant: a new format gets a new

@@ -8,7 +8,7 @@ use unanimous_core::protocol::{Action, Answer, DecisionAnswer, Event, Path, Prot
 use unanimous_core::recovery::{Verdict, verdict, whom_to_ask};
 use unanimous_core::{
     BranchId, Capability, DeciderId, Decision, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId,
-    Outcome, Owner, Participant, StoreId, TransactionId, Work,
+    Note, Outcome, Owner, Participant, StoreId, TransactionId, Work,
 };
 
 /// A branch in its store.
@@ -470,7 +470,7 @@ impl World {
                 store: Some(StoreId::from_random(2 + i as u128)),
             })
             .collect();
-        DecisionRecord { transaction: transaction(), participants, decided_at: 0 }
+        DecisionRecord { transaction: transaction(), participants, decided_at: 0, note: Note::default() }
     }
 
     /// The decider's answer: none when it must be waited for.

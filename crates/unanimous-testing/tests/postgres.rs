@@ -28,7 +28,11 @@ fn a_prepared_transaction_outlives_kill_9() {
     assert!(processes.len() > 3, "a server has children: {processes:?}");
     cluster.kill().unwrap();
     assert_eq!(cluster.pid(), None);
-    assert_eq!(processes.into_iter().filter(|&id| runs(id)).collect::<Vec<_>>(), [], "these outlived the kill");
+    assert_eq!(
+        processes.into_iter().filter(|&id| runs(id)).collect::<Vec<_>>(),
+        Vec::<u32>::new(),
+        "these outlived the kill"
+    );
     assert_eq!(cluster.psql("postgres", "select 1").unwrap_err().kind(), ErrorKind::Sql);
     cluster.restart().unwrap();
     assert_eq!(cluster.port(), port);

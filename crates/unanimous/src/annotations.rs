@@ -1,13 +1,15 @@
 //! What a transaction says of itself, for people, and what its users keep with it.
 //!
-//! Annotations are in the tracing span of the transaction's end and in its [`Report`](crate::Report). They are not in the decision's
-//! record: it holds what recovery needs, and its size is bounded.
+//! Annotations are in the tracing span of the transaction's end and in its [`Report`](crate::Report); user and note are also in the
+//! record of its decision, where there is room.
 //!
 //! Must not know what the texts mean, nor what the data is.
 
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use unanimous_core::Note;
 
 use crate::sync::lock;
 use crate::transaction::Tx;
@@ -21,6 +23,18 @@ pub(crate) struct Annotations {
 }
 
 impl Annotations {
+    /// What the record of the decision says: `by USER: NOTE`, as much of it as there is.
+    ///
+    /// The user comes first, so that a long note does not cut it off.
+    pub(crate) fn decision_note(&self) -> Note {
+        let Self { note, user, extended_info: _ } = self;
+        match (user.is_empty(), note.is_empty()) {
+            (true, _) => Note::new(note.as_str()),
+            (false, true) => Note::new(format!("by {user}")),
+            (false, false) => Note::new(format!("by {user}: {note}")),
+        }
+    }
+
     /// A span for the transaction's end; only what was said is in it.
     pub(crate) fn span(&self, id: unanimous_core::TransactionId) -> tracing::Span {
         let said = |text: &str| (!text.is_empty()).then(|| tracing::field::display(text.to_owned()));
@@ -35,7 +49,10 @@ pub(crate) type Data = BTreeMap<(TypeId, String), Arc<dyn Any + Send + Sync>>;
 /// # Annotations
 ///
 /// Texts for people, in the tracing span of the transaction's end and in its [`Report`](crate::Report); set until then, what comes later
-/// is not reported. They are kept in memory only.
+/// is not reported.
+///
+/// Where a decision log decides, its record says `by USER: NOTE`, cut after 512 bytes ([`Note`]), and left out where the log is nearly full:
+/// it is kept on the disk as long as the decision, and shown by `unanimous log show`. Otherwise they are kept in memory only.
 impl Tx {
     /// Adds a line to the transaction's note, which is also its [description](Self::description). White space around it is left out.
     pub fn note(&self, text: &str) {

@@ -277,6 +277,7 @@ impl Driver {
             transaction: self.shared.id,
             participants: participants.collect(),
             decided_at: self.shared.manager.env.wall_clock(),
+            note: self.shared.annotations().decision_note(),
         };
         self.record = Some(record.clone());
         record

@@ -58,6 +58,6 @@ pub use unanimous_core::protocol::End;
 #[doc(inline)]
 pub use unanimous_core::{
     BoxError, Branch, BranchContext, BranchError, BranchId, Capability, DecideError, Decider, DeciderId, Decision,
-    DecisionLog, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId, Outcome, Owner, ParseIdError,
-    Participant, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
+    DecisionLog, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId, Note, Outcome, Owner,
+    ParseIdError, Participant, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
 };

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use unanimous::env::TokioEnv;
 use unanimous::log::{FileLog, FileLogOptions, LogError};
-use unanimous::{BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, Participant};
+use unanimous::{
+    BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Note, Owner, Participant,
+};
 
 use crate::log_disk::{Event, Fault, TestDisk, TestEnv};
 
@@ -26,7 +28,7 @@ fn decision(owner: Owner, sequence: u64) -> DecisionRecord {
 /// A decision whose record takes about this many bytes more than 50.
 fn sized(owner: Owner, sequence: u64, bytes: usize) -> DecisionRecord {
     let participants = vec![Participant { number: 0, resource: "r".repeat(bytes), store: None }];
-    DecisionRecord { transaction: owner.transaction(sequence), participants, decided_at: 1 }
+    DecisionRecord { transaction: owner.transaction(sequence), participants, decided_at: 1, note: Note::default() }
 }
 
 fn options(disk: &TestDisk) -> FileLogOptions {
@@ -213,6 +215,41 @@ async fn unfinished_decisions_fill_the_log_and_it_recovers() {
     env.run_tasks().await;
     log.ready().unwrap();
     assert!(log.unfinished().await.unwrap().is_empty());
+}
+
+/// A note is kept where there is room, over restarts too; where there is none it is left out, and never why a decision is refused.
+#[tokio::test]
+async fn a_note_is_left_out_where_there_is_no_room() {
+    let disk = TestDisk::default();
+    let (log, _) = open(&disk).await;
+    let owner = log.owner();
+    let noted = |sequence, bytes| DecisionRecord { note: Note::new("n".repeat(512)), ..sized(owner, sequence, bytes) };
+    // A frame takes 2 KiB: these participants, and not the note too.
+    let participant = |number| Participant { number, resource: "r".repeat(90), store: None };
+    let large = DecisionRecord { participants: (0..20).map(participant).collect(), ..noted(1, 0) };
+    log.decide(large.clone()).await.unwrap();
+    let mut kept = vec![false];
+    while log.ready().is_ok() {
+        let record = noted(kept.len() as u64 + 1, 10);
+        log.decide(record.clone()).await.unwrap();
+        log.decide(record.clone()).await.expect("the same again is the same, with its note or without");
+        let Known::Commit(known) = log.lookup(record.transaction).await.unwrap() else { panic!("it was decided") };
+        assert!(known.decides_as(&record) && (known == record || known.note.is_empty()), "{known:?}");
+        kept.push(!known.note.is_empty());
+    }
+    let mut without = 0;
+    while log.decide(noted(kept.len() as u64 + 1, 10)).await.is_ok() {
+        kept.push(false);
+        without += 1;
+    }
+    assert!(without > 20, "{without} decisions were taken beyond `ready`, where notes must not take the room");
+    let noted = kept.iter().skip(1).take_while(|kept| **kept).count();
+    assert!(noted > 1 && !kept[1 + noted..].contains(&true), "first there is room, and then there is none: {kept:?}");
+    log.close().await;
+
+    let (log, _) = open(&disk).await;
+    let after: Vec<_> = log.unfinished().await.unwrap().iter().map(|record| !record.note.is_empty()).collect();
+    assert_eq!(after, kept);
 }
 
 /// However much is decided, the folder stays within its bound, and what is not finished is found for ever.

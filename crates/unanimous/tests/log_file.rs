@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use unanimous::env::disk::{Disk, DiskFile, Folder, OsDisk};
 use unanimous::log::{DamageKind, FileLog, MemoryLog, OpenError, ReadError, Record, read, read_from};
-use unanimous::{DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, Participant};
+use unanimous::{DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Note, Owner, Participant};
 
 fn decision(owner: Owner, sequence: u64) -> DecisionRecord {
     let participants = vec![
         Participant { number: 0, resource: "orders".into(), store: Some("store-a".parse().unwrap()) },
         Participant { number: 1, resource: "receipts".into(), store: None },
     ];
-    DecisionRecord { transaction: owner.transaction(sequence), participants, decided_at: 17 }
+    DecisionRecord { transaction: owner.transaction(sequence), participants, decided_at: 17, note: Note::default() }
 }
 
 /// Every file of a folder, with its bytes.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use unanimous::log::FileLog;
 use unanimous::{
-    DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, Participant, TransactionId,
+    DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Note, Owner, Participant, TransactionId,
 };
 
 use crate::log_disk::{Event, Random, TestDisk, TestEnv};
@@ -26,6 +26,7 @@ fn decision(owner: Owner, sequence: u64) -> DecisionRecord {
         transaction: owner.transaction(sequence),
         participants: vec![participant(0), participant(1)],
         decided_at: 1,
+        note: Note::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use unanimous::log::{FileLog, LogError, OpenError};
 use unanimous::{
-    DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, Participant, TransactionId,
+    DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Note, Owner, Participant, TransactionId,
 };
 
 const CHILD: &str = "UNANIMOUS_TEST_LOG_CHILD";
@@ -83,7 +83,8 @@ async fn open(path: &Path, wait: Duration) -> Result<FileLog, OpenError> {
 
 fn decision(owner: Owner, sequence: u64) -> DecisionRecord {
     let participants = vec![Participant { number: 0, resource: "orders".into(), store: None }];
-    DecisionRecord { transaction: owner.transaction(sequence), participants, decided_at: sequence }
+    let note = Note::default();
+    DecisionRecord { transaction: owner.transaction(sequence), participants, decided_at: sequence, note }
 }
 
 #[tokio::test]

@@ -69,6 +69,34 @@ async fn annotations_are_in_the_report() {
     assert_eq!((&*reports[0].note, &*reports[0].user, &reports[0].extended_info), ("from a hook", "/ ada", &info));
 }
 
+/// The record of the decision has user and note, also what hooks have said, as much as there is room for.
+#[tokio::test(start_paused = true)]
+async fn user_and_note_are_in_the_decision() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, _log) = world.start().await;
+    for (user, note) in
+        [("", ""), ("/ ada", ""), ("", "two\nlines"), ("/ ada", "an order"), ("/ ada", &"ä".repeat(400))]
+    {
+        let tx = manager.begin();
+        for store in [&a, &b] {
+            tx.join(store).await.unwrap().put("row").unwrap();
+        }
+        tx.set_user(user);
+        let note = note.to_owned();
+        tx.before_commit(async move |tx| {
+            tx.note(&note);
+            Ok(())
+        })
+        .unwrap();
+        tx.commit().await.unwrap();
+    }
+    let notes: Vec<_> = world.disk.records().into_iter().map(|record| record.note.to_string()).collect();
+    let long = format!("by / ada: {}", "ä".repeat(251));
+    assert_eq!(notes, ["", "by / ada", "two\nlines", "by / ada: an order", &long]);
+    assert_eq!(long.len(), 512);
+}
+
 /// What is traced at a transaction's end is in a span with its id and all that was said of it, within the caller's span. In a process of its
 /// own: what other tests' subscribers want decides here whether a span is made.
 #[test]

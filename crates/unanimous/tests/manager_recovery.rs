@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use unanimous::{
-    BranchId, DeciderId, DecisionLog, DecisionRecord, Doubt, HoldReason, InDoubt, Incarnation, LogId, Owner,
+    BranchId, DeciderId, DecisionLog, DecisionRecord, Doubt, HoldReason, InDoubt, Incarnation, LogId, Note, Owner,
     Participant, StoreId, TransactionId,
 };
 
@@ -26,7 +26,7 @@ fn record(transaction: TransactionId, participants: &[(u16, &MemoryStore)]) -> D
         resource: store.identity_now().as_str().trim_start_matches("store-").to_owned(),
         store: Some(store.identity_now()),
     });
-    DecisionRecord { transaction, participants: participants.collect(), decided_at: 0 }
+    DecisionRecord { transaction, participants: participants.collect(), decided_at: 0, note: Note::default() }
 }
 
 fn doubts_of(doubts: &[InDoubt]) -> Vec<(String, Option<TransactionId>, Doubt)> {

@@ -39,6 +39,8 @@ mod manager_synchronizers;
 mod manager_transaction;
 mod manager_votes;
 mod own_adapter;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;

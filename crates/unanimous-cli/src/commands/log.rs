@@ -184,6 +184,9 @@ fn decision_text(decision: &DecisionRecord) -> String {
             let _ = write!(text, " ({store})");
         }
     }
+    if !decision.note.is_empty() {
+        let _ = write!(text, ", note {:?}", decision.note.as_str());
+    }
     text
 }
 
@@ -219,6 +222,7 @@ fn record_json(view: &RecordView<'_>) -> Value {
             "transaction": decision.transaction.to_string(),
             "decided_at": decision.decided_at,
             "participants": decision.participants.iter().map(participant_json).collect::<Vec<_>>(),
+            "note": (!decision.note.is_empty()).then(|| decision.note.as_str()),
         }),
         Record::Finished { transaction, at } => {
             json!({"kind": "finished", "transaction": transaction.to_string(), "at": at})

@@ -178,7 +178,7 @@ impl History {
             return Err(HistoryError::UnknownIncarnation(incarnation));
         }
         match self.decision(transaction) {
-            Some(known) if *known == record => {}
+            Some(known) if known.decides_as(&record) => {}
             Some(_) => return Err(HistoryError::DecidedTwice(transaction)),
             None => {
                 self.unfinished_bytes += commit_len(&record);

@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::decider::{DecisionRecord, Participant};
+use crate::decider::{DecisionRecord, Note, Participant};
 use crate::xid::{Incarnation, LogId, MAX_SEQUENCE, StoreId, TransactionId};
 
 const KIND_INCARNATION: u8 = 1;
@@ -16,6 +16,8 @@ const KIND_COMMIT: u8 = 2;
 const KIND_FINISHED: u8 = 3;
 const KIND_FLOOR: u8 = 4;
 const KIND_FOLDED: u8 = 5;
+/// A decision without a note keeps its own kind, so that a version that knows no notes can read it.
+const KIND_NOTED_COMMIT: u8 = 6;
 
 /// Kind and length.
 const PREFIX: usize = 5;
@@ -139,7 +141,8 @@ pub fn check(record: &DecisionRecord) -> Result<(), EncodeError> {
 /// The bytes that a decision's record takes.
 pub(crate) fn commit_len(record: &DecisionRecord) -> usize {
     let participants: usize = record.participants.iter().map(participant_len).sum();
-    PREFIX + TRANSACTION + 8 + 2 + participants
+    let note = if record.note.is_empty() { 0 } else { 2 + record.note.as_str().len() };
+    PREFIX + TRANSACTION + 8 + 2 + participants + note
 }
 
 /// The bytes that a [`Record::Finished`] takes.
@@ -199,7 +202,7 @@ impl Record {
     fn kind(&self) -> u8 {
         match self {
             Record::Incarnation { .. } => KIND_INCARNATION,
-            Record::Commit(_) => KIND_COMMIT,
+            Record::Commit(record) => commit_kind(record),
             Record::Finished { .. } => KIND_FINISHED,
             Record::Floor { .. } => KIND_FLOOR,
             Record::Folded { .. } => KIND_FOLDED,
@@ -237,10 +240,14 @@ fn put_transaction(out: &mut Vec<u8>, transaction: TransactionId) {
     out.extend_from_slice(&transaction.sequence.to_le_bytes());
 }
 
+fn commit_kind(record: &DecisionRecord) -> u8 {
+    if record.note.is_empty() { KIND_COMMIT } else { KIND_NOTED_COMMIT }
+}
+
 /// Appends the bytes of a decision's record, as [`Record::encode`] does.
 pub(crate) fn encode_commit(record: &DecisionRecord, out: &mut Vec<u8>) -> Result<(), EncodeError> {
     check(record)?;
-    put_prefix(out, KIND_COMMIT, commit_len(record));
+    put_prefix(out, commit_kind(record), commit_len(record));
     put_transaction(out, record.transaction);
     out.extend_from_slice(&record.decided_at.to_le_bytes());
     let count = u16::try_from(record.participants.len()).expect("just checked");
@@ -249,6 +256,11 @@ pub(crate) fn encode_commit(record: &DecisionRecord, out: &mut Vec<u8>) -> Resul
         out.extend_from_slice(&participant.number.to_le_bytes());
         put_text(out, &participant.resource);
         put_text(out, participant.store.as_ref().map_or("", StoreId::as_str));
+    }
+    if !record.note.is_empty() {
+        let length = u16::try_from(record.note.as_str().len()).expect("a note has at most 512 bytes");
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(record.note.as_str().as_bytes());
     }
     Ok(())
 }
@@ -272,7 +284,8 @@ impl<'a> Reader<'a> {
         let malformed = DecodeError::Malformed { kind };
         let record = match kind {
             KIND_INCARNATION => body.incarnation_record(),
-            KIND_COMMIT => body.commit(),
+            KIND_COMMIT => body.commit().map(Record::Commit),
+            KIND_NOTED_COMMIT => body.noted_commit().map(Record::Commit),
             KIND_FINISHED => body.finished(),
             KIND_FLOOR => body.floor(),
             KIND_FOLDED => body.u32().map(|before| Record::Folded { before }),
@@ -293,7 +306,16 @@ impl<'a> Reader<'a> {
         Some(Record::Floor { incarnation: self.incarnation()?, sequence: self.u64()? })
     }
 
-    fn commit(&mut self) -> Option<Record> {
+    fn noted_commit(&mut self) -> Option<DecisionRecord> {
+        let record = self.commit()?;
+        let length = self.u16()?;
+        let text = std::str::from_utf8(self.take(usize::from(length))?).ok()?;
+        let note = Note::new(text);
+        // One record has one form: an empty or longer note was not written by us.
+        (!text.is_empty() && note.as_str() == text).then_some(DecisionRecord { note, ..record })
+    }
+
+    fn commit(&mut self) -> Option<DecisionRecord> {
         let transaction = self.transaction()?;
         let decided_at = self.u64()?;
         let count = self.u16()?;
@@ -307,7 +329,7 @@ impl<'a> Reader<'a> {
             };
             participants.push(Participant { number, resource, store });
         }
-        Some(Record::Commit(DecisionRecord { transaction, participants, decided_at }))
+        Some(DecisionRecord { transaction, participants, decided_at, note: Note::default() })
     }
 
     fn transaction(&mut self) -> Option<TransactionId> {

@@ -205,7 +205,7 @@ pub(super) async fn commit_carrying<S: Subject>(case: Case<S>) -> Checked {
         // It may be asked while the commit is still out; an error presumes nothing.
         let known = eventually!("the decision to be told", restarted.decision(id.transaction, case.owner).await.ok());
         ensure!(matches!(known, Known::Commit(_) | Known::Abort), "decision says {known:?}");
-        let decided = known == Known::Commit(record);
+        let decided = carrier::says(&known, &record);
         for when in ["then", "after another transaction"] {
             let there = case.looks(&key).await?;
             ensure!(there == decided, "decision says {known:?}, and that {key} is there is {there}, {when}");

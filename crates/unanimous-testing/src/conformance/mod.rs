@@ -340,7 +340,7 @@ fn checks<S: Subject>() -> Vec<Check<S>> {
             managed::ids_are_never_used_again: "no two branches ever prepare under one id, over restarts too";
         }
         carrier, "for carriers": {
-            carrier::the_decision_comes_with_the_work: "commit_carrying makes work and decision durable together; decision gives the record unchanged, from any handle";
+            carrier::the_decision_comes_with_the_work: "commit_carrying makes work and decision durable together; decision gives the record, from any handle; its note may be left out";
             carrier::a_fence_keeps_the_late_one_out: "where decision finds no row it fences: Abort stays, and a carrier that comes later is refused";
             carrier::rolled_back_it_decides_nothing: "a carrier that was rolled back has no decision";
             carrier::another_log_is_not_answered_for: "nothing is presumed of another log's transactions, and unfinished gives one log's only";

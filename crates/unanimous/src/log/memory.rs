@@ -80,7 +80,7 @@ impl MemoryLog {
         let mut state = self.lock();
         let transaction = record.transaction;
         if let Known::Commit(known) = state.history.lookup(transaction) {
-            return if known == record {
+            return if known.decides_as(&record) {
                 Ok(())
             } else {
                 Err(DecideError::Unknown(LogError::DecidedTwice(transaction).into()))

@@ -10,7 +10,8 @@
 //!
 //! let log = FileLog::open(&path).await?;
 //! let transaction = log.owner().transaction(1);
-//! log.decide(DecisionRecord { transaction, participants: vec![], decided_at: 0 }).await?;
+//! let record = DecisionRecord { transaction, participants: vec![], decided_at: 0, note: Default::default() };
+//! log.decide(record).await?;
 //! log.close().await;
 //!
 //! let log = FileLog::open(&path).await?; // another start, another incarnation

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use unanimous_core::log::frame::copy_len;
 use unanimous_core::log::record::check;
 use unanimous_core::log::{History, Record};
-use unanimous_core::{DecideError, DecisionRecord, Known, Owner, TransactionId};
+use unanimous_core::{DecideError, DecisionRecord, Known, Note, Owner, TransactionId};
 
 use super::error::{LogError, Poison};
 use super::segments::Segments;
@@ -180,10 +180,10 @@ impl State {
     }
 
     /// Queues a decision; the receiver is told how it ends.
-    pub(super) fn queue(&mut self, record: DecisionRecord) -> Result<oneshot::Receiver<Answer>, Answer> {
+    pub(super) fn queue(&mut self, mut record: DecisionRecord) -> Result<oneshot::Receiver<Answer>, Answer> {
         let transaction = record.transaction;
         if let Some(known) = self.pending.get_mut(&transaction) {
-            if known.record != record {
+            if !known.record.decides_as(&record) {
                 return Err(Answer::Unknown(LogError::DecidedTwice(transaction)));
             }
             let (sender, receiver) = oneshot::channel();
@@ -195,12 +195,15 @@ impl State {
             return Err(Answer::Refused(LogError::NotOwned(transaction)));
         }
         match self.history.lookup(transaction) {
-            Known::Commit(known) if known == record => return Err(Answer::Durable),
+            Known::Commit(known) if known.decides_as(&record) => return Err(Answer::Durable),
             Known::Commit(_) => return Err(Answer::Unknown(LogError::DecidedTwice(transaction))),
             // A long transaction may be decided when later ones were dropped already.
             Known::Abort | Known::Hold(_) => {}
         }
         check(&record).map_err(|error| Answer::Refused(LogError::Unwritable(error)))?;
+        if !self.has_room(Record::Commit(record.clone()).encoded_len()) {
+            record.note = Note::default();
+        }
         let mut bytes = Vec::new();
         Record::Commit(record.clone()).encode(&mut bytes).expect("just checked");
         if bytes.len() > self.limits.frame() {
@@ -216,6 +219,13 @@ impl State {
         let (sender, receiver) = oneshot::channel();
         self.pending.insert(transaction, Pending { record, in_flight: false, waiters: vec![sender] });
         Ok(receiver)
+    }
+
+    /// Whether a record of this length fits without taking what is kept for work that is past `ready`: a note must not be why a
+    /// decision is refused.
+    fn has_room(&self, bytes: usize) -> bool {
+        let unfinished = self.history.unfinished_bytes() + self.pending_bytes + bytes;
+        bytes <= self.limits.frame() && unfinished <= self.limits.unfinished_ready()
     }
 
     /// Waits with those who wait for this decision, if it is pending.

@@ -79,14 +79,14 @@ pub struct Postgres {
 #[non_exhaustive]
 pub enum Connections {
     /// A pool of the store's own, of connections made by this configuration.
-    Config(Config),
+    Config(Box<Config>),
     /// A pool that the application made. Recovery makes connections by its manager, outside of its size.
     Pool(deadpool_postgres::Pool),
 }
 
 impl From<Config> for Connections {
     fn from(config: Config) -> Self {
-        Self::Config(config)
+        Self::Config(Box::new(config))
     }
 }
 
@@ -159,7 +159,7 @@ impl PostgresBuilder {
             self;
         let (source, connect) = match connections {
             Connections::Config(config) => {
-                let connect = connect(config, guard);
+                let connect = connect(*config, guard);
                 let pool = managed::Pool::builder(Sessions(connect.clone())).max_size(max_connections).build();
                 (Source::Own(pool.expect("a pool without timeouts needs no runtime")), connect)
             }

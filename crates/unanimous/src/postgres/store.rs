@@ -44,7 +44,7 @@ impl Store {
         }
         match &self.source {
             Source::Own(pool) => {
-                let session = self.from_pool(pool.get()).await?;
+                let session = self.take_from(pool.get()).await?;
                 if let Err(error) = self.control.check(&session.who, session.warnings.is_some()) {
                     // It leads elsewhere, or its server was a standby when it was made.
                     drop(managed::Object::take(session));
@@ -59,13 +59,13 @@ impl Store {
                 Ok(PostgresBranch::new(link, Some(backend), self.clone(), transaction, options.read_only, begun))
             }
             Source::Pool(pool) => {
-                let object = self.from_pool(pool.get()).await?;
+                let object = self.take_from(pool.get()).await?;
                 self.begin_on(Link::Pool(object), transaction, options.read_only, &begin).await
             }
         }
     }
 
-    async fn from_pool<T, E: Into<PostgresError> + std::fmt::Display>(
+    async fn take_from<T, E: Into<PostgresError> + std::fmt::Display>(
         &self,
         get: impl Future<Output = Result<T, managed::PoolError<E>>>,
     ) -> Result<T, PostgresError> {

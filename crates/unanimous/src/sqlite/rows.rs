@@ -20,7 +20,7 @@
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row};
-use unanimous_core::{DecisionRecord, HoldReason, Known, Owner, Participant, StoreId, TransactionId};
+use unanimous_core::{DecisionRecord, HoldReason, Known, Note, Owner, Participant, StoreId, TransactionId};
 
 use super::error::DecisionError;
 
@@ -286,7 +286,7 @@ fn record(conn: &Connection, transaction: TransactionId) -> Result<DecisionRecor
             .prepare("SELECT number, resource, store FROM main.unanimous_participant WHERE transaction_id = ?1 ORDER BY number")?
             .query_map([&id], participant)?
             .collect::<Result<_, _>>()?;
-        Ok(DecisionRecord { transaction, participants, decided_at })
+        Ok(DecisionRecord { transaction, participants, decided_at, note: Note::default() })
     };
     read().map_err(|source| match source.sqlite_error_code() {
         Some(_) => DecisionError::Sqlite { doing: "reading the decision row", source },

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use unanimous::files::{Files, FilesError};
 use unanimous::log::FileLog;
 use unanimous::{
-    BoxError, Branch, BranchContext, BranchId, CommitError, DeciderId, DecisionLog, DecisionRecord, JoinError,
+    BoxError, Branch, BranchContext, BranchId, CommitError, DeciderId, DecisionLog, DecisionRecord, JoinError, Note,
     Participant, ResourceManager, TransactionManager, Tx,
 };
 
@@ -142,7 +142,8 @@ async fn a_restart_finishes_what_was_prepared_as_the_log_decided() {
             participants.push(Participant { number, resource, store: Some(store.identity().await.unwrap()) });
         }
         if path == "decided" {
-            log.decide(DecisionRecord { transaction, participants, decided_at: 0 }).await.unwrap();
+            let record = DecisionRecord { transaction, participants, decided_at: 0, note: Note::default() };
+            log.decide(record).await.unwrap();
         }
     }
     log.close().await;

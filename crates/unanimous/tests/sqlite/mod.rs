@@ -22,7 +22,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use unanimous::sqlite::{Sqlite, SqliteBranch, SqliteOptions, rusqlite};
 use unanimous::{
-    BranchContext, BranchError, BranchId, DeciderId, DecisionRecord, FailureKind, Incarnation, LogId, Owner,
+    BranchContext, BranchError, BranchId, DeciderId, DecisionRecord, FailureKind, Incarnation, LogId, Note, Owner,
     Participant, ResourceManager, TransactionId,
 };
 
@@ -95,6 +95,7 @@ fn record(transaction: TransactionId) -> DecisionRecord {
             Participant { number: 300, resource: "räksmörgås".to_owned(), store: Some("0-9".parse().unwrap()) },
         ],
         decided_at: 1_700_000_000_000_001,
+        note: Note::default(),
     }
 }
 

@@ -1,0 +1,255 @@
+//! One transaction over two databases: what a user sees of it.
+
+use std::error::Error;
+use std::time::Duration;
+
+use unanimous::postgres::tokio_postgres::error::SqlState;
+use unanimous::postgres::{IsolationLevel, PostgresError, PostgresOptions};
+use unanimous::{Cause, CommitError, Options};
+
+use super::{Pair, prepared};
+use crate::support::aborted;
+
+/// The adapter's own error behind a commit that aborted.
+fn why(error: &CommitError) -> &PostgresError {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref() {
+            return error;
+        }
+        next = error.source();
+    }
+    panic!("no error of PostgreSQL in {error:?}")
+}
+
+#[tokio::test]
+async fn two_databases_commit_together() {
+    let pair = Pair::new();
+    let (manager, orders, billing) = pair.open().await;
+    let tx = manager.begin();
+    tx.join(&orders).await.unwrap().execute("insert into t (v) values ($1)", &[&"a"]).await.unwrap();
+    tx.join(&billing).await.unwrap().execute("insert into t (v) values ($1)", &[&"b"]).await.unwrap();
+    assert_eq!(pair.values(), ["", ""], "nothing is seen before the commit");
+    tx.commit().await.unwrap();
+    assert_eq!(pair.values(), ["a", "b"]);
+    assert_eq!([prepared(&pair.orders), prepared(&pair.billing)], ["", ""]);
+}
+
+#[tokio::test]
+async fn two_databases_abort_together() {
+    let pair = Pair::new();
+    let (manager, orders, billing) = pair.open().await;
+    let tx = manager.begin();
+    tx.join(&orders).await.unwrap().batch_execute("insert into t (v) values ('a')").await.unwrap();
+    tx.join(&billing).await.unwrap().batch_execute("insert into t (v) values ('b')").await.unwrap();
+    tx.abort().await;
+    assert_eq!(pair.values(), ["", ""]);
+}
+
+#[tokio::test]
+async fn joined_twice_it_is_the_same_connection() {
+    let pair = Pair::new();
+    let (manager, orders, _) = pair.open().await;
+    let tx = manager.begin();
+    let mut pids = Vec::new();
+    for _ in 0..2 {
+        let branch = tx.join(&orders).await.unwrap();
+        pids.push(branch.query_one("select pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0));
+    }
+    assert_eq!(pids[0], pids[1]);
+    tx.abort().await;
+}
+
+/// PREPARE TRANSACTION and COMMIT both say ROLLBACK there, and no error.
+#[tokio::test]
+async fn a_statement_that_failed_is_a_no_for_all() {
+    let pair = Pair::new();
+    let (manager, orders, billing) = pair.open().await;
+    let tx = manager.begin();
+    tx.join(&orders).await.unwrap().batch_execute("insert into t (v) values ('a')").await.unwrap();
+    let failed = tx.join(&billing).await.unwrap().batch_execute("insert into t (v) values ('b'); select 1/0").await;
+    assert_eq!(failed.unwrap_err().code(), Some(&SqlState::DIVISION_BY_ZERO));
+    let error = aborted(tx.commit().await);
+    assert!(matches!(why(&error), PostgresError::WorkFailed), "{error:?}");
+    assert_eq!(pair.values(), ["", ""]);
+}
+
+#[tokio::test]
+async fn work_that_ends_the_transaction_itself_is_noticed() {
+    let pair = Pair::new();
+    let (manager, orders, billing) = pair.open().await;
+    for ending in ["rollback", "commit", "commit and chain", "rollback; begin read write"] {
+        let tx = manager.begin();
+        tx.join(&orders).await.unwrap().batch_execute("insert into t (v) values ('a')").await.unwrap();
+        tx.join(&billing).await.unwrap().batch_execute(ending).await.unwrap();
+        let error = aborted(tx.commit().await);
+        assert!(matches!(why(&error), PostgresError::WorkEnded), "{ending}: {error:?}");
+    }
+    assert_eq!(pair.values(), ["", ""]);
+}
+
+/// A deferred constraint is checked by PREPARE TRANSACTION: an honest no.
+#[tokio::test]
+async fn what_fails_at_the_vote_aborts_all() {
+    let pair = Pair::new();
+    pair.billing.psql("create table d (id int references t (id) deferrable initially deferred)").unwrap();
+    let (manager, orders, billing) = pair.open().await;
+    let tx = manager.begin();
+    tx.join(&orders).await.unwrap().batch_execute("insert into t (v) values ('a')").await.unwrap();
+    tx.join(&billing).await.unwrap().batch_execute("insert into d values (7)").await.unwrap();
+    let error = aborted(tx.commit().await);
+    assert_eq!(why(&error).code(), Some(&SqlState::FOREIGN_KEY_VIOLATION), "{error:?}");
+    assert_eq!(pair.values(), ["", ""]);
+    assert_eq!([prepared(&pair.orders), prepared(&pair.billing)], ["", ""]);
+}
+
+#[tokio::test]
+async fn a_join_says_how_its_transaction_is() {
+    let pair = Pair::new();
+    let (manager, orders, _) = pair.open().await;
+    let tx = manager.begin();
+    let options = PostgresOptions::new()
+        .isolation(IsolationLevel::Serializable)
+        .read_only()
+        .deferrable()
+        .lock_timeout(Duration::from_millis(1234))
+        .statement_timeout(Duration::from_secs(77));
+    let branch = tx.join_with(&orders, options).await.unwrap();
+    let row = branch
+        .query_one(
+            "select current_setting('transaction_isolation'), current_setting('transaction_read_only'), \
+             current_setting('transaction_deferrable'), current_setting('lock_timeout'), current_setting('statement_timeout')",
+            &[],
+        )
+        .await
+        .unwrap();
+    let said: Vec<String> = (0..5).map(|i| row.get(i)).collect();
+    assert_eq!(said, ["serializable", "on", "on", "1234ms", "77s"]);
+    let refused = branch.batch_execute("insert into t (v) values ('a')").await.unwrap_err();
+    assert_eq!(refused.code(), Some(&SqlState::READ_ONLY_SQL_TRANSACTION));
+    drop(branch);
+    tx.abort().await;
+}
+
+/// Without this, the statement would run outside of any transaction, and stay whatever becomes of the others.
+#[tokio::test]
+async fn what_is_sent_after_the_work_ended_its_transaction_cannot_write() {
+    let pair = Pair::new();
+    let (manager, orders, _) = pair.open().await;
+    let tx = manager.begin();
+    let branch = tx.join(&orders).await.unwrap();
+    branch.batch_execute("rollback").await.unwrap();
+    let refused = branch.batch_execute("insert into t (v) values ('a')").await.unwrap_err();
+    assert_eq!(refused.code(), Some(&SqlState::READ_ONLY_SQL_TRANSACTION));
+    drop(branch);
+    tx.abort().await;
+    assert_eq!(pair.values(), ["", ""]);
+}
+
+#[tokio::test]
+async fn a_guard_that_outlives_its_transaction_leads_nowhere() {
+    let pair = Pair::new();
+    let (manager, orders, _) = pair.open().await;
+    let tx = manager.begin_with(Options::default().time_limit(Duration::from_millis(300)));
+    let handle = tx.handle();
+    let branch = handle.join(&orders).await.unwrap();
+    branch.batch_execute("insert into t (v) values ('a')").await.unwrap();
+    // The time limit passes in the middle of it.
+    let cut = branch.batch_execute("select pg_sleep(60)").await.unwrap_err();
+    assert!(cut.is_closed() || cut.code().is_some(), "{cut:?}");
+    let after = branch.batch_execute("begin read write; insert into t (v) values ('b'); commit").await;
+    assert!(after.is_err(), "the connection is closed");
+    drop(branch);
+    let error = aborted(tx.commit().await);
+    assert!(matches!(error, CommitError::Aborted { source: Cause::TimeLimit, .. }), "{error:?}");
+    assert_eq!(pair.values(), ["", ""]);
+    let running = "select count(*) from pg_stat_activity where datname = current_database() and query like '%pg_sleep%' and pid <> pg_backend_pid()";
+    assert_eq!(pair.orders.psql(running).unwrap(), "0", "the session was ended");
+}
+
+#[tokio::test]
+async fn what_a_branch_leaves_in_its_session_is_gone_for_the_next() {
+    let pair = Pair::new();
+    let (manager, orders, _) = pair.open().await;
+    let tx = manager.begin();
+    let branch = tx.join(&orders).await.unwrap();
+    let pid: i32 = branch.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    branch
+        .batch_execute("set search_path = nowhere; set default_transaction_read_only = off; select pg_advisory_lock(7)")
+        .await
+        .unwrap();
+    drop(branch);
+    tx.commit().await.unwrap();
+    let tx = manager.begin();
+    let branch = tx.join(&orders).await.unwrap();
+    let row = branch
+        .query_one(
+            "select pg_backend_pid(), current_setting('search_path'), current_setting('default_transaction_read_only'), \
+             (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid())",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!(row.get::<_, i32>(0), pid, "the connection is used again");
+    assert_eq!(row.get::<_, String>(1), "\"$user\", public");
+    assert_eq!(row.get::<_, String>(2), "on");
+    assert_eq!(row.get::<_, i64>(3), 0);
+    drop(branch);
+    tx.abort().await;
+}
+
+#[tokio::test]
+async fn savepoints_are_the_servers_own() {
+    let pair = Pair::new();
+    let (manager, orders, billing) = pair.open().await;
+    let tx = manager.begin();
+    tx.join(&orders).await.unwrap().batch_execute("insert into t (v) values ('a')").await.unwrap();
+    let savepoint = tx.savepoint().await.unwrap();
+    let branch = tx.join(&orders).await.unwrap();
+    branch.batch_execute("insert into t (v) values ('b')").await.unwrap();
+    branch.batch_execute("select 1/0").await.unwrap_err();
+    drop(branch);
+    tx.join(&billing).await.unwrap().batch_execute("insert into t (v) values ('c')").await.unwrap();
+    savepoint.rollback().await.unwrap();
+    tx.join(&orders).await.unwrap().batch_execute("insert into t (v) values ('d')").await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(pair.values(), ["a d", ""], "the failure is undone, and who joined since has left");
+}
+
+/// 40001 in the work, at the vote and at the commit is worth repeating.
+#[tokio::test]
+async fn a_serialization_failure_is_repeated() {
+    let pair = Pair::new();
+    pair.orders.psql("insert into t (v) values ('0')").unwrap();
+    let (manager, orders, _) = pair.open().await;
+    let met = std::sync::Arc::new(tokio::sync::Barrier::new(2));
+    let count = |met: std::sync::Arc<tokio::sync::Barrier>| {
+        let (manager, orders) = (manager.clone(), orders.clone());
+        async move {
+            let mut attempts = 0;
+            manager
+                .run(10, |tx| {
+                    attempts += 1;
+                    let first = attempts == 1;
+                    let (orders, met) = (orders.clone(), met.clone());
+                    async move {
+                        let options = PostgresOptions::new().isolation(IsolationLevel::RepeatableRead);
+                        let branch = tx.join_with(&orders, options).await?;
+                        let v: String = branch.query_one("select v from t", &[]).await?.get(0);
+                        if first {
+                            met.wait().await;
+                        }
+                        let next = (v.parse::<i32>()? + 1).to_string();
+                        branch.execute("update t set v = $1", &[&next]).await?;
+                        Ok(())
+                    }
+                })
+                .await
+                .unwrap();
+            attempts
+        }
+    };
+    let (one, two) = tokio::join!(count(met.clone()), count(met));
+    assert_eq!(pair.values()[0], "2");
+    assert_eq!(one + two, 3, "one of the two met a conflict and was repeated");
+}

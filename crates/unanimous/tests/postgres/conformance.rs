@@ -1,0 +1,53 @@
+//! The kit's conformance suite on the adapter.
+
+use unanimous::BoxError;
+use unanimous::postgres::{Postgres, PostgresBranch};
+use unanimous_testing::conformance::{self, Subject};
+use unanimous_testing::postgres::{Cluster, Database};
+
+struct TwoPhase;
+
+const TABLES: &str = "create table t (key text primary key); create table parent (key text primary key); \
+    create table child (key text references parent deferrable initially deferred)";
+
+impl Subject for TwoPhase {
+    type Resource = Postgres;
+    type Place = Database<'static>;
+
+    async fn place(&self) -> Result<Database<'static>, BoxError> {
+        let database = Cluster::shared().database()?;
+        database.psql(TABLES)?;
+        Ok(database)
+    }
+
+    async fn open(&self, place: &Database<'static>) -> Result<Postgres, BoxError> {
+        Ok(Postgres::from_url("database", &place.url())?)
+    }
+
+    async fn write(&self, branch: &PostgresBranch, key: &str) -> Result<(), BoxError> {
+        branch.execute("insert into t values ($1)", &[&key]).await?;
+        Ok(())
+    }
+
+    async fn is_there(&self, place: &Database<'static>, key: &str) -> Result<bool, BoxError> {
+        Ok(place.psql(&format!("select count(*) from t where key = '{key}'"))? == "1")
+    }
+
+    async fn read(&self, branch: &PostgresBranch) -> Result<(), BoxError> {
+        branch.query("select * from t", &[]).await?;
+        Ok(())
+    }
+
+    /// A foreign key that is checked at the vote.
+    async fn write_in_vain(&self, _: &Database<'static>, branch: &PostgresBranch, key: &str) -> Result<bool, BoxError> {
+        branch.execute("insert into child values ($1)", &[&key]).await?;
+        Ok(true)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_two_phase_database_conforms() {
+    let report = conformance::run(TwoPhase).await;
+    println!("{report}");
+    assert!(report.passed.contains(&"managed::a_vote_that_lands_late"), "{report}");
+}
