@@ -19,6 +19,11 @@ const COMMANDS: &[&[&str]] = &[
     &["demo", "check", "--data", "x"],
     &["demo", "--listen", "127.0.0.1:0", "check"],
     &["demo", "--listen", "8080"],
+    &["demo", "--postgres", "dbname=orders"],
+    &["demo", "--postgres", "dbname=orders", "--postgres", "dbname=orders"],
+    &["demo", "--postgres", "what=orders", "--postgres", "dbname=invoices"],
+    &["demo", "--postgres", "dbname=orders", "--spawn-postgres"],
+    &["demo", "check", "--spawn-postgres", "--data", "x"],
     &["log"],
     &["log", "show"],
 ];

@@ -6,5 +6,6 @@ mod command_line;
 mod crash;
 mod http;
 mod log;
+mod postgres;
 mod serve;
 mod support;

@@ -55,10 +55,15 @@ impl StoresArgs {
         match <[String; 2]>::try_from(self.postgres) {
             Ok(urls) if urls[0] == urls[1] => Err(Failure::new("both `--postgres` name the same database")
                 .hint("one takes the orders, the other one their invoices; make another database: createdb invoices")),
-            Ok(urls) => Ok(Chosen::Given(urls)),
+            Ok(urls) => {
+                postgres::config("orders", &urls[0])?;
+                postgres::config("invoices", &urls[1])?;
+                Ok(Chosen::Given(urls))
+            }
             Err(none) if none.is_empty() => Ok(Chosen::Sqlite),
             Err(other) => {
-                Err(Failure::new(format!("`--postgres` is needed twice, and was given {} times", other.len())).hint(
+                let times = if other.len() == 1 { "once".into() } else { format!("{} times", other.len()) };
+                Err(Failure::new(format!("`--postgres` is needed twice, and was given {times}")).hint(
                     "the first database takes the orders, the second one their invoices: --postgres URL --postgres URL",
                 ))
             }

@@ -20,9 +20,6 @@ use crate::commands::demo::order::{NewOrder, Order};
 use crate::failure::Failure;
 use crate::output::warn;
 
-/// The channel that is told of each order, by its number.
-pub(crate) const CHANNEL: &str = "orders";
-
 /// Our tables are in a schema of their own: the databases may have others.
 const SCHEMA: &str = "
     SELECT pg_advisory_xact_lock(hashtext('unanimous_demo'));
@@ -181,9 +178,18 @@ impl Databases {
 impl Database {
     /// Makes the tables where they are missing.
     async fn make(&self, manager: &TransactionManager) -> Result<(), Cause> {
-        let log = manager.owner().log.to_string();
         let tx = manager.begin();
         tx.note("makes the tables");
+        if let Err(cause) = self.make_in(&tx, manager.owner().log.to_string()).await {
+            // Nothing is lost with it: what is wrong is known already.
+            let _ = tx.abort().await;
+            return Err(cause);
+        }
+        tx.commit().await.map_err(Cause::Commit)?;
+        Ok(())
+    }
+
+    async fn make_in(&self, tx: &Tx, log: String) -> Result<(), Cause> {
         let branch = tx.join(&self.store).await.map_err(Cause::Join)?;
         let look = "SELECT to_regclass('unanimous_demo.desk') IS NOT NULL";
         let there: bool = branch.query_one(look, &[]).await.map_err(Cause::Statement)?.get(0);
@@ -195,12 +201,7 @@ impl Database {
         }
         let row = branch.query_one("SELECT part, log FROM unanimous_demo.desk", &[]).await.map_err(Cause::Statement)?;
         let (part, owner): (String, String) = (row.get(0), row.get(1));
-        if part != self.part || owner != log {
-            return Err(Cause::Others { part, log: owner });
-        }
-        drop(branch);
-        tx.commit().await.map_err(Cause::Commit)?;
-        Ok(())
+        if part == self.part && owner == log { Ok(()) } else { Err(Cause::Others { part, log: owner }) }
     }
 }
 
