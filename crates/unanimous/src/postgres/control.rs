@@ -38,7 +38,7 @@ pub(super) enum Finish {
 }
 
 impl Finish {
-    fn sql(self) -> &'static str {
+    pub(super) fn sql(self) -> &'static str {
         match self {
             Finish::Commit => "COMMIT PREPARED",
             Finish::Rollback => "ROLLBACK PREPARED",

@@ -60,6 +60,8 @@ pub enum PostgresError {
     WorkFailed,
     /// The server said Ok with a warning: the change is not on all replicas that it must be on.
     NotReplicated(String),
+    /// The notifications were not sent, and what stood behind them was done all the same; the driver's text.
+    Unsent(String),
     /// No answer in time.
     NoAnswer {
         /// What was being done.
@@ -113,6 +115,7 @@ impl fmt::Display for PostgresError {
             Self::NotReplicated(warning) => {
                 write!(f, "the server said Ok, with a warning that replicas have not confirmed it: {warning}")
             }
+            Self::Unsent(why) => write!(f, "the notifications were not sent, and the transaction went on without: {why}"),
             Self::NoAnswer { doing, waited } => write!(f, "no answer within {waited:?} while {doing}"),
             Self::Ended => f.write_str("the branch has ended"),
             Self::Notification(why) => f.write_str(why),
@@ -136,6 +139,10 @@ impl Error for PostgresError {
 }
 
 impl PostgresError {
+    pub(super) const READ_ONLY_NOTIFIES: Self = Self::Notification(
+        "a branch that joined read only can't notify: its notifications may have to be written; join it without `read_only`",
+    );
+
     /// An error of the driver, under the name of what was being done.
     pub(super) fn of(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
         move |source| Self::Postgres { doing, source }
@@ -153,7 +160,7 @@ impl PostgresError {
     pub(super) fn kind(&self) -> FailureKind {
         match self {
             Self::Postgres { source, .. } => kind(source),
-            Self::NotReplicated(_) | Self::NoAnswer { .. } => FailureKind::Lost,
+            Self::NotReplicated(_) | Self::Unsent(_) | Self::NoAnswer { .. } => FailureKind::Lost,
             _ => FailureKind::Refused,
         }
     }

@@ -42,6 +42,8 @@ mod branch;
 mod control;
 mod error;
 mod options;
+mod outbox;
+mod schema;
 mod session;
 mod sql;
 mod store;
@@ -170,7 +172,8 @@ impl PostgresBuilder {
         };
         let capability = Capability::TwoPhase;
         let control = Control::new(connect, capability == Capability::Carrier);
-        let store = Store { name, capability, source, control, lock_timeout, vote_timeout, pool_timeout };
+        let outbox = tokio::sync::OnceCell::new();
+        let store = Store { name, capability, source, control, lock_timeout, vote_timeout, pool_timeout, outbox };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -263,13 +266,24 @@ impl ResourceManager for Postgres {
         self.store.begin(context.transaction, options).await.map_err(PostgresError::into_branch)
     }
 
+    /// Delivers first what the outbox has: what can be seen there is committed.
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        if let Err(error) = outbox::deliver_all(&self.store.control).await {
+            // Branches hold locks, and rows don't: recovery goes on, and delivers in the next pass.
+            tracing::warn!(
+                store = self.store.name,
+                error = &error as &(dyn std::error::Error + 'static),
+                "notifications of committed transactions were not delivered; they are tried again"
+            );
+        }
         let prepared = self.store.control.list().await.map_err(StoreError::new)?;
         Ok(prepared.into_iter().map(|prepared| prepared.branch).collect())
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.store.control.finish(id, Finish::Commit).await.map_err(PostgresError::into_branch)
+        let control = &self.store.control;
+        control.finish(id, Finish::Commit).await.map_err(PostgresError::into_branch)?;
+        outbox::deliver(control, id).await.map_err(PostgresError::into_branch)
     }
 
     async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
