@@ -11,7 +11,7 @@ use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::path::Path;
 
-use unanimous::postgres::tokio_postgres;
+use unanimous::postgres::{PostgresError, tokio_postgres};
 use unanimous::sqlite::SqliteError;
 use unanimous::{Builder, JoinError, TransactionManager, Tx};
 
@@ -38,6 +38,8 @@ pub(crate) enum OrdersError {
     /// A statement, in the database of this name.
     Postgres(&'static str, tokio_postgres::Error),
     Tables(TablesError),
+    /// The order's notification was refused.
+    Notify(PostgresError),
     Json(serde_json::Error),
 }
 
@@ -138,7 +140,7 @@ impl OrdersError {
         match self {
             Self::Join(error) => error.is_retryable(),
             Self::Postgres(_, error) => postgres::is_conflict(error),
-            Self::Sqlite(_) | Self::Tables(_) | Self::Json(_) => false,
+            Self::Sqlite(_) | Self::Tables(_) | Self::Notify(_) | Self::Json(_) => false,
         }
     }
 
@@ -148,7 +150,7 @@ impl OrdersError {
             Self::Join(error) => matches!(error, JoinError::Store { .. }),
             Self::Postgres(_, error) => postgres::is_lost(error),
             Self::Tables(_) => true,
-            Self::Sqlite(_) | Self::Json(_) => false,
+            Self::Sqlite(_) | Self::Notify(_) | Self::Json(_) => false,
         }
     }
 }
@@ -160,6 +162,7 @@ impl fmt::Display for OrdersError {
             Self::Sqlite(error) => error.fmt(f),
             Self::Postgres(database, _) => write!(f, "a statement failed in the database of {database}"),
             Self::Tables(error) => error.fmt(f),
+            Self::Notify(error) => error.fmt(f),
             Self::Json(error) => error.fmt(f),
         }
     }
@@ -172,6 +175,7 @@ impl Error for OrdersError {
             Self::Sqlite(error) => error.source(),
             Self::Postgres(_, error) => Some(error),
             Self::Tables(error) => error.source(),
+            Self::Notify(error) => error.source(),
             Self::Json(error) => error.source(),
         }
     }

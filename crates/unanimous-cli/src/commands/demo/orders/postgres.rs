@@ -20,6 +20,9 @@ use crate::commands::demo::order::{NewOrder, Order};
 use crate::failure::Failure;
 use crate::output::warn;
 
+/// The channel on which the first database tells of each order, by its number.
+pub(crate) const CHANNEL: &str = "orders";
+
 /// Our tables are in a schema of their own: the databases may have others.
 const SCHEMA: &str = "
     SELECT pg_advisory_xact_lock(hashtext('unanimous_demo'));
@@ -135,6 +138,8 @@ impl Databases {
         let (quantity, transaction) = (stored(new.quantity), tx.id().to_string());
         let row = orders.query_one(&insert, &[&new.customer, &new.item, &quantity, &transaction]).await;
         let order = row.and_then(|row| order_of(&row)).map_err(|error| OrdersError::Postgres("orders", error))?;
+        // Goes out when the order is committed in all stores.
+        orders.notify_with(CHANNEL, &order.id.to_string()).map_err(OrdersError::Notify)?;
 
         let invoices = tx.join(&self.invoices.store).await?;
         let insert = format!("INSERT INTO unanimous_demo.invoices ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6)");
