@@ -42,6 +42,8 @@ mod branch;
 mod carrier;
 mod control;
 mod error;
+mod log;
+mod node;
 mod options;
 mod outbox;
 mod rows;
@@ -49,6 +51,7 @@ mod schema;
 mod session;
 mod sql;
 mod store;
+mod writer;
 
 use std::fmt;
 use std::str::FromStr;
@@ -61,6 +64,7 @@ use deadpool::managed;
 /// The pool that a store can be made on.
 pub use deadpool_postgres;
 pub use error::PostgresError;
+pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
 pub use schema::schema_sql;
 /// The driver, whose client the application's work is given.

@@ -8,6 +8,7 @@ mod conformance;
 mod decisions;
 mod listener;
 mod notify;
+mod shared_log;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
