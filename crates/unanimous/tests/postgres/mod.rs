@@ -10,6 +10,7 @@ mod facts;
 mod listener;
 mod notify;
 mod survey;
+mod shared_log;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
