@@ -6,6 +6,7 @@
 mod branch;
 mod conformance;
 mod decisions;
+mod facts;
 mod listener;
 mod notify;
 mod survey;
