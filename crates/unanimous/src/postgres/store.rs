@@ -11,6 +11,7 @@ use tokio_postgres::error::SqlState;
 use unanimous_core::{Branch, Capability, TransactionId};
 
 use super::branch::{Backend, Begun, Link, PostgresBranch};
+use super::carrier::Decisions;
 use super::control::Control;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
@@ -28,6 +29,7 @@ pub(super) struct Store {
     pub(super) capability: Capability,
     pub(super) source: Source,
     pub(super) control: Control,
+    pub(super) decisions: Decisions,
     pub(super) lock_timeout: Duration,
     pub(super) vote_timeout: Duration,
     pub(super) pool_timeout: Duration,
@@ -41,6 +43,9 @@ impl Store {
         transaction: TransactionId,
         options: PostgresOptions,
     ) -> Result<PostgresBranch, PostgresError> {
+        if self.capability == Capability::Carrier && !options.read_only {
+            self.register(transaction.owner()).await?;
+        }
         let begin = options.begin(transaction, self.lock_timeout);
         let work = Begun { transaction, read_only: options.read_only, notifications: options.notifications()? };
         if let Some(client) = options.client {

@@ -5,8 +5,11 @@
 
 mod branch;
 mod conformance;
+mod decisions;
+mod facts;
 mod listener;
 mod notify;
+mod survey;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;

@@ -28,6 +28,7 @@ use super::serve::shell_word;
 use super::spawned::Spawned;
 use super::stores::{Chosen, FILE as STORES, Stores as Reached};
 use crate::failure::{FOUND, Failure};
+use crate::operator;
 use crate::output::{say, warn};
 use rows::{Rows, RowsError};
 
@@ -62,6 +63,7 @@ fn compared(data: &Path, reached: &Reached) -> Result<ExitCode, Failure> {
     if !comparison.in_doubt.is_empty() || !comparison.unsent.is_empty() {
         warn("hint: start the demo on this folder; it finishes what is in doubt");
     }
+    heuristics(data)?;
     let count = |is_there: fn(&Parts) -> bool| comparison.pairs.values().filter(|parts| is_there(parts)).count();
     let orders = count(|parts| parts.order.is_some());
     let receipts = count(|parts| parts.receipt.is_some());
@@ -75,6 +77,17 @@ fn compared(data: &Path, reached: &Reached) -> Result<ExitCode, Failure> {
         say(format!("orders {orders}, receipts {receipts}, mismatches {mismatched}, in doubt {in_doubt}"));
     }
     Ok(if mismatched + in_doubt + unsent == 0 { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+}
+
+/// What an operator did against a decision explains a mismatch, and is told also where there is none any more.
+fn heuristics(data: &Path) -> Result<(), Failure> {
+    let log = data.join(DECISIONS);
+    let records = operator::read(&log)
+        .map_err(|error| Failure::new(format!("can't read {}", log.join(operator::FILE).display())).because(&error))?;
+    for recorded in records.acts.iter().filter(|recorded| recorded.begin.heuristic == Some(true)) {
+        warn(format!("operator: {}", recorded.text()));
+    }
+    Ok(())
 }
 
 fn told(lines: impl ExactSizeIterator<Item = String>) {
