@@ -9,8 +9,8 @@ mod decisions;
 mod facts;
 mod listener;
 mod notify;
-mod survey;
 mod shared_log;
+mod survey;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
