@@ -1,6 +1,7 @@
 //! For tests around unanimous, an adapter's first of all. `docs/writing-an-adapter.md` shows how it is used.
 //!
 //! - [`conformance`]: what every adapter must do, as checks.
+//! - [`disk`]: a disk for a decision log that loses, tears and refuses what it is told to.
 //! - [`disturbed`]: any resource, made to fail where it is told to.
 //! - [`memory`]: stores and a log in memory that journal every call and can be told to fail anywhere.
 //! - [`process`]: a child process that never outlives its test, for kill -9.
@@ -15,7 +16,8 @@
 //!
 //! - `client`: a small HTTP client for JSON and forms.
 //! - `demo`: the demo as a process: start, wait until it serves, check, stop.
-//! - `crash`: kill -9 of the demo under load, again and again, and what must be true after it.
+//! - `crash`: kill -9 of the demo under load, again and again, and what must be true after it; with the feature `postgres` too, the same on
+//!   two PostgreSQL servers, which fail as well.
 //!
 //! Must not know the library's inside: it sees what a user sees, which is the public traits, processes, sockets and files.
 
@@ -26,6 +28,7 @@ pub mod conformance;
 pub mod crash;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod disk;
 pub mod disturbed;
 pub mod memory;
 #[cfg(feature = "postgres")]

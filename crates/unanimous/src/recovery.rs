@@ -19,12 +19,12 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use unanimous_core::recovery::{Ask, Lists, Verdict, is_finished, verdict, whom_to_ask};
-use unanimous_core::{BranchId, Capability, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
+use unanimous_core::{BranchId, Decision, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
 
 use crate::dispatch::Registered;
 use crate::env::NoRuntime;
+use crate::inner::{Inner, jitter};
 use crate::live::Stage;
-use crate::manager::{Inner, jitter};
 use crate::sync::lock;
 
 /// The wait after a pass that left something in doubt: doubled from the first to the last.
@@ -43,6 +43,18 @@ pub struct InDoubt {
     pub branch: Option<BranchId>,
     /// Why it is not finished.
     pub why: Doubt,
+}
+
+/// A branch that recovery has finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// The resource's name.
+    pub resource: String,
+    /// The branch.
+    pub branch: BranchId,
+    /// How it was finished.
+    pub decision: Decision,
 }
 
 /// Why something is in doubt.
@@ -374,7 +386,7 @@ fn unreachable(registered: &Registered, error: &StoreError) -> InDoubt {
 
 type Unfinished = Vec<(Option<Arc<Registered>>, DecisionRecord)>;
 
-/// Decisions that no driver works on and that are not known to be finished; with the carrier that keeps them, or none for the log.
+/// Decisions that no driver works on and that are not known to be finished; with the store that keeps them, or none for the log.
 async fn unfinished(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Unfinished {
     let mut all = Vec::new();
     match inner.within(None, inner.log.unfinished()).await {
@@ -383,8 +395,8 @@ async fn unfinished(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Unfinished {
             tracing::error!(error = &error as &(dyn std::error::Error + 'static), "the decision log can't be asked")
         }
     }
-    let carriers = inner.resources.values().filter(|registered| registered.capability == Capability::Carrier);
-    let asked = join_all(carriers.map(|registered| async move {
+    // Each of them: one that is no carrier now may have been one.
+    let asked = join_all(inner.resources.values().map(|registered| async move {
         let answer = inner.within(Some(&registered.name), registered.resource.unfinished(inner.owner)).await;
         (registered, answer)
     }));
@@ -443,10 +455,9 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
         Ask::Store(store) => {
             let decider = inner.resources.values().find(|registered| registered.known_identity() == Some(store));
             let Some(decider) = decider else {
-                // A carrier that was never reached may be the one.
-                let carriers =
-                    inner.resources.values().filter(|registered| registered.capability == Capability::Carrier);
-                return Known::Hold(match carriers.into_iter().any(|carrier| carrier.known_identity().is_none()) {
+                // One that was never reached may be it.
+                let unreached = inner.resources.values().any(|registered| registered.known_identity().is_none());
+                return Known::Hold(match unreached {
                     true => HoldReason::Unreachable,
                     false => HoldReason::UnregisteredDecider(store.clone()),
                 });
@@ -463,15 +474,15 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
 
 async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdict: Verdict) -> Result<(), Doubt> {
     let who = Some(registered.name.as_str());
-    let (done, what) = match verdict {
+    let (done, decision) = match verdict {
         Verdict::Hold(reason) => return Err(Doubt::Held(reason)),
         Verdict::Commit => (
             inner.within(who, async { registered.resource.commit(branch).await.map_err(StoreError::new) }).await,
-            "committed",
+            Decision::Commit,
         ),
         Verdict::Rollback => (
             inner.within(who, async { registered.resource.rollback(branch).await.map_err(StoreError::new) }).await,
-            "rolled back",
+            Decision::Abort,
         ),
     };
     if is_no_answer(&done) {
@@ -479,7 +490,14 @@ async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdi
     }
     match done {
         Ok(()) => {
-            tracing::info!(%branch, resource = %registered.name, "recovery {what} the branch");
+            let did = match decision {
+                Decision::Commit => "committed",
+                Decision::Abort => "rolled back",
+            };
+            tracing::info!(%branch, resource = %registered.name, "recovery {did} the branch");
+            if let Some(observer) = &inner.recovery_observer {
+                observer(&Recovered { resource: registered.name.clone(), branch: branch.clone(), decision });
+            }
             Ok(())
         }
         Err(error) => Err(Doubt::NotFinished(crate::error::chain(&error))),

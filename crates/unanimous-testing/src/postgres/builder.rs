@@ -88,7 +88,7 @@ impl Builder {
         let fixed = self.port.is_some();
         let port = self.port.map_or_else(free_port, Ok)?;
         let mut cluster = Cluster { server: None, port, settings: self.settings, home };
-        cluster.first_start(fixed)?;
+        cluster.run(fixed)?;
         Ok(cluster)
     }
 

@@ -39,7 +39,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, test_kill_process};
 
 pub use binaries::binaries;
 pub use builder::Builder;
@@ -57,6 +58,9 @@ const START: Duration = Duration::from_secs(60);
 /// clusters' messages are in English.)
 const PASSING: [&str; 3] =
     ["Address already in use", "pre-existing shared memory block", "lock file \"postmaster.pid\" already exists"];
+
+/// How long such a start is repeated.
+const REPEAT: Duration = Duration::from_secs(10);
 
 /// How much of the log an error quotes, in lines.
 const QUOTED: usize = 20;
@@ -146,7 +150,7 @@ impl Cluster {
     }
 
     /// kill -9 of the postmaster. Returns when its children have gone too: they end by themselves when they next wait for something, and
-    /// are killed after 5 seconds. One that has ended already is none to be told.
+    /// are killed after a second. Nothing happens to one that has ended already.
     ///
     /// # Errors
     ///
@@ -183,8 +187,8 @@ impl Cluster {
         self.running()?.signal(signal).map_err(|error| Error::new(ErrorKind::Running, format!("signal: {error}")))
     }
 
-    /// Changes a setting of a running server, and waits until it is in force for new sessions. One that needs a restart is in force after
-    /// the next. Goes before `ALTER SYSTEM`'s nowhere: that one wins.
+    /// Changes a setting of a running server, and waits until it is in force for new sessions; one that needs a restart is in force after
+    /// the next. What `ALTER SYSTEM` says wins over it.
     ///
     /// # Errors
     ///
@@ -292,11 +296,7 @@ impl Cluster {
         Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
     }
 
-    /// The start of a new cluster: its port may be another's by now, and then becomes another one, unless it was asked for.
-    fn first_start(&mut self, fixed_port: bool) -> Result<(), Error> {
-        self.run(fixed_port)
-    }
-
+    /// Starts it. Its port may be another's by now: a new one is drawn, unless it was asked for or has been told already.
     fn run(&mut self, fixed_port: bool) -> Result<(), Error> {
         let start = Instant::now();
         loop {
@@ -308,7 +308,7 @@ impl Cluster {
             };
             let log = self.log();
             let said = log.get(said_before..).unwrap_or_default();
-            if start.elapsed() > END || !PASSING.iter().any(|reason| said.contains(reason)) {
+            if start.elapsed() > REPEAT || !PASSING.iter().any(|reason| said.contains(reason)) {
                 return Err(self.failed(ErrorKind::Start, &format!("the server ended ({status})")));
             }
             if !fixed_port {
@@ -374,12 +374,18 @@ impl Drop for Cluster {
     }
 }
 
-/// A killed server leaves its identification as a System V segment of some bytes, which the next start removes; there is none.
+/// A killed server leaves its identification as a System V segment of some bytes, which the next start would remove; there is none.
 fn remove_shared_memory(data: &Path) {
     let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
-    if let Some(id) = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) {
+    let lines: Vec<&str> = text.lines().collect();
+    let postmaster = lines.first().and_then(|line| Pid::from_raw(line.parse().ok()?));
+    let segment = lines.get(6).and_then(|line| line.split_whitespace().nth(1));
+    // A folder that was given may be another's by now, whose server runs.
+    if let (Some(postmaster), Some(segment)) = (postmaster, segment)
+        && test_kill_process(postmaster) == Err(Errno::SRCH)
+    {
         // Without ipcrm it stays there, and is small.
-        let _ = plain("ipcrm").args(["-m", id]).stderr(Stdio::null()).status();
+        let _ = plain("ipcrm").args(["-m", segment]).stderr(Stdio::null()).status();
     }
 }
 

@@ -24,7 +24,7 @@ const STEP: Duration = Duration::from_millis(10);
 pub(super) const END: Duration = Duration::from_secs(30);
 
 /// How long the children of a killed postmaster may work on before they are killed too.
-const CHILDREN: Duration = Duration::from_secs(5);
+const CHILDREN: Duration = Duration::from_secs(1);
 
 /// A server's process, which is immediately stopped when this is dropped.
 #[derive(Debug)]

@@ -6,7 +6,11 @@
 //! SELECT mark, xid                            flush
 //! SELECT 1/mark; PREPARE TRANSACTION gid      the vote: one message, so that it fails where the transaction has
 //! COMMIT PREPARED gid                         on the same connection; where that is lost, on one of recovery's
+//! SELECT 1/mark; INSERT decision row; COMMIT  instead of both where it carries the decision
 //! ```
+//!
+//! Notifications go in front of a commit in one phase, as rows in front of the vote, and are delivered behind `COMMIT PREPARED`; none of
+//! that is waited for by itself.
 //!
 //! Must not know the protocol, nor other branches.
 
@@ -17,12 +21,18 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use deadpool::managed::Object;
+use futures_util::future::join;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
-use unanimous_core::{Branch, BranchError, BranchId, Capability, FailureKind, SavepointId, TransactionId, Work};
+use unanimous_core::{
+    Branch, BranchError, BranchId, Capability, DecisionRecord, FailureKind, SavepointId, TransactionId, Work,
+};
 
-use super::control::Finish;
+use super::control::{Finish, Finished};
 use super::error::{self, PostgresError};
+use super::outbox::{self, Notification, Notifications};
+use super::rows::{self, DURABLE};
+use super::schema::SCHEMA;
 use super::session::{Sent, Sessions, row, within};
 use super::sql::literal;
 use super::store::Store;
@@ -65,6 +75,13 @@ pub(super) struct Backend {
     pub(super) start: String,
 }
 
+/// What a branch begins with.
+pub(super) struct Begun {
+    pub(super) transaction: TransactionId,
+    pub(super) read_only: bool,
+    pub(super) notifications: Vec<Notification>,
+}
+
 /// What has become of the branch.
 enum Stage {
     /// Open, and nothing was asked that could commit it.
@@ -73,6 +90,8 @@ enum Stage {
     Voting(BranchId),
     /// It is prepared.
     Prepared(BranchId),
+    /// It is committed, and its notifications are not delivered.
+    Delivering(BranchId),
     /// A commit in one phase was sent and not answered.
     Committing,
     Committed,
@@ -100,6 +119,9 @@ pub struct PostgresBranch {
     /// The answer to `BEGIN`, until somebody needs it.
     begun: tokio::sync::Mutex<Option<Sent>>,
     stage: Mutex<Stage>,
+    notifications: Notifications,
+    /// The server's id of the transaction, as it was at the flush; none where nothing was written.
+    xid: OnceLock<String>,
     /// The application may still use the connection after the end, or nobody knows what is open on it.
     spoiled: std::sync::atomic::AtomicBool,
 }
@@ -109,10 +131,10 @@ impl PostgresBranch {
         link: Link,
         backend: Option<Backend>,
         store: Arc<Store>,
-        transaction: TransactionId,
-        read_only: bool,
+        work: Begun,
         begun: Option<Sent>,
     ) -> Self {
+        let Begun { transaction, read_only, notifications } = work;
         Self {
             link: Some(link),
             backend: backend.map(OnceLock::from).unwrap_or_default(),
@@ -121,6 +143,8 @@ impl PostgresBranch {
             read_only,
             begun: tokio::sync::Mutex::new(begun),
             stage: Mutex::new(Stage::Open),
+            notifications: Notifications::new(notifications),
+            xid: OnceLock::new(),
             spoiled: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -132,6 +156,41 @@ impl PostgresBranch {
     /// The transaction that it is a part of.
     pub fn transaction(&self) -> TransactionId {
         self.transaction
+    }
+
+    /// Notifies this channel when the transaction has committed, and only then. The notification can't be lost: it goes out in the
+    /// transaction that commits this branch, or, where the branch is prepared, is kept in the table `unanimous.outbox` with the branch's
+    /// work and delivered behind `COMMIT PREPARED`, by recovery if need be. A transaction that has notified counts as one that wrote.
+    ///
+    /// The channel is taken as it is, as a quoted identifier: `LISTEN Jobs` listens to `jobs`. Notifications go out in the order in
+    /// which they were asked for; equal ones of one transaction may come as one, as with `NOTIFY`. Those asked for after a
+    /// [savepoint](crate::Tx::savepoint) go with a rollback to it; a `ROLLBACK TO` that the work sends by itself is not seen.
+    ///
+    /// Where the work has changed its role (`SET LOCAL ROLE`), that role needs the right to insert into the outbox.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::Notification`] for what PostgreSQL would refuse: a channel has 1 to 63 bytes. Nothing was sent, and the branch
+    /// goes on. [`PostgresError::Ended`] after its end.
+    pub fn notify(&self, channel: &str) -> Result<(), PostgresError> {
+        self.notify_with(channel, "")
+    }
+
+    /// The same, with a payload of less than 8000 bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`notify`](Self::notify).
+    pub fn notify_with(&self, channel: &str, payload: &str) -> Result<(), PostgresError> {
+        let notification = Notification::new(channel, payload)?;
+        if self.read_only {
+            return Err(PostgresError::READ_ONLY_NOTIFIES);
+        }
+        if self.is_spoiled() || !matches!(*lock(&self.stage), Stage::Open) {
+            return Err(PostgresError::Ended);
+        }
+        self.notifications.add(notification);
+        Ok(())
     }
 
     /// Known once `BEGIN` was answered, where a pooler may choose another session for each transaction.
@@ -164,9 +223,29 @@ impl PostgresBranch {
     }
 
     async fn ask(&self, doing: &'static str, sql: &str) -> Result<Vec<SimpleQueryMessage>, PostgresError> {
+        self.ask_behind(doing, std::future::ready(Ok(())), sql).await
+    }
+
+    /// Sends what `first` sends, and the query behind it, and waits for both. Where the first failed, its error tells more than the
+    /// query's.
+    async fn ask_behind(
+        &self,
+        doing: &'static str,
+        first: impl Future<Output = Result<(), tokio_postgres::Error>>,
+        sql: &str,
+    ) -> Result<Vec<SimpleQueryMessage>, PostgresError> {
         let limit = self.store.vote_timeout;
         let asked = within(doing, limit, async {
-            self.link().client().simple_query(sql).await.map_err(PostgresError::of(doing))
+            // Polled, and so sent, in this order.
+            let (first, answer) = join(first, self.link().client().simple_query(sql)).await;
+            match (first, answer) {
+                (Ok(()), answer) => answer.map_err(PostgresError::of(doing)),
+                // An answer that was lost hides what became of the query, whatever the first one's error was.
+                (Err(_), Err(lost)) if error::kind(&lost) == FailureKind::Lost => Err(PostgresError::of(doing)(lost)),
+                // Nothing was sent, and the rest went through without it: no answer that could be believed.
+                (Err(failed), Ok(_)) => Err(PostgresError::Unsent(failed.to_string())),
+                (Err(failed), Err(_)) => Err(PostgresError::of("notifying")(failed)),
+            }
         });
         asked.await.inspect_err(|error| {
             if error.kind() == FailureKind::Lost {
@@ -175,15 +254,31 @@ impl PostgresBranch {
         })
     }
 
-    /// Fails where the transaction has failed (25P02), and where it is not ours any more (22012).
-    fn mark(&self) -> String {
+    /// 1; fails where the transaction has failed (25P02), and where it is not ours any more (22012).
+    fn marked(&self) -> String {
         let mark = literal(&self.transaction.to_string());
-        format!("SELECT 1/(coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = {mark})::int")
+        format!("1/(coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = {mark})::int")
     }
 
     /// The statement that commits without a vote, behind the mark. A commit that was answered must last.
-    fn commit_sql(&self) -> String {
-        format!("{}; {DURABLE}; COMMIT", self.mark())
+    fn commit_sql(&self, row: &str) -> String {
+        format!("SELECT {}; {DURABLE}; {row}; COMMIT", self.marked())
+    }
+
+    /// Notifies in the transaction that is about to commit. Sent at the first poll.
+    async fn send_notifications(&self) -> Result<(), tokio_postgres::Error> {
+        if self.notifications.is_empty() {
+            return Ok(());
+        }
+        self.notifications.send(self.link().client(), &self.marked()).await
+    }
+
+    /// Writes the notifications into the transaction that is about to be prepared. Sent at the first poll.
+    async fn keep_notifications(&self, id: &BranchId) -> Result<(), tokio_postgres::Error> {
+        if self.notifications.is_empty() {
+            return Ok(());
+        }
+        self.notifications.keep(self.link().client(), id, &self.marked()).await
     }
 
     /// What the mark's errors mean; other errors are the server's own.
@@ -208,16 +303,24 @@ impl PostgresBranch {
         if row.get("ours") != Some("t") {
             return Err(PostgresError::WorkEnded);
         }
+        if let Some(xid) = row.get("xid") {
+            let _ = self.xid.set(xid.to_owned());
+        }
         // Without an id nothing was written here; a foreign server may have been written to all the same.
-        let wrote = row.get("xid").is_some() || (!self.read_only && row.get("foreign") == Some("t"));
+        let wrote = row.get("xid").is_some()
+            || !self.notifications.is_empty()
+            || (!self.read_only && row.get("foreign") == Some("t"));
         Ok(if wrote { Work::Wrote } else { Work::ReadOnly })
     }
 
     async fn vote(&self, id: &BranchId) -> Result<(), PostgresError> {
         self.begun().await?;
+        if !self.notifications.is_empty() {
+            self.store.ensure_outbox().await?;
+        }
         *lock(&self.stage) = Stage::Voting(id.clone());
-        let gid = literal(&id.to_string());
-        let answer = self.ask("preparing the branch", &format!("{}; PREPARE TRANSACTION {gid}", self.mark())).await;
+        let sql = format!("SELECT {}; PREPARE TRANSACTION {}", self.marked(), literal(&id.to_string()));
+        let answer = self.ask_behind("preparing the branch", self.keep_notifications(id), &sql).await;
         match answer.map_err(Self::tell) {
             Ok(_) => match self.link().take_warning() {
                 None => {
@@ -235,35 +338,90 @@ impl PostgresBranch {
         }
     }
 
-    /// `COMMIT PREPARED`, on this connection where it works, else on one of recovery's.
+    /// On this connection where it works, else on one of recovery's.
     async fn finish(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
-        let sql = match how {
-            Finish::Commit => "COMMIT PREPARED",
-            Finish::Rollback => "ROLLBACK PREPARED",
-        };
-        if !self.is_spoiled() && !self.link().client().is_closed() {
-            match self.ask("finishing the branch", &format!("{sql} {}", literal(&id.to_string()))).await {
-                Ok(_) => {
-                    if let Some(warning) = self.link().take_warning() {
-                        tracing::warn!(branch = %id, warning, "a warning while finishing the branch");
-                    }
-                    return Ok(());
-                }
-                Err(error) => {
-                    tracing::debug!(branch = %id, error = &error as &(dyn Error + 'static),
-                        "finishing the branch on another connection");
-                    // No error code ends a branch (rule 8): the store's list is asked.
-                    self.spoil();
-                }
-            }
-        }
-        self.store.control.finish(id, how).await
+        if self.finish_here(id, how).await { Ok(()) } else { self.finish_elsewhere(id, how).await }
     }
 
-    async fn commit_alone(&self) -> Result<(), PostgresError> {
+    /// On one of recovery's connections.
+    async fn finish_elsewhere(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
+        let finished = self.store.control.finish(id, how).await?;
+        if let (Finished::Absent, Finish::Commit, Some(xid)) = (finished, how, self.xid.get()) {
+            self.store.control.look_for_heuristic(id, xid).await;
+        }
+        Ok(())
+    }
+
+    /// Whether the server has confirmed it on this connection. Sent at the first poll.
+    async fn finish_here(&self, id: &BranchId, how: Finish) -> bool {
+        if !self.is_usable() {
+            return false;
+        }
+        match self.ask("finishing the branch", &format!("{} {}", how.sql(), literal(&id.to_string()))).await {
+            Ok(_) => {
+                if let Some(warning) = self.link().take_warning() {
+                    tracing::warn!(branch = %id, warning, "a warning while finishing the branch");
+                }
+                true
+            }
+            Err(error) => {
+                tracing::debug!(branch = %id, error = &error as &(dyn Error + 'static),
+                    "finishing the branch on another connection");
+                // No error code ends a branch (rule 8): the store's list is asked.
+                self.spoil();
+                false
+            }
+        }
+    }
+
+    /// Commits the prepared branch, and delivers what it has to notify.
+    async fn commit_prepared(&self, id: &BranchId) -> Result<(), PostgresError> {
+        if self.notifications.is_empty() {
+            return self.finish(id, Finish::Commit).await;
+        }
+        // One behind the other, without a wait in between; where the first fails the second finds nothing to deliver.
+        let (committed, delivered) = join(self.finish_here(id, Finish::Commit), self.deliver_here(id)).await;
+        if !committed {
+            self.finish_elsewhere(id, Finish::Commit).await?;
+        }
+        if committed && delivered {
+            return Ok(());
+        }
+        *lock(&self.stage) = Stage::Delivering(id.clone());
+        self.deliver(id).await
+    }
+
+    /// Whether the server has confirmed it on this connection. Sent at the first poll.
+    async fn deliver_here(&self, id: &BranchId) -> bool {
+        if !self.is_usable() {
+            return false;
+        }
+        match self.ask("delivering notifications", &outbox::deliver_sql(id)).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(branch = %id, error = &error as &(dyn Error + 'static),
+                    "delivering notifications on another connection");
+                // It may be inside of a transaction that has failed.
+                self.spoil();
+                false
+            }
+        }
+    }
+
+    async fn deliver(&self, id: &BranchId) -> Result<(), PostgresError> {
+        outbox::deliver(&self.store.control, id).await
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.is_spoiled() && !self.link().client().is_closed()
+    }
+
+    /// Commits in one message. `row` is the decision's, where the commit carries one.
+    async fn commit_alone(&self, row: &str) -> Result<(), PostgresError> {
         self.begun().await?;
         *lock(&self.stage) = Stage::Committing;
-        let answer = self.ask("committing the branch", &self.commit_sql()).await;
+        let notify = self.send_notifications();
+        let answer = self.ask_behind("committing the branch", notify, &self.commit_sql(row)).await;
         match answer.map_err(Self::tell) {
             Ok(_) => {
                 if let Some(warning) = self.link().take_warning() {
@@ -278,6 +436,20 @@ impl PostgresBranch {
                 }
                 Err(error)
             }
+        }
+    }
+
+    async fn carry(&self, record: &DecisionRecord) -> Result<(), BranchError> {
+        rows::check(record).map_err(PostgresError::into_branch)?;
+        let Err(error) = self.commit_alone(&rows::insert(record)).await else { return Ok(()) };
+        if !is_row_there(&error) {
+            return Err(error.into_branch());
+        }
+        // The outcome is read, not concluded: the row that is in the way can say either.
+        match self.store.has_commit_row(record.transaction).await {
+            Ok(false) => Err(PostgresError::Fenced.into_branch()),
+            Ok(true) => Err(BranchError::lost(error)),
+            Err(unread) => Err(BranchError::lost(unread)),
         }
     }
 
@@ -319,7 +491,7 @@ impl PostgresBranch {
             Stage::Voting(id) => What::Fence(id.clone()),
             Stage::Prepared(id) => What::Finish(id.clone()),
             Stage::RolledBack => What::Nothing,
-            Stage::Committed => What::Committed,
+            Stage::Delivering(_) | Stage::Committed => What::Committed,
         };
         match what {
             What::Nothing => return Ok(()),
@@ -342,9 +514,15 @@ impl PostgresBranch {
     }
 }
 
-/// A commit that was answered must be on the disk; a stronger setting (`remote_apply`) stays.
-pub(super) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) \
-    WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
+/// Whether a commit failed since the transaction has a decision row already.
+fn is_row_there(error: &PostgresError) -> bool {
+    let PostgresError::Postgres { source, .. } = error else { return false };
+    source.as_db_error().is_some_and(|error| {
+        *error.code() == SqlState::UNIQUE_VIOLATION
+            && error.schema() == Some(SCHEMA)
+            && error.table() == Some("decision")
+    })
+}
 
 impl Deref for PostgresBranch {
     type Target = Client;
@@ -372,13 +550,16 @@ impl Branch for PostgresBranch {
         self.vote(id).await.map_err(PostgresError::into_branch)
     }
 
+    /// Also delivers what the branch has to notify; repeated after its commit it only does that.
     async fn commit(&self) -> Result<(), BranchError> {
-        let id = match &*lock(&self.stage) {
-            Stage::Prepared(id) => id.clone(),
+        let (id, committed) = match &*lock(&self.stage) {
+            Stage::Prepared(id) => (id.clone(), false),
+            Stage::Delivering(id) => (id.clone(), true),
             Stage::Committed => return Ok(()),
             _ => return Err(BranchError::refused(PostgresError::Ended)),
         };
-        self.finish(&id, Finish::Commit).await.map_err(PostgresError::into_branch)?;
+        let finished = if committed { self.deliver(&id).await } else { self.commit_prepared(&id).await };
+        finished.map_err(PostgresError::into_branch)?;
         *lock(&self.stage) = Stage::Committed;
         Ok(())
     }
@@ -389,7 +570,12 @@ impl Branch for PostgresBranch {
     }
 
     async fn commit_one_phase(&self, _id: &BranchId) -> Result<(), BranchError> {
-        self.commit_alone().await.map_err(PostgresError::into_branch)
+        self.commit_alone("").await.map_err(PostgresError::into_branch)
+    }
+
+    /// The work and the row are one message: no client that dies in between leaves a transaction open that a fence waits for.
+    async fn commit_carrying(&self, record: &DecisionRecord) -> Result<(), BranchError> {
+        self.carry(record).await
     }
 
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
@@ -410,13 +596,16 @@ impl Branch for PostgresBranch {
 
     async fn savepoint(&self, id: SavepointId) -> Result<(), BranchError> {
         let answer = self.ask("making a savepoint", &format!("SAVEPOINT unanimous_{id}")).await;
-        answer.map(drop).map_err(|error| Self::tell(error).into_branch())
+        answer.map_err(|error| Self::tell(error).into_branch())?;
+        self.notifications.savepoint(id);
+        Ok(())
     }
 
     async fn rollback_to(&self, id: SavepointId) -> Result<(), BranchError> {
         let sql = format!("ROLLBACK TO SAVEPOINT unanimous_{id}");
-        let answer = self.ask("rolling back to a savepoint", &sql).await;
-        answer.map(drop).map_err(PostgresError::into_branch)
+        self.ask("rolling back to a savepoint", &sql).await.map_err(PostgresError::into_branch)?;
+        self.notifications.rollback_to(id);
+        Ok(())
     }
 }
 
@@ -424,7 +613,7 @@ impl Drop for PostgresBranch {
     fn drop(&mut self) {
         let Some(link) = self.link.take() else { return };
         let stage = std::mem::replace(&mut *lock(&self.stage), Stage::RolledBack);
-        let ended = matches!(stage, Stage::Committed | Stage::RolledBack) && !self.is_spoiled();
+        let ended = matches!(stage, Stage::Delivering(_) | Stage::Committed | Stage::RolledBack) && !self.is_spoiled();
         match link {
             Link::Own(session) if ended => session.clean(),
             Link::Pool(_) | Link::Client(_) if ended => {}

@@ -38,7 +38,7 @@ pub(super) enum Finish {
 }
 
 impl Finish {
-    fn sql(self) -> &'static str {
+    pub(super) fn sql(self) -> &'static str {
         match self {
             Finish::Commit => "COMMIT PREPARED",
             Finish::Rollback => "ROLLBACK PREPARED",
@@ -53,6 +53,15 @@ impl Finish {
     }
 }
 
+/// How a prepared branch was found to be finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finished {
+    /// The server did it now.
+    Done,
+    /// The server does not list it: it did it before, or somebody else has finished the branch.
+    Absent,
+}
+
 /// A prepared branch of ours, as the server lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -61,15 +70,15 @@ pub struct Prepared {
     pub branch: BranchId,
     /// The role that prepared it: it, and a superuser, can finish it.
     pub owner: String,
-    /// When it was prepared, as the server writes it.
+    /// When it was prepared, by the server's clock: UTC, ISO 8601 with milliseconds.
     pub since: String,
 }
 
 /// The store's own connections.
 pub(super) struct Control {
     connect: Arc<dyn Connect>,
-    /// A carrier does not prepare, and is another store after a promotion, which may have lost its rows.
-    carrier: bool,
+    /// Decisions are kept here: the server need not prepare, and must not be promoted meanwhile, which may lose rows.
+    decides: bool,
     known: OnceLock<Known>,
     idle: Mutex<Vec<Session>>,
 }
@@ -79,22 +88,12 @@ pub(super) struct Control {
 pub(super) struct Known {
     pub(super) store: StoreId,
     pub(super) role: String,
+    server: String,
 }
 
 impl Control {
-    pub(super) fn new(connect: Arc<dyn Connect>, carrier: bool) -> Self {
-        Self { connect, carrier, known: OnceLock::new(), idle: Mutex::default() }
-    }
-
-    /// The identity of the store that a session leads to.
-    fn store(&self, who: &Who) -> StoreId {
-        if !self.carrier {
-            return who.store.clone();
-        }
-        // At most 16 + 10 + 8 digits and two dashes behind "pg-".
-        format!("{}-{}", who.store, who.timeline)
-            .parse()
-            .expect("it has at most 40 characters of those that an identity has")
+    pub(super) fn new(connect: Arc<dyn Connect>, decides: bool) -> Self {
+        Self { connect, decides, known: OnceLock::new(), idle: Mutex::default() }
     }
 
     /// Whether a session leads to where it should, and the server can do what it must.
@@ -105,16 +104,21 @@ impl Control {
         if who.version < OLDEST {
             return Err(PostgresError::TooOld { version: who.version });
         }
-        if who.max_prepared == 0 && !self.carrier {
+        if who.max_prepared == 0 && !self.decides {
             return Err(PostgresError::CantPrepare);
         }
         if who.replicates && !sees_warnings {
             return Err(PostgresError::WarningsUnseen);
         }
-        let store = self.store(who);
-        let known = self.known.get_or_init(|| Known { store: store.clone(), role: who.role.clone() });
-        if known.store != store {
-            return Err(PostgresError::OtherStore { expected: known.store.to_string(), found: store.to_string() });
+        let known =
+            self.known.get_or_init(|| Known { store: who.store.clone(), role: who.role.clone(), server: who.server() });
+        if known.store != who.store {
+            let (expected, found) = (known.store.to_string(), who.store.to_string());
+            return Err(PostgresError::OtherStore { expected, found });
+        }
+        if self.decides && known.server != who.server() {
+            let (expected, found) = (known.server.clone(), who.server());
+            return Err(PostgresError::Promoted { expected, found });
         }
         if known.role != who.role {
             return Err(PostgresError::OtherRole { expected: known.role.clone(), found: who.role.clone() });
@@ -154,7 +158,31 @@ impl Control {
         let who = Who::parse(&ask(&session, "asking the server who it is", super::session::WHO).await?)?;
         self.check(&who, session.warnings.is_some())?;
         self.give_back(session);
-        Ok(self.store(&who))
+        Ok(who.store)
+    }
+
+    /// The server that is asked now, as it was since its last promotion.
+    pub(super) async fn server(&self) -> Result<String, PostgresError> {
+        let session = self.session().await?;
+        let server = session.who.server();
+        self.give_back(session);
+        Ok(server)
+    }
+
+    /// A message that writes and commits. Ok when it is durable, and on the replicas that it must be on.
+    pub(super) async fn forced(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<SimpleQueryMessage>, PostgresError> {
+        let session = self.session().await?;
+        session.take_warning();
+        let answer = ask(&session, doing, sql).await?;
+        if let Some(warning) = session.take_warning() {
+            return Err(PostgresError::NotReplicated(warning));
+        }
+        self.give_back(session);
+        Ok(answer)
     }
 
     /// The branches of ours that are prepared in this database, whoever prepared them.
@@ -163,8 +191,8 @@ impl Control {
         let answer = ask(
             &session,
             "listing prepared branches",
-            "SELECT gid, owner, prepared FROM pg_catalog.pg_prepared_xacts \
-             WHERE database = pg_catalog.current_database() ORDER BY prepared, gid",
+            "SELECT gid, owner, pg_catalog.to_char(prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS since \
+             FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() ORDER BY prepared, gid",
         )
         .await?;
         self.give_back(session);
@@ -172,14 +200,14 @@ impl Control {
     }
 
     /// Finishes a prepared branch. Ok when the server did it, or when it does not list the branch (any more).
-    pub(super) async fn finish(&self, branch: &BranchId, how: Finish) -> Result<(), PostgresError> {
+    pub(super) async fn finish(&self, branch: &BranchId, how: Finish) -> Result<Finished, PostgresError> {
         let gid = literal(&branch.to_string());
         let session = self.session().await?;
         let failed = match ask(&session, how.doing(), &format!("{} {gid}", how.sql())).await {
             Ok(_) => {
                 warn(&session, branch, how);
                 self.give_back(session);
-                return Ok(());
+                return Ok(Finished::Done);
             }
             Err(error) => error,
         };
@@ -191,7 +219,7 @@ impl Control {
         };
         let Some(owner) = owner else {
             self.give_back(session);
-            return Ok(());
+            return Ok(Finished::Absent);
         };
         // A pooler's session is not ours to change.
         if failed.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) || !session.who.guarded {
@@ -201,7 +229,31 @@ impl Control {
         ask(&session, "taking the role that prepared the branch", &format!("SET ROLE {}", identifier(&owner))).await?;
         ask(&session, how.doing(), &format!("{} {gid}", how.sql())).await?;
         warn(&session, branch, how);
-        Ok(())
+        Ok(Finished::Done)
+    }
+
+    /// Says it aloud where a branch that is decided to commit was rolled back by somebody else. To be asked when its server does not list
+    /// the branch any more, by the transaction id that it was prepared under: for what was prepared that id is used up, so that it can't be
+    /// another's (PostgreSQL 15, 9.27.9 for `pg_xact_status`).
+    pub(super) async fn look_for_heuristic(&self, branch: &BranchId, xid: &str) {
+        let asked = async {
+            let session = self.session().await?;
+            let sql = format!("SELECT pg_catalog.pg_xact_status({}::pg_catalog.xid8)", literal(xid));
+            let answer = ask(&session, "asking what became of a branch", &sql).await?;
+            self.give_back(session);
+            Ok::<_, PostgresError>(row(&answer).and_then(|row| row.get(0)).map(str::to_owned))
+        };
+        match asked.await {
+            Ok(status) if status.as_deref() == Some("aborted") => tracing::error!(
+                %branch,
+                xid,
+                "heuristic rollback: the branch is decided to commit, and somebody rolled it back in its store; the transaction is \
+                 torn, and what the branch did must be done again by hand (docs/operating/heuristics.md)"
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%branch, error = &error as &(dyn std::error::Error + 'static),
+                "what became of a branch that is not listed any more can't be asked"),
+        }
     }
 
     /// Who prepared the branch; none where it is not listed.
@@ -251,7 +303,7 @@ fn prepared(row: &SimpleQueryRow) -> Option<Prepared> {
     Some(Prepared {
         branch: row.get("gid")?.parse().ok()?,
         owner: row.get("owner")?.to_owned(),
-        since: row.get("prepared")?.to_owned(),
+        since: row.get("since")?.to_owned(),
     })
 }
 

@@ -60,6 +60,8 @@ pub enum PostgresError {
     WorkFailed,
     /// The server said Ok with a warning: the change is not on all replicas that it must be on.
     NotReplicated(String),
+    /// The notifications were not sent, and what stood behind them was done all the same; the driver's text.
+    Unsent(String),
     /// No answer in time.
     NoAnswer {
         /// What was being done.
@@ -71,8 +73,38 @@ pub enum PostgresError {
     Ended,
     /// A notification that PostgreSQL would refuse; why.
     Notification(&'static str),
-    /// The tables that the store needs are not there.
+    /// The tables that the store needs are not there, or this role may not use them.
     NoSchema(String),
+    /// The tables are of a version that this program does not know.
+    OtherTables {
+        /// Their version.
+        version: String,
+    },
+    /// The server was promoted or restored, and may have lost decisions that it had acknowledged before.
+    Promoted {
+        /// The store with its timeline, as it was first reached.
+        expected: String,
+        /// As it is now.
+        found: String,
+    },
+    /// Another process has the node's decision log open.
+    NodeHeld {
+        /// The node.
+        node: String,
+        /// Who, as the server knows it.
+        by: String,
+    },
+    /// Another process has taken the node's decision log over: this one can't decide any more.
+    TakenOver {
+        /// The node.
+        node: String,
+    },
+    /// A node's name that can't be one.
+    NodeName(String),
+    /// The process was forked: the log is its parent's.
+    Forked,
+    /// A decision that the tables can't hold; why.
+    Unwritable(String),
     /// What is in the tables can't be; why.
     Damaged(String),
     /// The transaction was fenced: recovery has decided Abort.
@@ -113,13 +145,35 @@ impl fmt::Display for PostgresError {
             Self::NotReplicated(warning) => {
                 write!(f, "the server said Ok, with a warning that replicas have not confirmed it: {warning}")
             }
+            Self::Unsent(why) => write!(f, "the notifications were not sent, and the transaction went on without: {why}"),
             Self::NoAnswer { doing, waited } => write!(f, "no answer within {waited:?} while {doing}"),
             Self::Ended => f.write_str("the branch has ended"),
             Self::Notification(why) => f.write_str(why),
             Self::NoSchema(schema) => write!(
                 f,
-                "the tables of the schema {schema:?} are not there and could not be made; let an owner of the database run what `unanimous sql postgres` prints"
+                "the tables of the schema {schema:?} are not there, or not for this role; let an owner of the database run what `unanimous sql postgres --role ROLE` prints"
             ),
+            Self::OtherTables { version } => write!(
+                f,
+                "the tables of the schema \"unanimous\" are of version {version}, which this program does not know; use the version of it that made them, or a newer one"
+            ),
+            Self::Promoted { expected, found } => write!(
+                f,
+                "the server was promoted or restored (it is {found} and was {expected}), and may have lost decisions; restart the process, so that nothing is presumed of what was before"
+            ),
+            Self::NodeHeld { node, by } => write!(
+                f,
+                "the decision log of the node {node:?} is open in another process ({by}); stop that one, give this one a name of its own, or, where it can't be reached any more, take the node over"
+            ),
+            Self::TakenOver { node } => write!(
+                f,
+                "the decision log of the node {node:?} was taken over by another process; restart this one when that one has ended"
+            ),
+            Self::NodeName(name) => {
+                write!(f, "{name:?} can't be a node's name: it has 1 to 255 bytes and no zero")
+            }
+            Self::Forked => f.write_str("the decision log is the parent process's; open one after the fork, under a name of its own"),
+            Self::Unwritable(why) => write!(f, "the decision can't be written: {why}"),
             Self::Damaged(what) => write!(f, "the store's own tables are damaged: {what}"),
             Self::Fenced => f.write_str("recovery has decided to abort the transaction"),
         }
@@ -136,6 +190,10 @@ impl Error for PostgresError {
 }
 
 impl PostgresError {
+    pub(super) const READ_ONLY_NOTIFIES: Self = Self::Notification(
+        "a branch that joined read only can't notify: its notifications may have to be written; join it without `read_only`",
+    );
+
     /// An error of the driver, under the name of what was being done.
     pub(super) fn of(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
         move |source| Self::Postgres { doing, source }
@@ -153,7 +211,7 @@ impl PostgresError {
     pub(super) fn kind(&self) -> FailureKind {
         match self {
             Self::Postgres { source, .. } => kind(source),
-            Self::NotReplicated(_) | Self::NoAnswer { .. } => FailureKind::Lost,
+            Self::NotReplicated(_) | Self::Unsent(_) | Self::NoAnswer { .. } => FailureKind::Lost,
             _ => FailureKind::Refused,
         }
     }

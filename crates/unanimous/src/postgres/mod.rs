@@ -39,12 +39,20 @@
 //! Must not know the manager, the log, or any other adapter.
 
 mod branch;
+mod carrier;
 mod control;
 mod error;
+mod log;
+mod node;
 mod options;
+mod outbox;
+mod rows;
+mod schema;
 mod session;
 mod sql;
 mod store;
+mod survey;
+mod writer;
 
 use std::fmt;
 use std::str::FromStr;
@@ -57,13 +65,20 @@ use deadpool::managed;
 /// The pool that a store can be made on.
 pub use deadpool_postgres;
 pub use error::PostgresError;
+pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
+pub use schema::schema_sql;
+pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, NoTls, Socket};
-use unanimous_core::{BranchContext, BranchError, BranchId, Capability, ResourceManager, StoreError, StoreId};
+use unanimous_core::{
+    BranchContext, BranchError, BranchId, Capability, DecisionRecord, Known, Owner, ResourceManager, StoreError,
+    StoreId, TransactionId,
+};
 
+use self::carrier::Decisions;
 use self::control::{Control, Finish};
 use self::session::{ByConfig, ByPool, Connect, Sessions};
 use self::store::{Source, Store};
@@ -110,9 +125,30 @@ pub struct PostgresBuilder {
     lock_timeout: Duration,
     vote_timeout: Duration,
     pool_timeout: Duration,
+    carrier: bool,
+    horizon: Duration,
 }
 
 impl PostgresBuilder {
+    /// Lets this database carry decisions: its branch does not prepare, but commits its work last and with a row of the decision, after
+    /// the others have prepared. That is one forced write less than a log, and the server needs no `max_prepared_transactions`. A
+    /// transaction can have one such branch.
+    ///
+    /// The rows are in the schema `unanimous`, which is made when it is needed and the role may; else by what
+    /// [`schema_sql`] gives. Who drops it drops decisions. A promotion may have lost some: branches that wait for a decision
+    /// from before one, which has no row, are held.
+    ///
+    /// The store may be named a carrier or not from one start to the next: its rows are asked for in both cases.
+    pub fn carrier(self) -> Self {
+        Self { carrier: true, ..self }
+    }
+
+    /// How long a carrier's decision rows are kept after every branch was confirmed; 24 h by default. A failover or a restored store can
+    /// bring a branch back as prepared; beyond the horizon it is held.
+    pub fn horizon(self, horizon: Duration) -> Self {
+        Self { horizon, ..self }
+    }
+
     /// How many connections branches may have at once, where the pool is the store's own; 16 by default. Recovery's are beside them.
     pub fn max_connections(self, most: usize) -> Self {
         Self { max_connections: most.max(1), ..self }
@@ -155,8 +191,18 @@ impl PostgresBuilder {
 
     /// Makes the store. Nothing is connected yet: a server that is down stops nobody.
     pub fn build(self) -> Postgres {
-        let Self { name, connections, connect, guard, max_connections, lock_timeout, vote_timeout, pool_timeout } =
-            self;
+        let Self {
+            name,
+            connections,
+            connect,
+            guard,
+            max_connections,
+            lock_timeout,
+            vote_timeout,
+            pool_timeout,
+            carrier,
+            horizon,
+        } = self;
         let (source, connect) = match connections {
             Connections::Config(config) => {
                 let connect = connect(*config, guard);
@@ -168,9 +214,12 @@ impl PostgresBuilder {
                 (Source::Pool(pool), connect)
             }
         };
-        let capability = Capability::TwoPhase;
-        let control = Control::new(connect, capability == Capability::Carrier);
-        let store = Store { name, capability, source, control, lock_timeout, vote_timeout, pool_timeout };
+        let capability = if carrier { Capability::Carrier } else { Capability::TwoPhase };
+        let control = Control::new(connect, carrier);
+        let decisions = Decisions::new(horizon);
+        let outbox = tokio::sync::OnceCell::new();
+        let store =
+            Store { name, capability, source, control, decisions, lock_timeout, vote_timeout, pool_timeout, outbox };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -209,17 +258,23 @@ impl Postgres {
             lock_timeout: Duration::from_secs(5),
             vote_timeout: Duration::from_secs(60),
             pool_timeout: Duration::from_secs(30),
+            carrier: false,
+            horizon: Duration::from_secs(24 * 60 * 60),
         }
     }
 
     /// Whether the store can be used now: connects, and checks that the server is a primary, can prepare, is new enough and is the
-    /// store that it was. A manager does the same when it is built, and goes on without a store that fails.
+    /// store that it was; that a carrier's tables are there, or can be made. A manager does the same when it is built, and goes on without a store that fails.
     ///
     /// # Errors
     ///
     /// What is wrong, and what to set.
     pub async fn check(&self) -> Result<(), PostgresError> {
-        self.store.control.identity().await.map(drop)
+        self.store.control.identity().await?;
+        match self.store.capability {
+            Capability::Carrier => schema::ensure_decisions(&self.store.control).await,
+            _ => Ok(()),
+        }
     }
 
     /// The branches that are prepared in this database, whoever's they are.
@@ -231,8 +286,39 @@ impl Postgres {
         self.store.control.list().await
     }
 
-    /// Closes the connections that are idle. Branches that are open go on to their end.
+    /// What an operator wants to know of the transactions that are prepared in this database: whose they are, what they hold, whom they
+    /// block. Those of other programs too.
+    ///
+    /// # Errors
+    ///
+    /// When the list would not be authoritative: unreachable, a standby, another store.
+    pub async fn survey(&self) -> Result<Survey, PostgresError> {
+        survey::survey(&self.store.control).await
+    }
+
+    /// What this database's decision rows say of a transaction, for people: [`Known::Commit`] or [`Known::Abort`]. Only a look: it forces and
+    /// fences nothing, so that nothing follows from a row that is not there. Recovery asks [`decision`](ResourceManager::decision).
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn decision_row(&self, transaction: TransactionId) -> Result<Option<Known>, PostgresError> {
+        survey::decision_row(&self.store.control, transaction).await
+    }
+
+    /// The transactions of a log that this database's commits decided and that are not noted as finished; a look, as
+    /// [`decision_row`](Self::decision_row). Rows that can't be read are left out.
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn unfinished_rows(&self, log: unanimous_core::LogId) -> Result<Vec<DecisionRecord>, PostgresError> {
+        survey::unfinished_rows(&self.store.control, log).await
+    }
+
+    /// Closes the connections that are idle. Branches that are open go on to their end; decisions that are finished are still marked.
     pub fn close(&self) {
+        self.store.flush_soon();
         if let Source::Own(pool) = &self.store.source {
             pool.close();
         }
@@ -263,17 +349,42 @@ impl ResourceManager for Postgres {
         self.store.begin(context.transaction, options).await.map_err(PostgresError::into_branch)
     }
 
+    /// Delivers first what the outbox has: what can be seen there is committed.
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        if let Err(error) = outbox::deliver_all(&self.store.control).await {
+            // Branches hold locks, and rows don't: recovery goes on, and delivers in the next pass.
+            tracing::warn!(
+                store = self.store.name,
+                error = &error as &(dyn std::error::Error + 'static),
+                "notifications of committed transactions were not delivered; they are tried again"
+            );
+        }
         let prepared = self.store.control.list().await.map_err(StoreError::new)?;
         Ok(prepared.into_iter().map(|prepared| prepared.branch).collect())
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.store.control.finish(id, Finish::Commit).await.map_err(PostgresError::into_branch)
+        let control = &self.store.control;
+        control.finish(id, Finish::Commit).await.map_err(PostgresError::into_branch)?;
+        outbox::deliver(control, id).await.map_err(PostgresError::into_branch)
     }
 
     async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.store.control.finish(id, Finish::Rollback).await.map_err(PostgresError::into_branch)
+        self.store.control.finish(id, Finish::Rollback).await.map(drop).map_err(PostgresError::into_branch)
+    }
+
+    /// Waits for a carrier that is about to commit, at most for the lock timeout.
+    async fn decision(&self, transaction: TransactionId, owner: Owner) -> Result<Known, StoreError> {
+        self.store.decision(transaction, owner).await.map_err(StoreError::new)
+    }
+
+    async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
+        self.store.unfinished(owner).await.map_err(StoreError::new)
+    }
+
+    /// Marked in the background, with others.
+    fn forget(&self, transaction: TransactionId) {
+        self.store.forget(transaction);
     }
 }
 

@@ -10,6 +10,9 @@ use tokio_postgres::Client;
 pub use tokio_postgres::IsolationLevel;
 use unanimous_core::TransactionId;
 
+use super::error::PostgresError;
+use super::outbox::Notification;
+
 /// What a join may ask for. By default: the server's default isolation level, read and write, the store's lock timeout, no statement
 /// timeout of its own, a connection of the store's pool.
 #[derive(Clone, Default)]
@@ -21,6 +24,7 @@ pub struct PostgresOptions {
     pub(super) statement_timeout: Option<Duration>,
     pub(super) lock_timeout: Option<Duration>,
     pub(super) client: Option<Arc<Client>>,
+    pub(super) notify: Vec<(String, String)>,
 }
 
 impl PostgresOptions {
@@ -69,6 +73,32 @@ impl PostgresOptions {
         Self { client: Some(client), ..self }
     }
 
+    /// Notifies this channel when the transaction has committed, as [`PostgresBranch::notify`](super::PostgresBranch::notify); several
+    /// are sent in this order. A name that PostgreSQL would refuse fails the join.
+    #[must_use]
+    pub fn notify(self, channel: impl Into<String>) -> Self {
+        self.notify_with(channel, "")
+    }
+
+    /// The same, with a payload.
+    #[must_use]
+    pub fn notify_with(mut self, channel: impl Into<String>, payload: impl Into<String>) -> Self {
+        self.notify.push((channel.into(), payload.into()));
+        self
+    }
+
+    pub(super) fn notifications(&self) -> Result<Vec<Notification>, PostgresError> {
+        let all: Vec<_> = self
+            .notify
+            .iter()
+            .map(|(channel, payload)| Notification::new(channel, payload))
+            .collect::<Result<_, _>>()?;
+        if self.read_only && !all.is_empty() {
+            return Err(PostgresError::READ_ONLY_NOTIFIES);
+        }
+        Ok(all)
+    }
+
     /// `BEGIN` with all of it, and the mark by which the vote knows that it is still this transaction.
     pub(super) fn begin(&self, transaction: TransactionId, lock_timeout: Duration) -> String {
         let mut sql = String::from("BEGIN");
@@ -104,6 +134,7 @@ impl std::fmt::Debug for PostgresOptions {
             .field("statement_timeout", &self.statement_timeout)
             .field("lock_timeout", &self.lock_timeout)
             .field("own_client", &self.client.is_some())
+            .field("notify", &self.notify)
             .finish()
     }
 }

@@ -10,11 +10,13 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use unanimous_core::{Branch, Capability, TransactionId};
 
-use super::branch::{Backend, Link, PostgresBranch};
+use super::branch::{Backend, Begun, Link, PostgresBranch};
+use super::carrier::Decisions;
 use super::control::Control;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
 use super::session::{Sessions, WHO, Who};
+use super::{outbox, schema};
 
 /// Where connections for branches come from.
 pub(super) enum Source {
@@ -27,9 +29,12 @@ pub(super) struct Store {
     pub(super) capability: Capability,
     pub(super) source: Source,
     pub(super) control: Control,
+    pub(super) decisions: Decisions,
     pub(super) lock_timeout: Duration,
     pub(super) vote_timeout: Duration,
     pub(super) pool_timeout: Duration,
+    /// The outbox is known to be there.
+    pub(super) outbox: tokio::sync::OnceCell<()>,
 }
 
 impl Store {
@@ -38,9 +43,13 @@ impl Store {
         transaction: TransactionId,
         options: PostgresOptions,
     ) -> Result<PostgresBranch, PostgresError> {
+        if self.capability == Capability::Carrier && !options.read_only {
+            self.register(transaction.owner()).await?;
+        }
         let begin = options.begin(transaction, self.lock_timeout);
+        let work = Begun { transaction, read_only: options.read_only, notifications: options.notifications()? };
         if let Some(client) = options.client {
-            return self.begin_on(Link::Client(client), transaction, options.read_only, &begin).await;
+            return self.begin_on(Link::Client(client), work, &begin).await;
         }
         match &self.source {
             Source::Own(pool) => {
@@ -51,18 +60,23 @@ impl Store {
                     return Err(error);
                 }
                 if !session.who.guarded {
-                    return self.begin_on(Link::Own(session), transaction, options.read_only, &begin).await;
+                    return self.begin_on(Link::Own(session), work, &begin).await;
                 }
                 let begun = session.send(begin);
                 let backend = Backend { pid: session.who.pid, start: session.who.start.clone() };
                 let link = Link::Own(session);
-                Ok(PostgresBranch::new(link, Some(backend), self.clone(), transaction, options.read_only, begun))
+                Ok(PostgresBranch::new(link, Some(backend), self.clone(), work, begun))
             }
             Source::Pool(pool) => {
                 let object = self.take_from(pool.get()).await?;
-                self.begin_on(Link::Pool(object), transaction, options.read_only, &begin).await
+                self.begin_on(Link::Pool(object), work, &begin).await
             }
         }
+    }
+
+    /// The outbox is there, or was made.
+    pub(super) async fn ensure_outbox(&self) -> Result<(), PostgresError> {
+        self.outbox.get_or_try_init(|| schema::ensure(&self.control, outbox::TABLE)).await.map(drop)
     }
 
     async fn take_from<T, E: Into<PostgresError> + std::fmt::Display>(
@@ -79,13 +93,7 @@ impl Store {
 
     /// On a session that others use as well, or that may write outside of transactions: the first statement must not be sent before
     /// it is inside of its own.
-    async fn begin_on(
-        self: &Arc<Self>,
-        link: Link,
-        transaction: TransactionId,
-        read_only: bool,
-        begin: &str,
-    ) -> Result<PostgresBranch, PostgresError> {
+    async fn begin_on(self: &Arc<Self>, link: Link, work: Begun, begin: &str) -> Result<PostgresBranch, PostgresError> {
         let warnings = matches!(link, Link::Own(_));
         // It must not be ended as the branch's before it is known to be outside of somebody's transaction.
         let link = match outside(link.client()).await {
@@ -98,7 +106,7 @@ impl Store {
             }
         };
         // From here on a dropped future drops the branch, which closes the session.
-        let branch = PostgresBranch::new(link, None, self.clone(), transaction, read_only, None);
+        let branch = PostgresBranch::new(link, None, self.clone(), work, None);
         // Asked within: behind a pooler another session may serve each transaction.
         let answer = branch.simple_query(&format!("{begin}; {WHO}")).await;
         let who = Who::parse(&answer.map_err(PostgresError::of("beginning the branch"))?)?;

@@ -5,10 +5,16 @@
 
 mod branch;
 mod conformance;
+mod decisions;
 mod facts;
+mod listener;
+mod notify;
+mod shared_log;
+mod survey;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
+use unanimous::postgres::tokio_postgres::{self, Client, NoTls};
 use unanimous::{Builder, TransactionManager};
 use unanimous_testing::postgres::{Cluster, Database};
 
@@ -60,4 +66,11 @@ fn values(database: &Database<'_>) -> String {
 fn prepared(database: &Database<'_>) -> String {
     let sql = "select coalesce(string_agg(gid, ' '), '') from pg_prepared_xacts where database = current_database()";
     database.psql(sql).unwrap()
+}
+
+/// A connection of the application's own.
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
 }
