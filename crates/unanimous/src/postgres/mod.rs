@@ -41,6 +41,7 @@
 mod branch;
 mod control;
 mod error;
+mod join;
 mod options;
 mod outbox;
 mod schema;
@@ -56,10 +57,10 @@ use std::time::Duration;
 
 pub use branch::PostgresBranch;
 pub use control::Prepared;
-use deadpool::managed;
 /// The pool that a store can be made on.
 pub use deadpool_postgres;
 pub use error::PostgresError;
+pub use join::JoinPostgres;
 pub use options::{IsolationLevel, PostgresOptions};
 pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
@@ -68,8 +69,8 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, NoTls, Socket};
 use unanimous_core::{BranchContext, BranchError, BranchId, Capability, ResourceManager, StoreError, StoreId};
 
-use self::control::{Control, Finish};
-use self::session::{ByConfig, ByPool, Connect, Sessions};
+use self::control::Finish;
+use self::session::{ByConfig, ByPool, Connect};
 use self::store::{Source, Store};
 
 /// A PostgreSQL database that takes part in transactions. Cheap to clone; all clones are one store.
@@ -164,18 +165,15 @@ impl PostgresBuilder {
         let (source, connect) = match connections {
             Connections::Config(config) => {
                 let connect = connect(*config, guard);
-                let pool = managed::Pool::builder(Sessions(connect.clone())).max_size(max_connections).build();
-                (Source::Own(pool.expect("a pool without timeouts needs no runtime")), connect)
+                (Source::Own(store::pool(connect.clone(), max_connections)), connect)
             }
             Connections::Pool(pool) => {
                 let connect: Arc<dyn Connect> = Arc::new(ByPool(pool.clone()));
                 (Source::Pool(pool), connect)
             }
         };
-        let capability = Capability::TwoPhase;
-        let control = Control::new(connect, capability == Capability::Carrier);
-        let outbox = tokio::sync::OnceCell::new();
-        let store = Store { name, capability, source, control, lock_timeout, vote_timeout, pool_timeout, outbox };
+        let store = Store::new(name, Capability::TwoPhase, source, connect);
+        let store = Store { lock_timeout, vote_timeout, pool_timeout, max_connections, ..store };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -248,10 +246,7 @@ impl Postgres {
 
     /// Closes the connections that are idle. Branches that are open go on to their end.
     pub fn close(&self) {
-        if let Source::Own(pool) = &self.store.source {
-            pool.close();
-        }
-        self.store.control.close();
+        self.store.close();
     }
 }
 

@@ -10,6 +10,7 @@
 use std::sync::Mutex;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use unanimous_core::{BranchId, SavepointId};
 
@@ -139,6 +140,14 @@ async fn execute(
     parameters: &[(&(dyn ToSql + Sync), Type)],
 ) -> Result<(), tokio_postgres::Error> {
     client.execute_typed(sql, parameters).await.map(drop)
+}
+
+/// Why notifications could not be sent or kept.
+pub(super) fn failed(error: tokio_postgres::Error) -> PostgresError {
+    match error.code() {
+        Some(code) if *code == SqlState::UNDEFINED_TABLE => PostgresError::NoSchema(schema::SCHEMA.to_owned()),
+        _ => PostgresError::of("notifying")(error),
+    }
 }
 
 /// Whether to wait for somebody who delivers the same.

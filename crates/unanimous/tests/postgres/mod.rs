@@ -5,6 +5,7 @@
 
 mod branch;
 mod conformance;
+mod join;
 mod listener;
 mod notify;
 mod survey;
