@@ -49,14 +49,14 @@ async fn a_connection_of_the_applications_takes_part() {
     let client = client(&pair.orders).await;
     for (n, committed) in [("1", true), ("2", false)] {
         let tx = manager.begin();
-        insert(&*tx.join_client(client.clone()).await.unwrap(), n).await;
+        insert(&tx.join_client(client.clone()).await.unwrap(), n).await;
         let again = tx.join_client(client.clone()).await.unwrap();
         assert_eq!(pid(&again).await, pid(&client).await, "joined again, it is the same connection");
         drop(again);
         let by_name = tx.join(&orders).await.unwrap();
         assert_eq!(pid(&by_name).await, pid(&client).await, "it is the resource's branch");
         drop(by_name);
-        insert(&*tx.join(&billing).await.unwrap(), n).await;
+        insert(&tx.join(&billing).await.unwrap(), n).await;
         if committed {
             tx.commit().await.unwrap();
         } else {
@@ -132,10 +132,10 @@ async fn a_resource_that_was_not_reached_before_is_found() {
     let manager =
         TransactionManager::builder(MemoryLog::new()).resource(orders).resource(billing).build().await.unwrap();
     let tx = manager.begin();
-    insert(&*tx.join_client(client(&pair.billing).await).await.unwrap(), "b").await;
+    insert(&tx.join_client(client(&pair.billing).await).await.unwrap(), "b").await;
     assert!(matches!(why(tx.join_url(&url).await), PostgresError::Connect(_)));
     cluster.restart().unwrap();
-    insert(&*tx.join_url(&url).await.unwrap(), "a").await;
+    insert(&tx.join_url(&url).await.unwrap(), "a").await;
     tx.commit().await.unwrap();
     assert_eq!(values(&pair.billing), "b");
     assert_eq!(cluster.psql("postgres", "select v from t").unwrap(), "a");
@@ -155,7 +155,7 @@ async fn a_connection_string_opens_one_connection_in_a_transaction_and_keeps_it_
         assert_eq!(pid(&branch).await, pid(&again).await, "the same string, the same connection");
         pids.push(pid(&branch).await);
         drop((branch, again));
-        insert(&*tx.join_url(&billing).await.unwrap(), n).await;
+        insert(&tx.join_url(&billing).await.unwrap(), n).await;
         tx.commit().await.unwrap();
     }
     assert_eq!(pids[0], pids[1], "given back to the string's pool");
@@ -201,7 +201,7 @@ async fn what_joined_by_a_connection_string_notifies() {
     let tx = manager.begin();
     let (orders, billing) = (pair.orders.url(), pair.billing.url());
     drop(tx.join_url_with(&orders, PostgresOptions::new().notify("jobs")).await.unwrap());
-    insert(&*tx.join_url(&billing).await.unwrap(), "b").await;
+    insert(&tx.join_url(&billing).await.unwrap(), "b").await;
     tx.join_url(&orders).await.unwrap().notify("news").unwrap();
     tx.commit().await.unwrap();
     assert_eq!(listener.heard().await.into_iter().map(|(channel, _)| channel).collect::<Vec<_>>(), ["jobs", "news"]);
@@ -213,8 +213,8 @@ async fn volatile(tx: &Tx, client: &Arc<Client>, url: &str) {
         let branch = tx.join_client_volatile("a client", client.clone()).await.unwrap();
         assert_eq!(pid(&branch).await, pid(client).await);
     }
-    insert(&*tx.join_client_volatile("a client", client.clone()).await.unwrap(), "a").await;
-    let first = pid(&*tx.join_url_volatile("a string", url).await.unwrap()).await;
+    insert(&tx.join_client_volatile("a client", client.clone()).await.unwrap(), "a").await;
+    let first = pid(&tx.join_url_volatile("a string", url).await.unwrap()).await;
     let branch = tx.join_url_volatile("a string", url).await.unwrap();
     assert_eq!(pid(&branch).await, first);
     insert(&branch, "b").await;
@@ -280,7 +280,7 @@ async fn a_volatile_connection_is_free_again_however_its_branch_ends() {
     drop(guard);
     is_free(&client).await;
     let tx = manager.begin();
-    insert(&*tx.join_client_volatile("mine", client.clone()).await.unwrap(), "b").await;
+    insert(&tx.join_client_volatile("mine", client.clone()).await.unwrap(), "b").await;
     drop(tx);
     eventually("it was dropped, and aborted in the background", || {
         pair.orders.psql("select count(*) from pg_stat_activity where state like 'idle in transaction%' and datname = current_database()").unwrap() == "0"
