@@ -5,6 +5,7 @@ mod check;
 mod command_line;
 mod crash;
 mod http;
+mod indoubt;
 mod log;
 mod serve;
 mod support;

@@ -120,6 +120,8 @@ pub trait Branch: Send + Sync + 'static {
 
     /// Commits a branch that was not prepared: one that only read, or the only one that wrote.
     ///
+    /// By default it prepares and commits, also a branch that only read. Where a prepare costs, or leaves something behind, write it out.
+    ///
     /// # Errors
     ///
     /// Conflict or refused: certainly not committed. [Lost](BranchError::lost): nobody knows.

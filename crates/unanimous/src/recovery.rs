@@ -19,9 +19,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use unanimous_core::recovery::{Ask, Lists, Verdict, is_finished, verdict, whom_to_ask};
-use unanimous_core::{
-    BranchId, Capability, Decision, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId,
-};
+use unanimous_core::{BranchId, Decision, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
 
 use crate::dispatch::Registered;
 use crate::env::NoRuntime;
@@ -388,7 +386,7 @@ fn unreachable(registered: &Registered, error: &StoreError) -> InDoubt {
 
 type Unfinished = Vec<(Option<Arc<Registered>>, DecisionRecord)>;
 
-/// Decisions that no driver works on and that are not known to be finished; with the carrier that keeps them, or none for the log.
+/// Decisions that no driver works on and that are not known to be finished; with the store that keeps them, or none for the log.
 async fn unfinished(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Unfinished {
     let mut all = Vec::new();
     match inner.within(None, inner.log.unfinished()).await {
@@ -397,8 +395,8 @@ async fn unfinished(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Unfinished {
             tracing::error!(error = &error as &(dyn std::error::Error + 'static), "the decision log can't be asked")
         }
     }
-    let carriers = inner.resources.values().filter(|registered| registered.capability == Capability::Carrier);
-    let asked = join_all(carriers.map(|registered| async move {
+    // Each of them: one that is no carrier now may have been one.
+    let asked = join_all(inner.resources.values().map(|registered| async move {
         let answer = inner.within(Some(&registered.name), registered.resource.unfinished(inner.owner)).await;
         (registered, answer)
     }));
@@ -457,10 +455,9 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
         Ask::Store(store) => {
             let decider = inner.resources.values().find(|registered| registered.known_identity() == Some(store));
             let Some(decider) = decider else {
-                // A carrier that was never reached may be the one.
-                let carriers =
-                    inner.resources.values().filter(|registered| registered.capability == Capability::Carrier);
-                return Known::Hold(match carriers.into_iter().any(|carrier| carrier.known_identity().is_none()) {
+                // One that was never reached may be it.
+                let unreached = inner.resources.values().any(|registered| registered.known_identity().is_none());
+                return Known::Hold(match unreached {
                     true => HoldReason::Unreachable,
                     false => HoldReason::UnregisteredDecider(store.clone()),
                 });

@@ -72,6 +72,7 @@ async fn a_pass_looks_in_the_order_that_the_plan_needs() {
         world.journal.all(),
         [
             "log.unfinished",
+            "a.unfinished",
             "c.unfinished",
             "a.identity",
             "a.list",

@@ -16,7 +16,6 @@ mod http_requests;
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
-mod log_disk;
 mod log_faults;
 mod log_file;
 mod log_power;

@@ -6,6 +6,7 @@
 //! SELECT mark, xid                            flush
 //! SELECT 1/mark; PREPARE TRANSACTION gid      the vote: one message, so that it fails where the transaction has
 //! COMMIT PREPARED gid                         on the same connection; where that is lost, on one of recovery's
+//! SELECT 1/mark; INSERT decision row; COMMIT  instead of both where it carries the decision
 //! ```
 //!
 //! Notifications go in front of a commit in one phase, as rows in front of the vote, and are delivered behind `COMMIT PREPARED`; none of
@@ -24,11 +25,15 @@ use futures_util::FutureExt;
 use futures_util::future::join;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
-use unanimous_core::{Branch, BranchError, BranchId, Capability, FailureKind, SavepointId, TransactionId, Work};
+use unanimous_core::{
+    Branch, BranchError, BranchId, Capability, DecisionRecord, FailureKind, SavepointId, TransactionId, Work,
+};
 
 use super::control::{Finish, Finished};
 use super::error::{self, PostgresError};
 use super::outbox::{self, Notification, Notifications};
+use super::rows::{self, DURABLE};
+use super::schema::SCHEMA;
 use super::session::{Sent, Sessions, row, within};
 use super::sql::literal;
 use super::store::Store;
@@ -275,8 +280,8 @@ impl PostgresBranch {
     }
 
     /// The statement that commits without a vote, behind the mark. A commit that was answered must last.
-    fn commit_sql(&self) -> String {
-        format!("SELECT {}; {DURABLE}; COMMIT", self.marked())
+    fn commit_sql(&self, row: &str) -> String {
+        format!("SELECT {}; {DURABLE}; {row}; COMMIT", self.marked())
     }
 
     /// Notifies in the transaction that is about to commit. Sent at the first poll.
@@ -430,11 +435,12 @@ impl PostgresBranch {
         !self.is_spoiled() && !self.link().client().is_closed()
     }
 
-    async fn commit_alone(&self) -> Result<(), PostgresError> {
+    /// Commits in one message. `row` is the decision's, where the commit carries one.
+    async fn commit_alone(&self, row: &str) -> Result<(), PostgresError> {
         self.begun().await?;
         *lock(&self.stage) = Stage::Committing;
         let notify = self.send_notifications();
-        let answer = self.ask_behind("committing the branch", notify, &self.commit_sql()).await;
+        let answer = self.ask_behind("committing the branch", notify, &self.commit_sql(row)).await;
         match answer.map_err(Self::tell) {
             Ok(_) => {
                 if let Some(warning) = self.link().take_warning() {
@@ -449,6 +455,20 @@ impl PostgresBranch {
                 }
                 Err(error)
             }
+        }
+    }
+
+    async fn carry(&self, record: &DecisionRecord) -> Result<(), BranchError> {
+        rows::check(record).map_err(PostgresError::into_branch)?;
+        let Err(error) = self.commit_alone(&rows::insert(record)).await else { return Ok(()) };
+        if !is_row_there(&error) {
+            return Err(error.into_branch());
+        }
+        // The outcome is read, not concluded: the row that is in the way can say either.
+        match self.store.has_commit_row(record.transaction).await {
+            Ok(false) => Err(PostgresError::Fenced.into_branch()),
+            Ok(true) => Err(BranchError::lost(error)),
+            Err(unread) => Err(BranchError::lost(unread)),
         }
     }
 
@@ -514,9 +534,15 @@ impl PostgresBranch {
     }
 }
 
-/// A commit that was answered must be on the disk; a stronger setting (`remote_apply`) stays.
-pub(super) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) \
-    WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
+/// Whether a commit failed since the transaction has a decision row already.
+fn is_row_there(error: &PostgresError) -> bool {
+    let PostgresError::Postgres { source, .. } = error else { return false };
+    source.as_db_error().is_some_and(|error| {
+        *error.code() == SqlState::UNIQUE_VIOLATION
+            && error.schema() == Some(SCHEMA)
+            && error.table() == Some("decision")
+    })
+}
 
 impl Deref for PostgresBranch {
     type Target = Client;
@@ -564,7 +590,12 @@ impl Branch for PostgresBranch {
     }
 
     async fn commit_one_phase(&self, _id: &BranchId) -> Result<(), BranchError> {
-        self.commit_alone().await.map_err(PostgresError::into_branch)
+        self.commit_alone("").await.map_err(PostgresError::into_branch)
+    }
+
+    /// The work and the row are one message: no client that dies in between leaves a transaction open that a fence waits for.
+    async fn commit_carrying(&self, record: &DecisionRecord) -> Result<(), BranchError> {
+        self.carry(record).await
     }
 
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {

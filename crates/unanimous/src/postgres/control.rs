@@ -77,8 +77,8 @@ pub struct Prepared {
 /// The store's own connections.
 pub(super) struct Control {
     connect: Arc<dyn Connect>,
-    /// A carrier does not prepare, and is another store after a promotion, which may have lost its rows.
-    carrier: bool,
+    /// Decisions are kept here: the server need not prepare, and must not be promoted meanwhile, which may lose rows.
+    decides: bool,
     known: OnceLock<Known>,
     idle: Mutex<Vec<Session>>,
 }
@@ -88,22 +88,12 @@ pub(super) struct Control {
 pub(super) struct Known {
     pub(super) store: StoreId,
     pub(super) role: String,
+    timeline: String,
 }
 
 impl Control {
-    pub(super) fn new(connect: Arc<dyn Connect>, carrier: bool) -> Self {
-        Self { connect, carrier, known: OnceLock::new(), idle: Mutex::default() }
-    }
-
-    /// The identity of the store that a session leads to.
-    fn store(&self, who: &Who) -> StoreId {
-        if !self.carrier {
-            return who.store.clone();
-        }
-        // At most 16 + 10 + 8 digits and two dashes behind "pg-".
-        format!("{}-{}", who.store, who.timeline)
-            .parse()
-            .expect("it has at most 40 characters of those that an identity has")
+    pub(super) fn new(connect: Arc<dyn Connect>, decides: bool) -> Self {
+        Self { connect, decides, known: OnceLock::new(), idle: Mutex::default() }
     }
 
     /// Whether a session leads to where it should, and the server can do what it must.
@@ -114,16 +104,24 @@ impl Control {
         if who.version < OLDEST {
             return Err(PostgresError::TooOld { version: who.version });
         }
-        if who.max_prepared == 0 && !self.carrier {
+        if who.max_prepared == 0 && !self.decides {
             return Err(PostgresError::CantPrepare);
         }
         if who.replicates && !sees_warnings {
             return Err(PostgresError::WarningsUnseen);
         }
-        let store = self.store(who);
-        let known = self.known.get_or_init(|| Known { store: store.clone(), role: who.role.clone() });
-        if known.store != store {
-            return Err(PostgresError::OtherStore { expected: known.store.to_string(), found: store.to_string() });
+        let known = self.known.get_or_init(|| Known {
+            store: who.store.clone(),
+            role: who.role.clone(),
+            timeline: who.timeline.clone(),
+        });
+        if known.store != who.store {
+            let (expected, found) = (known.store.to_string(), who.store.to_string());
+            return Err(PostgresError::OtherStore { expected, found });
+        }
+        if self.decides && known.timeline != who.timeline {
+            let (expected, found) = (known.timeline.clone(), who.timeline.clone());
+            return Err(PostgresError::Promoted { expected, found });
         }
         if known.role != who.role {
             return Err(PostgresError::OtherRole { expected: known.role.clone(), found: who.role.clone() });
@@ -133,7 +131,7 @@ impl Control {
 
     /// Whether the store was reached before, and a session leads to it.
     pub(super) fn is(&self, who: &Who) -> bool {
-        self.known.get().is_some_and(|known| known.store == self.store(who))
+        self.known.get().is_some_and(|known| known.store == who.store)
     }
 
     /// Whether the store was reached before.
@@ -178,7 +176,31 @@ impl Control {
         let who = Who::parse(&ask(&session, "asking the server who it is", super::session::WHO).await?)?;
         self.check(&who, session.warnings.is_some())?;
         self.give_back(session);
-        Ok(self.store(&who))
+        Ok(who.store)
+    }
+
+    /// The timeline of the server that is asked now.
+    pub(super) async fn timeline(&self) -> Result<String, PostgresError> {
+        let session = self.session().await?;
+        let timeline = session.who.timeline.clone();
+        self.give_back(session);
+        Ok(timeline)
+    }
+
+    /// A message that writes and commits. Ok when it is durable, and on the replicas that it must be on.
+    pub(super) async fn forced(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<SimpleQueryMessage>, PostgresError> {
+        let session = self.session().await?;
+        session.take_warning();
+        let answer = ask(&session, doing, sql).await?;
+        if let Some(warning) = session.take_warning() {
+            return Err(PostgresError::NotReplicated(warning));
+        }
+        self.give_back(session);
+        Ok(answer)
     }
 
     /// The branches of ours that are prepared in this database, whoever prepared them.

@@ -82,8 +82,22 @@ pub enum PostgresError {
     Ended,
     /// A notification that PostgreSQL would refuse; why.
     Notification(&'static str),
-    /// The tables that the store needs are not there.
+    /// The tables that the store needs are not there, or this role may not use them.
     NoSchema(String),
+    /// The tables are of a version that this program does not know.
+    OtherTables {
+        /// Their version.
+        version: String,
+    },
+    /// The server was promoted, and may have lost decisions that it had acknowledged before.
+    Promoted {
+        /// The timeline that the store was first reached on.
+        expected: String,
+        /// The server's.
+        found: String,
+    },
+    /// A decision that the tables can't hold; why.
+    Unwritable(String),
     /// What is in the tables can't be; why.
     Damaged(String),
     /// The transaction was fenced: recovery has decided Abort.
@@ -140,8 +154,17 @@ impl fmt::Display for PostgresError {
             Self::Notification(why) => f.write_str(why),
             Self::NoSchema(schema) => write!(
                 f,
-                "the tables of the schema {schema:?} are not there and could not be made; let an owner of the database run what `unanimous sql postgres` prints"
+                "the tables of the schema {schema:?} are not there, or not for this role; let an owner of the database run what `unanimous sql postgres --role ROLE` prints"
             ),
+            Self::OtherTables { version } => write!(
+                f,
+                "the tables of the schema \"unanimous\" are of version {version}, which this program does not know; use the version of it that made them, or a newer one"
+            ),
+            Self::Promoted { expected, found } => write!(
+                f,
+                "the server was promoted (timeline {found} instead of {expected}), and may have lost decisions; restart the process, so that nothing is presumed of what was before"
+            ),
+            Self::Unwritable(why) => write!(f, "the decision can't be written: {why}"),
             Self::Damaged(what) => write!(f, "the store's own tables are damaged: {what}"),
             Self::Fenced => f.write_str("recovery has decided to abort the transaction"),
         }

@@ -39,11 +39,13 @@
 //! Must not know the manager, the log, or any other adapter.
 
 mod branch;
+mod carrier;
 mod control;
 mod error;
 mod join;
 mod options;
 mod outbox;
+mod rows;
 mod schema;
 mod session;
 mod sql;
@@ -62,13 +64,18 @@ pub use deadpool_postgres;
 pub use error::PostgresError;
 pub use join::JoinPostgres;
 pub use options::{IsolationLevel, PostgresOptions};
+pub use schema::schema_sql;
 pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, NoTls, Socket};
-use unanimous_core::{BranchContext, BranchError, BranchId, Capability, ResourceManager, StoreError, StoreId};
+use unanimous_core::{
+    BranchContext, BranchError, BranchId, Capability, DecisionRecord, Known, Owner, ResourceManager, StoreError,
+    StoreId, TransactionId,
+};
 
+use self::carrier::Decisions;
 use self::control::Finish;
 use self::session::{ByConfig, ByPool, Connect};
 use self::store::{Source, Store};
@@ -115,9 +122,30 @@ pub struct PostgresBuilder {
     lock_timeout: Duration,
     vote_timeout: Duration,
     pool_timeout: Duration,
+    carrier: bool,
+    horizon: Duration,
 }
 
 impl PostgresBuilder {
+    /// Lets this database carry decisions: its branch does not prepare, but commits its work last and with a row of the decision, after
+    /// the others have prepared. That is one forced write less than a log, and the server needs no `max_prepared_transactions`. A
+    /// transaction can have one such branch.
+    ///
+    /// The rows are in the schema `unanimous`, which is made when it is needed and the role may; else by what
+    /// [`schema_sql`] gives. Who drops it drops decisions. A promotion may have lost some: branches that wait for a decision
+    /// from before one, which has no row, are held.
+    ///
+    /// The store may be named a carrier or not from one start to the next: its rows are asked for in both cases.
+    pub fn carrier(self) -> Self {
+        Self { carrier: true, ..self }
+    }
+
+    /// How long a carrier's decision rows are kept after every branch was confirmed; 24 h by default. A failover or a restored store can
+    /// bring a branch back as prepared; beyond the horizon it is held.
+    pub fn horizon(self, horizon: Duration) -> Self {
+        Self { horizon, ..self }
+    }
+
     /// How many connections branches may have at once, where the pool is the store's own; 16 by default. Recovery's are beside them.
     pub fn max_connections(self, most: usize) -> Self {
         Self { max_connections: most.max(1), ..self }
@@ -160,8 +188,18 @@ impl PostgresBuilder {
 
     /// Makes the store. Nothing is connected yet: a server that is down stops nobody.
     pub fn build(self) -> Postgres {
-        let Self { name, connections, connect, guard, max_connections, lock_timeout, vote_timeout, pool_timeout } =
-            self;
+        let Self {
+            name,
+            connections,
+            connect,
+            guard,
+            max_connections,
+            lock_timeout,
+            vote_timeout,
+            pool_timeout,
+            carrier,
+            horizon,
+        } = self;
         let (source, connect) = match connections {
             Connections::Config(config) => {
                 let connect = connect(*config, guard);
@@ -172,8 +210,10 @@ impl PostgresBuilder {
                 (Source::Pool(pool), connect)
             }
         };
-        let store = Store::new(name, Capability::TwoPhase, source, connect);
-        let store = Store { lock_timeout, vote_timeout, pool_timeout, max_connections, ..store };
+        let capability = if carrier { Capability::Carrier } else { Capability::TwoPhase };
+        let store = Store::new(name, capability, source, connect);
+        let decisions = Decisions::new(horizon);
+        let store = Store { decisions, lock_timeout, vote_timeout, pool_timeout, max_connections, ..store };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -212,17 +252,23 @@ impl Postgres {
             lock_timeout: Duration::from_secs(5),
             vote_timeout: Duration::from_secs(60),
             pool_timeout: Duration::from_secs(30),
+            carrier: false,
+            horizon: store::HORIZON,
         }
     }
 
     /// Whether the store can be used now: connects, and checks that the server is a primary, can prepare, is new enough and is the
-    /// store that it was. A manager does the same when it is built, and goes on without a store that fails.
+    /// store that it was; that a carrier's tables are there, or can be made. A manager does the same when it is built, and goes on without a store that fails.
     ///
     /// # Errors
     ///
     /// What is wrong, and what to set.
     pub async fn check(&self) -> Result<(), PostgresError> {
-        self.store.control.identity().await.map(drop)
+        self.store.control.identity().await?;
+        match self.store.capability {
+            Capability::Carrier => schema::ensure_decisions(&self.store.control).await,
+            _ => Ok(()),
+        }
     }
 
     /// The branches that are prepared in this database, whoever's they are.
@@ -244,8 +290,9 @@ impl Postgres {
         survey::survey(&self.store.control).await
     }
 
-    /// Closes the connections that are idle. Branches that are open go on to their end.
+    /// Closes the connections that are idle. Branches that are open go on to their end; decisions that are finished are still marked.
     pub fn close(&self) {
+        self.store.flush_soon();
         self.store.close();
     }
 }
@@ -295,6 +342,20 @@ impl ResourceManager for Postgres {
 
     async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
         self.store.control.finish(id, Finish::Rollback).await.map(drop).map_err(PostgresError::into_branch)
+    }
+
+    /// Waits for a carrier that is about to commit, at most for the lock timeout.
+    async fn decision(&self, transaction: TransactionId, owner: Owner) -> Result<Known, StoreError> {
+        self.store.decision(transaction, owner).await.map_err(StoreError::new)
+    }
+
+    async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
+        self.store.unfinished(owner).await.map_err(StoreError::new)
+    }
+
+    /// Marked in the background, with others.
+    fn forget(&self, transaction: TransactionId) {
+        self.store.forget(transaction);
     }
 }
 

@@ -10,7 +10,6 @@
 use std::sync::Mutex;
 
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use unanimous_core::{BranchId, SavepointId};
 
@@ -144,10 +143,7 @@ async fn execute(
 
 /// Why notifications could not be sent or kept.
 pub(super) fn failed(error: tokio_postgres::Error) -> PostgresError {
-    match error.code() {
-        Some(code) if *code == SqlState::UNDEFINED_TABLE => PostgresError::NoSchema(schema::SCHEMA.to_owned()),
-        _ => PostgresError::of("notifying")(error),
-    }
+    schema::may_not(PostgresError::of("notifying")(error))
 }
 
 /// Whether to wait for somebody who delivers the same.

@@ -12,6 +12,7 @@ use tokio_postgres::error::SqlState;
 use unanimous_core::{Branch, Capability, TransactionId};
 
 use super::branch::{Backend, Begun, Link, PostgresBranch};
+use super::carrier::Decisions;
 use super::control::Control;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
@@ -30,6 +31,7 @@ pub(super) struct Store {
     pub(super) capability: Capability,
     pub(super) source: Source,
     pub(super) control: Control,
+    pub(super) decisions: Decisions,
     pub(super) lock_timeout: Duration,
     pub(super) vote_timeout: Duration,
     pub(super) pool_timeout: Duration,
@@ -40,6 +42,9 @@ pub(super) struct Store {
     /// Of connections that lead here by a connection string, which is the key.
     pub(super) urls: Mutex<BTreeMap<String, managed::Pool<Sessions>>>,
 }
+
+/// How long a carrier keeps its rows where nothing else is said.
+pub(super) const HORIZON: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A connection string, and the pool that is kept for it.
 #[derive(Clone)]
@@ -64,6 +69,7 @@ impl Store {
             vote_timeout: Duration::from_secs(60),
             pool_timeout: Duration::from_secs(30),
             outbox: tokio::sync::OnceCell::new(),
+            decisions: Decisions::new(HORIZON),
             max_connections: 16,
             urls: Mutex::default(),
         }
@@ -74,6 +80,9 @@ impl Store {
         transaction: TransactionId,
         options: PostgresOptions,
     ) -> Result<PostgresBranch, PostgresError> {
+        if self.capability == Capability::Carrier && !options.read_only {
+            self.register(transaction.owner()).await?;
+        }
         let begin = options.begin(transaction, self.lock_timeout);
         let work = Begun {
             transaction,

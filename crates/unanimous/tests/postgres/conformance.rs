@@ -1,16 +1,21 @@
 //! The kit's conformance suite on the adapter.
 
 use unanimous::BoxError;
+use unanimous::postgres::tokio_postgres::Config;
 use unanimous::postgres::{Postgres, PostgresBranch};
 use unanimous_testing::conformance::{self, Subject};
 use unanimous_testing::postgres::{Cluster, Database};
 
-struct TwoPhase;
+/// A database that prepares, or one that is named a carrier.
+enum Kind {
+    TwoPhase,
+    Carrier,
+}
 
 const TABLES: &str = "create table t (key text primary key); create table parent (key text primary key); \
     create table child (key text references parent deferrable initially deferred)";
 
-impl Subject for TwoPhase {
+impl Subject for Kind {
     type Resource = Postgres;
     type Place = Database<'static>;
 
@@ -21,7 +26,11 @@ impl Subject for TwoPhase {
     }
 
     async fn open(&self, place: &Database<'static>) -> Result<Postgres, BoxError> {
-        Ok(Postgres::from_url("database", &place.url())?)
+        let builder = Postgres::builder("database", place.url().parse::<Config>()?);
+        Ok(match self {
+            Kind::TwoPhase => builder.build(),
+            Kind::Carrier => builder.carrier().build(),
+        })
     }
 
     async fn write(&self, branch: &PostgresBranch, key: &str) -> Result<(), BoxError> {
@@ -47,7 +56,14 @@ impl Subject for TwoPhase {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_two_phase_database_conforms() {
-    let report = conformance::run(TwoPhase).await;
+    let report = conformance::run(Kind::TwoPhase).await;
     println!("{report}");
     assert!(report.passed.contains(&"managed::a_vote_that_lands_late"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_carrier_database_conforms() {
+    let report = conformance::run(Kind::Carrier).await;
+    println!("{report}");
+    assert!(report.passed.contains(&"carrier::a_fence_keeps_the_late_one_out"), "{report}");
 }

@@ -5,6 +5,8 @@
 
 mod branch;
 mod conformance;
+mod decisions;
+mod facts;
 mod join;
 mod listener;
 mod notify;

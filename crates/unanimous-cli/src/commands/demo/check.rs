@@ -22,6 +22,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use super::desk::{COLUMNS, DECISIONS, ORDERS, RECEIPTS, gone, has_log, order_of};
 use super::order::Order;
 use crate::failure::{FOUND, Failure};
+use crate::operator;
 use crate::output::{say, warn};
 
 /// How long what is in flight is waited for.
@@ -50,11 +51,23 @@ pub(crate) fn run(data: &Path) -> Result<ExitCode, Failure> {
     if !comparison.in_doubt.is_empty() {
         warn("hint: start the demo on this folder; it finishes what is in doubt");
     }
+    heuristics(data)?;
     let orders = comparison.pairs.values().filter(|pair| pair.order.is_some()).count();
     let receipts = comparison.pairs.values().filter(|pair| pair.receipt.is_some()).count();
     let (mismatched, in_doubt) = (mismatches.len(), comparison.in_doubt.len());
     say(format!("orders {orders}, receipts {receipts}, mismatches {mismatched}, in doubt {in_doubt}"));
     Ok(if mismatched + in_doubt == 0 { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+}
+
+/// What an operator did against a decision explains a mismatch, and is told also where there is none any more.
+fn heuristics(data: &Path) -> Result<(), Failure> {
+    let log = data.join(DECISIONS);
+    let records = operator::read(&log)
+        .map_err(|error| Failure::new(format!("can't read {}", log.join(operator::FILE).display())).because(&error))?;
+    for recorded in records.acts.iter().filter(|recorded| recorded.begin.heuristic == Some(true)) {
+        warn(format!("operator: {}", recorded.text()));
+    }
+    Ok(())
 }
 
 /// What was seen at the last look at each.
