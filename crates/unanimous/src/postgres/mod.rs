@@ -42,6 +42,8 @@ mod branch;
 mod carrier;
 mod control;
 mod error;
+mod log;
+mod node;
 mod options;
 mod outbox;
 mod rows;
@@ -50,6 +52,7 @@ mod session;
 mod sql;
 mod store;
 mod survey;
+mod writer;
 
 use std::fmt;
 use std::str::FromStr;
@@ -62,6 +65,7 @@ use deadpool::managed;
 /// The pool that a store can be made on.
 pub use deadpool_postgres;
 pub use error::PostgresError;
+pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
 pub use schema::schema_sql;
 pub use survey::{Lock, Survey, Surveyed, Waiting};

@@ -9,6 +9,7 @@ mod decisions;
 mod facts;
 mod listener;
 mod notify;
+mod shared_log;
 mod survey;
 
 use unanimous::log::MemoryLog;
