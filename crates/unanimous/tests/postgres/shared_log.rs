@@ -230,6 +230,26 @@ async fn a_node_that_is_taken_over_presumes_nothing_any_more() {
     assert_eq!(open(&database, "a").await.owner().incarnation.counter, 3);
 }
 
+/// What is unfinished is all there when the log is taken over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_take_over_waits_for_a_decision_that_is_being_written() {
+    let database = database();
+    let old = open(&database, "a").await;
+    let client = client(&database).await;
+    client.batch_execute(&format!("{GATE}; select pg_advisory_lock(1)")).await.unwrap();
+    let deciding = old.decide(record(old.owner().transaction(1)));
+    until("the writer to come to the gate", async || at_the_gate(&client).await.len() == 1).await;
+    let url = database.url();
+    let taking = tokio::spawn(async move { PostgresLog::take_over(&url, "a").await });
+    let blocked = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%FOR UPDATE%' \
+        and datname = current_database())";
+    until("the take-over to wait", async || client.query_one(blocked, &[]).await.unwrap().get::<_, bool>(0)).await;
+    client.batch_execute("select pg_advisory_unlock(1)").await.unwrap();
+    deciding.await.unwrap();
+    let new = ended(taking).await.unwrap().unwrap();
+    assert_eq!(new.unfinished().await.unwrap(), [sorted(record(old.owner().transaction(1)))]);
+}
+
 /// An owner that is slow while it is taken over: each of its decisions is refused, or seen by the new one; never both, never neither.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_that_meets_a_take_over_is_refused_or_seen() {
