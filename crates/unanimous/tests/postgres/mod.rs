@@ -9,6 +9,7 @@ mod decisions;
 mod facts;
 mod listener;
 mod notify;
+mod plain_thread;
 mod survey;
 
 use unanimous::log::MemoryLog;
