@@ -11,6 +11,7 @@ mod join;
 mod listener;
 mod notify;
 mod shared_log;
+mod plain_thread;
 mod survey;
 
 use unanimous::log::MemoryLog;
