@@ -2,12 +2,15 @@
 //!
 //! Must not know what they are used for.
 
+use unanimous_testing::postgres::{ErrorKind, binaries};
+
 use crate::run::{Run, cargo};
 use crate::say;
 
 /// Looks for everything before anything is built, so that nothing is missing after a quarter of an hour.
 pub(crate) fn prepare() -> Result<(), String> {
     compiler()?;
+    postgresql()?;
     for (name, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if !cargo([name, "--version"]).works() {
             return Err(format!("`cargo {name}` is missing; install it: rustup component add {component}"));
@@ -28,17 +31,57 @@ fn compiler() -> Result<(), String> {
     if compiler.works() {
         return Ok(());
     }
-    let is_root = Run::new("id", ["-u"]).output().is_ok_and(|output| output.stdout == b"0\n");
-    if is_root && Run::new("apt-get", ["--version"]).works() {
-        say("a C compiler is missing; installing it ...");
-        Run::new("apt-get", ["update"]).show()?;
-        Run::new("apt-get", ["install", "--yes", "--no-install-recommends", "gcc", "libc6-dev"]).show()?;
-    }
+    let script = "apt-get update; apt-get install --yes --no-install-recommends gcc libc6-dev";
+    let tried = as_root("a C compiler", script);
     if compiler.works() {
         return Ok(());
     }
     Err(format!(
         "there is no C compiler (`{name}`), and SQLite is compiled from C; install one:\n  \
-         Debian, Ubuntu: apt-get install gcc libc6-dev\n  Fedora: dnf install gcc\n  macOS: xcode-select --install"
+         Debian, Ubuntu: apt-get install gcc libc6-dev\n  Fedora: dnf install gcc\n  macOS: xcode-select --install{}",
+        why(tried)
     ))
+}
+
+/// Installs PostgreSQL. Debian's package would start a server of its own on port 5432, which nobody has asked for; while it is
+/// installed, a file says that it should not.
+const POSTGRESQL: &str = "\
+    folder=/etc/postgresql-common/createcluster.d
+    mkdir -p $folder && echo 'create_main_cluster = false' >$folder/unanimous.conf || exit
+    apt-get update
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql
+    status=$?
+    rm -f $folder/unanimous.conf
+    exit $status";
+
+/// The tests start servers of their own from PostgreSQL's programs.
+fn postgresql() -> Result<(), String> {
+    let Err(missing) = binaries() else { return Ok(()) };
+    // A wrong setting stays wrong, whatever is installed.
+    if missing.kind() != ErrorKind::NotInstalled {
+        return Err(missing.to_string());
+    }
+    let tried = as_root("PostgreSQL", POSTGRESQL);
+    binaries().map(drop).map_err(|missing| format!("{missing}{}", why(tried)))
+}
+
+/// Runs a script of `apt-get` commands, by `sudo` where we are not root; does nothing where there is neither. (`apt-get update` may fail for a
+/// repository that isn't needed, hence what follows it is tried all the same.)
+fn as_root(what: &str, script: &str) -> Result<(), String> {
+    if !Run::new("apt-get", ["--version"]).works() {
+        return Ok(());
+    }
+    let is_root = Run::new("id", ["-u"]).output().is_ok_and(|output| output.stdout == b"0\n");
+    let run = match is_root {
+        true => Run::new("sh", ["-c", script]),
+        false if Run::new("sudo", ["--version"]).works() => Run::new("sudo", ["sh", "-c", script]),
+        false => return Ok(()),
+    };
+    say(&format!("{what} is missing; installing it ..."));
+    run.show()
+}
+
+/// What an error adds about an installation that did not work.
+fn why(tried: Result<(), String>) -> String {
+    tried.err().map(|error| format!("\nit was tried here: {error}")).unwrap_or_default()
 }

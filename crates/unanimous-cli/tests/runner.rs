@@ -5,6 +5,8 @@ mod check;
 mod command_line;
 mod crash;
 mod http;
+mod indoubt;
 mod log;
+mod postgres;
 mod serve;
 mod support;

@@ -120,6 +120,8 @@ pub trait Branch: Send + Sync + 'static {
 
     /// Commits a branch that was not prepared: one that only read, or the only one that wrote.
     ///
+    /// By default it prepares and commits, also a branch that only read. Where a prepare costs, or leaves something behind, write it out.
+    ///
     /// # Errors
     ///
     /// Conflict or refused: certainly not committed. [Lost](BranchError::lost): nobody knows.
@@ -160,7 +162,10 @@ pub trait Branch: Send + Sync + 'static {
         false
     }
 
-    /// Remembers what was done so far under this number, until the branch ends or an earlier savepoint is rolled back to.
+    /// Remembers what was done so far under this number, until the branch ends or an earlier savepoint is rolled back to. Nobody says that it
+    /// is not needed any more.
+    ///
+    /// Cancel safety: when this future is dropped, the savepoint may be there or not; the branch goes on.
     ///
     /// # Errors
     ///
@@ -172,9 +177,11 @@ pub trait Branch: Send + Sync + 'static {
     /// Undoes what was done since a savepoint of this branch, and forgets those that were made after it. The savepoint itself stays, and
     /// can be rolled back to again.
     ///
+    /// Cancel safety: when this future is dropped, the transaction has failed, and only `rollback` is called.
+    ///
     /// # Errors
     ///
-    /// Any error fails the transaction, as nobody knows what was undone: from then on it can only be aborted.
+    /// One that was never made, or is forgotten. Any error fails the transaction, as nobody knows what was undone: from then on it can only be aborted.
     fn rollback_to(&self, id: SavepointId) -> impl Future<Output = Result<(), BranchError>> + Send {
         async move { Err(BranchError::refused(format!("the branch has no savepoints, and number {id} was asked for"))) }
     }

@@ -73,6 +73,9 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// Commits a prepared branch, from wherever it was prepared. Idempotent; repeated until it is absent from
     /// [`in_doubt`](Self::in_doubt), since no error code ends a branch (rule 8).
     ///
+    /// An id that is not prepared (never, not yet, or not any more) changes nothing; Ok or an error is the store's choice, since the list is what
+    /// counts.
+    ///
     /// # Errors
     ///
     /// Any error is reported and the branch held until the next try.

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex};
 
 use unanimous::{
     Branch, BranchContext, BranchError, BranchId, Capability, DecisionRecord, Known, Owner, ResourceManager,
-    StoreError, StoreId, TransactionId, Work,
+    SavepointId, StoreError, StoreId, TransactionId, Work,
 };
 
 use crate::memory::{Call, Fault, Faults, Hold, lock};
@@ -289,5 +289,17 @@ impl<R: ResourceManager> Branch for DisturbedBranch<R> {
 
     fn is_retryable(&self, error: &(dyn std::error::Error + 'static)) -> bool {
         self.branch.is_retryable(error)
+    }
+
+    fn has_savepoints(&self) -> bool {
+        self.branch.has_savepoints()
+    }
+
+    async fn savepoint(&self, id: SavepointId) -> Result<(), BranchError> {
+        self.shared.call(Call::Savepoint, self.branch.savepoint(id)).await
+    }
+
+    async fn rollback_to(&self, id: SavepointId) -> Result<(), BranchError> {
+        self.shared.call(Call::RollbackTo, self.branch.rollback_to(id)).await
     }
 }

@@ -1,9 +1,11 @@
 //! For tests around unanimous, an adapter's first of all. `docs/writing-an-adapter.md` shows how it is used.
 //!
 //! - [`conformance`]: what every adapter must do, as checks.
+//! - [`disk`]: a disk for a decision log that loses, tears and refuses what it is told to.
 //! - [`disturbed`]: any resource, made to fail where it is told to.
 //! - [`memory`]: stores and a log in memory that journal every call and can be told to fail anywhere.
 //! - [`process`]: a child process that never outlives its test, for kill -9.
+//! - [`proxy`]: a way to a server that loses questions, answers, connections.
 //! - [`rng`]: a seeded generator, so that a failure can be repeated.
 //!
 //! Behind the feature `postgres`:
@@ -25,11 +27,13 @@ pub mod conformance;
 pub mod crash;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod disk;
 pub mod disturbed;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod rng;
 
 /// The README's examples, as tests.

@@ -29,9 +29,13 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Those that run; a zombie does not, it waits for somebody to ask how it ended.
 fn running(processes: &[u32]) -> Vec<u32> {
-    let state =
-        |id: u32| Some(fs::read_to_string(format!("/proc/{id}/stat")).ok()?.rsplit_once(") ")?.1.chars().next()?);
+    let state = |id: u32| fs::read_to_string(format!("/proc/{id}/stat")).ok()?.rsplit_once(") ")?.1.chars().next();
     processes.iter().copied().filter(|&id| state(id).is_some_and(|state| state != 'Z')).collect()
+}
+
+fn assert_ended(processes: &[u32]) {
+    let left = running(processes);
+    assert!(left.is_empty(), "of {processes:?}, these still run: {left:?}");
 }
 
 /// The System V segments of the machine that can be found; one that was removed while somebody uses it has lost its key.
@@ -71,7 +75,7 @@ fn a_prepared_transaction_outlives_kill_9() {
     assert!(processes.len() > 3, "a server has children: {processes:?}");
     cluster.kill().unwrap();
     assert_eq!(cluster.pid(), None);
-    assert_eq!(running(&processes), Vec::<u32>::new(), "these outlived the kill");
+    assert_ended(&processes);
     assert_eq!(cluster.psql("postgres", "select 1").unwrap_err().kind(), ErrorKind::Sql);
     cluster.restart().unwrap();
     assert_eq!(cluster.port(), port);
@@ -105,7 +109,7 @@ fn a_busy_session_does_not_outlive_kill_9() {
     wait_until("the busy session", || cluster.psql("postgres", is_busy).unwrap() == "1");
     let processes = cluster.processes();
     cluster.kill().unwrap();
-    assert_eq!(running(&processes), Vec::<u32>::new(), "these outlived the kill");
+    assert_ended(&processes);
     assert!(!client.wait(PATIENCE).unwrap().success());
     cluster.restart().unwrap();
 }
@@ -116,7 +120,7 @@ fn nothing_is_left_of_a_dropped_cluster() {
     let (processes, folder, shared) = (cluster.processes(), cluster.data(), segment(&cluster));
     assert!(running(&processes) == processes && folder.exists() && segments().contains(&shared));
     drop(cluster);
-    assert_eq!(running(&processes), []);
+    assert_ended(&processes);
     assert!(!folder.parent().unwrap().exists(), "{} is still there", folder.display());
     assert!(!segments().contains(&shared));
 }
@@ -139,7 +143,7 @@ fn a_halted_cluster_is_dropped_all_the_same() {
     let processes = cluster.processes();
     cluster.signal(rustix::process::Signal::STOP).unwrap();
     drop(cluster);
-    assert_eq!(running(&processes), []);
+    assert_ended(&processes);
 }
 
 #[test]

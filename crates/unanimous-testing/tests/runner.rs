@@ -3,3 +3,4 @@
 
 #[cfg(feature = "postgres")]
 mod postgres;
+mod proxy;

@@ -19,12 +19,12 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use unanimous_core::recovery::{Ask, Lists, Verdict, is_finished, verdict, whom_to_ask};
-use unanimous_core::{BranchId, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
+use unanimous_core::{BranchId, Decision, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
 
 use crate::dispatch::Registered;
 use crate::env::NoRuntime;
+use crate::inner::{Inner, jitter};
 use crate::live::Stage;
-use crate::manager::{Inner, jitter};
 use crate::sync::lock;
 
 /// The wait after a pass that left something in doubt: doubled from the first to the last.
@@ -43,6 +43,18 @@ pub struct InDoubt {
     pub branch: Option<BranchId>,
     /// Why it is not finished.
     pub why: Doubt,
+}
+
+/// A branch that recovery has finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// The resource's name.
+    pub resource: String,
+    /// The branch.
+    pub branch: BranchId,
+    /// How it was finished.
+    pub decision: Decision,
 }
 
 /// Why something is in doubt.
@@ -462,15 +474,15 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
 
 async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdict: Verdict) -> Result<(), Doubt> {
     let who = Some(registered.name.as_str());
-    let (done, what) = match verdict {
+    let (done, decision) = match verdict {
         Verdict::Hold(reason) => return Err(Doubt::Held(reason)),
         Verdict::Commit => (
             inner.within(who, async { registered.resource.commit(branch).await.map_err(StoreError::new) }).await,
-            "committed",
+            Decision::Commit,
         ),
         Verdict::Rollback => (
             inner.within(who, async { registered.resource.rollback(branch).await.map_err(StoreError::new) }).await,
-            "rolled back",
+            Decision::Abort,
         ),
     };
     if is_no_answer(&done) {
@@ -478,7 +490,14 @@ async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdi
     }
     match done {
         Ok(()) => {
-            tracing::info!(%branch, resource = %registered.name, "recovery {what} the branch");
+            let did = match decision {
+                Decision::Commit => "committed",
+                Decision::Abort => "rolled back",
+            };
+            tracing::info!(%branch, resource = %registered.name, "recovery {did} the branch");
+            if let Some(observer) = &inner.recovery_observer {
+                observer(&Recovered { resource: registered.name.clone(), branch: branch.clone(), decision });
+            }
             Ok(())
         }
         Err(error) => Err(Doubt::NotFinished(crate::error::chain(&error))),

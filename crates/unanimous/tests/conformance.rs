@@ -1,6 +1,7 @@
 //! The kit's conformance suite, on every adapter that is here, and on one with bugs, so that it is known to see them.
 
 mod bugs;
+mod savepoint_bugs;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -56,6 +57,7 @@ async fn the_store_in_memory_conforms() {
         let report = conformance::run(Memory::new(capability, 3)).await;
         println!("{capability:?}: {report}");
         assert!(report.passed.contains(&checked), "{capability:?}: {report}");
+        assert!(report.passed.contains(&"savepoints::they_nest"), "{capability:?}: {report}");
     }
 }
 
@@ -107,6 +109,7 @@ mod files {
         let report = conformance::run(Folders).await;
         println!("{report}");
         assert!(report.passed.contains(&"branch::a_no_leaves_nothing"), "{report}");
+        assert!(report.passed.contains(&"savepoints::they_nest"), "{report}");
     }
 }
 
@@ -169,5 +172,6 @@ mod sqlite {
         let report = conformance::run(Databases).await;
         println!("{report}");
         assert!(report.passed.contains(&"branch::a_no_leaves_nothing"), "{report}");
+        assert!(report.passed.contains(&"savepoints::they_nest"), "{report}");
     }
 }

@@ -15,7 +15,7 @@ use unanimous::{
     BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Note, Owner, Participant,
 };
 
-use crate::log_disk::{Event, Fault, TestDisk, TestEnv};
+use unanimous_testing::disk::{Event, Fault, TestDisk, TestEnv};
 
 const LOG: &str = "log";
 const FIRST: &str = "0000000001.log";

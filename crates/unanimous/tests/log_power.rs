@@ -14,7 +14,8 @@ use unanimous::{
     DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Note, Owner, Participant, TransactionId,
 };
 
-use crate::log_disk::{Event, Random, TestDisk, TestEnv};
+use unanimous_testing::disk::{Event, TestDisk, TestEnv};
+use unanimous_testing::rng::Rng;
 
 const LOG: &str = "log";
 /// As small as it may be: a segment of 16 KiB is full after some fifteen decisions.
@@ -124,10 +125,10 @@ async fn at_every_operation() {
         let told = live(&disk).await;
         for seed in 0..6 {
             let when = format!("the power went off at operation {cut} of {operations}, seed {seed}");
-            let mut random = Random(1 + cut as u64 * 6 + seed);
+            let mut random = Rng::new(cut as u64 * 6 + seed);
             let found = disk.after_power_cut(random.next());
             // Once more, while it is opened; what that opening had read was not told to anybody.
-            found.power_off_after(random.below(12));
+            found.power_off_after(random.between(0, 11) as usize);
             let _ = open(&found, 7).await;
             let found = found.after_power_cut(random.next());
             let log = open(&found, 8)

@@ -2,12 +2,13 @@
 //! answer (rule 2), held where nobody here may presume (rule 4); a live transaction is never touched (rule 5); a dead store stops
 //! nobody (rule 13); a decision is forgotten once every branch is confirmed (rule 11).
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use unanimous::{
-    BranchId, DeciderId, DecisionLog, DecisionRecord, Doubt, HoldReason, InDoubt, Incarnation, LogId, Note, Owner,
-    Participant, StoreId, TransactionId,
+    BranchId, DeciderId, Decision, DecisionLog, DecisionRecord, Doubt, HoldReason, InDoubt, Incarnation, LogId, Note,
+    Owner, Participant, Recovered, StoreId, TransactionId,
 };
 
 use crate::support::{Call, Fault, LONG, MemoryStore, World, aborted, ended, eventually};
@@ -100,11 +101,16 @@ async fn a_carriers_row_decides_for_its_branches() {
     a.plant(&carried_by(&c, decided, 0), "decided");
     a.plant(&carried_by(&c, undecided, 0), "undecided");
     let (builder, _log) = world.builder();
+    let told = Arc::<Mutex<Vec<Recovered>>>::default();
+    let seen = told.clone();
+    let builder = builder.recovery_observer(move |recovered| seen.lock().unwrap().push(recovered.clone()));
     let manager = builder.build().await.unwrap();
     assert_eq!(
         world.journal.acts(),
         ["a.recovered-commit!", "c.fence!", "a.recovered-rollback", "log.forget", "c.forget"]
     );
+    let told: Vec<_> = told.lock().unwrap().iter().map(|told| (told.branch.transaction, told.decision)).collect();
+    assert_eq!(told, [(decided, Decision::Commit), (undecided, Decision::Abort)]);
     assert_eq!(a.keys(), ["decided"]);
     assert!(manager.in_doubt().is_empty());
 }

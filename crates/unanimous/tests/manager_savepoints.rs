@@ -251,6 +251,7 @@ async fn a_branch_that_joined_since_leaves() {
 async fn a_branch_without_savepoints_is_refused_at_once() {
     let mut world = World::new();
     let store = world.two_phase("store");
+    store.set_savepoints(false);
     let (a, without) = (Slate::new(&world, "a", true), Slate::new(&world, "without", false));
     let (_manager, tx) = begun(&world).await;
     a.join(&tx).unwrap().add("a's").unwrap();
@@ -420,6 +421,7 @@ async fn the_time_limit_ends_a_transaction_that_rolls_back() {
 async fn a_savepoint_waits_for_a_join() {
     let mut world = World::new();
     let store = world.two_phase("store");
+    store.set_savepoints(false);
     let (_manager, tx) = begun(&world).await;
     let hold = store.hold(Call::Begin);
     let joining = tokio::spawn({

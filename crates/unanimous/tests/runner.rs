@@ -16,7 +16,6 @@ mod http_requests;
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
-mod log_disk;
 mod log_faults;
 mod log_file;
 mod log_power;
@@ -44,3 +43,8 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
+mod thread_manager;
+mod thread_order;
+#[cfg(all(feature = "sqlite", feature = "files"))]
+mod thread_stores;
+mod thread_support;

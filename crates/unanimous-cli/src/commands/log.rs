@@ -1,17 +1,20 @@
-//! `unanimous log`: looks at a decision log, without its lock and without changing anything; beside a running process too.
+//! `unanimous log`: looks at a decision log, without its lock and without changing anything; beside a running process too. And says
+//! that one was restored.
 //!
 //! Must not know bytes: the library reads them.
 
+use std::error::Error;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use unanimous::log::{FrameKind, HeaderError, LogView, ReadError, Record, RecordView, Verification, read};
-use unanimous::{DecisionRecord, Participant};
+use unanimous::log::{FileLog, FrameKind, HeaderError, LogView, ReadError, Record, RecordView, Verification, read};
+use unanimous::{DecisionLog as _, DecisionRecord, Owner, Participant};
 
 use crate::failure::{FOUND, Failure};
+use crate::operator::{self, Records};
 use crate::output::{say, warn};
 use crate::time::utc;
 
@@ -24,9 +27,9 @@ const CARRIED: &str = "not in this log: decisions that a store carries. A branch
 /// What a record is called that a later version has written.
 const UNKNOWN_RECORD: &str = "a record that this version can't tell";
 
-/// Look at a decision log
+/// Look at a decision log, or say that it was restored
 ///
-/// Takes no lock and changes nothing; works beside the process that writes the log.
+/// Looking takes no lock and changes nothing; it works beside the process that writes the log.
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
 pub(crate) struct Log {
@@ -58,13 +61,26 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         log: PathBuf,
     },
+    /// Say that the log was restored from a backup, or copied, before anything else opens it
+    ///
+    /// Decisions that were made after the backup are not in it. From here on nothing is presumed of any transaction that began before:
+    /// what is prepared and has no decision here is held for a person, where it would be rolled back otherwise, and undo commits.
+    /// Decisions that the log has are still carried out. It can't be taken back, and is harmless where it was needless.
+    ///
+    /// Exits with 0 where it is done, with 2 where it is not: another process has the log open, or it is damaged.
+    Restored {
+        /// The log's folder
+        #[arg(long, value_name = "DIR")]
+        log: PathBuf,
+    },
 }
 
 impl Log {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         match self.command {
+            Command::Restored { log } => crate::runtime()?.block_on(restored(&log)),
             Command::Show { log, json } => Ok(match opened(&log)? {
-                Opened::View(view) => show(&view, json),
+                Opened::View(view) => show(&view, &records(&log)?, json),
                 Opened::NotSound(problem) => {
                     warn(problem);
                     ExitCode::from(FOUND)
@@ -106,18 +122,49 @@ fn opened(path: &Path) -> Result<Opened, Failure> {
     })
 }
 
-fn show(view: &LogView, as_json: bool) -> ExitCode {
+/// What operators have done by their own decision.
+fn records(path: &Path) -> Result<Records, Failure> {
+    operator::read(path)
+        .map_err(|error| Failure::new(format!("can't read {}", path.join(operator::FILE).display())).because(&error))
+}
+
+/// Opens the log as one that was restored, and closes it.
+async fn restored(path: &Path) -> Result<ExitCode, Failure> {
+    let failed = |error: &(dyn Error + 'static)| Failure::new("can't open the decision log").because(error);
+    if let Err(error @ ReadError::NoLog { .. }) = read(path) {
+        return Err(failed(&error).hint("give the folder that the log was restored to: --log DIR"));
+    }
+    let opened = FileLog::options().restored_from_backup(true).open(path).await;
+    let log = opened.map_err(|error| failed(&error))?;
+    let Owner { log: id, incarnation } = log.owner();
+    log.close().await;
+    say(format!(
+        "log {id} in {}: nothing is presumed of what began before the incarnation {incarnation}",
+        path.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(view: &LogView, records: &Records, as_json: bool) -> ExitCode {
     let verification = view.verify();
     if as_json {
         say(head_json(view, &verification).to_string());
         view.records().for_each(|record| say(record_json(&record).to_string()));
+        records.acts.iter().for_each(|recorded| say(recorded.json().to_string()));
     } else {
         say(format!("log {}, segment {} in {}", verification.log, view.header().segment, view.file().display()));
         say(format!("{:>10}  {:<10}  record", "byte", "frame"));
         view.records().for_each(|record| say(record_text(&record)));
         say(format!("not finished: {}", verification.unfinished));
         view.unfinished().iter().for_each(|decision| say(format!("  {}", decision_text(decision))));
+        if !records.acts.is_empty() {
+            say(format!("done by operators: {}", records.acts.len()));
+            records.acts.iter().for_each(|recorded| say(format!("  {}", recorded.text())));
+        }
         say(CARRIED);
+    }
+    if records.broken > 0 {
+        warn(format!("lines of {} that can't be read: {}", operator::FILE, records.broken));
     }
     health(&verification)
 }

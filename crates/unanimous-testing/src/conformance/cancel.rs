@@ -4,10 +4,10 @@
 //!
 //! Must not know how an adapter waits.
 
-use unanimous::{Branch, BranchContext, BranchId, Capability, Known, ResourceManager};
+use unanimous::{Branch, BranchContext, BranchId, Capability, Known, ResourceManager, SavepointId};
 
 use super::case::{Case, Checked, Stage, Stop, ensure, eventually, must, polled};
-use super::{BranchOf, Subject, carrier};
+use super::{BranchOf, Subject, carrier, savepoints};
 
 /// More than any call needs that is not endless.
 const MOST_POLLS: usize = 1000;
@@ -164,6 +164,50 @@ async fn recovers_to_commit<S: Subject>(case: &Case<S>, id: &BranchId) -> Checke
         listed.is_empty().then_some(())
     });
     Ok(())
+}
+
+pub(super) async fn savepoint<S: Subject>(case: Case<S>) -> Checked {
+    let resource = case.open().await?;
+    for polls in 0..MOST_POLLS {
+        let (id, [before, undone, after]) = (case.id(), [case.key(), case.key(), case.key()]);
+        let branch = case.branch(&resource, Stage::Written, &id, &before).await?;
+        savepoints::needed(&branch).await?;
+        must("savepoint", branch.savepoint(SavepointId(1)).await)?;
+        must("writing", case.subject.write(&branch, &undone).await)?;
+        let saved = polled(polls, branch.savepoint(SavepointId(2))).await;
+        must("writing after a savepoint that was dropped", case.subject.write(&branch, &case.key()).await)?;
+        must("rollback_to an earlier one", branch.rollback_to(SavepointId(1)).await)?;
+        must("writing", case.subject.write(&branch, &after).await)?;
+        must("flush", branch.flush().await)?;
+        must("commit_one_phase", branch.commit_one_phase(&id).await)?;
+        for key in [&before, &after] {
+            case.is_there(key).await?;
+        }
+        case.is_absent(&undone).await?;
+        if let Some(saved) = saved {
+            return must("savepoint", saved);
+        }
+    }
+    endless("savepoint")
+}
+
+pub(super) async fn rollback_to<S: Subject>(case: Case<S>) -> Checked {
+    let resource = case.open().await?;
+    for polls in 0..MOST_POLLS {
+        for by in [By::Branch, By::Recovery] {
+            let (id, key) = (case.id(), case.key());
+            let branch = case.branch(&resource, Stage::Written, &id, &key).await?;
+            savepoints::needed(&branch).await?;
+            must("savepoint", branch.savepoint(SavepointId(1)).await)?;
+            must("writing", case.subject.write(&branch, &case.key()).await)?;
+            let undone = polled(polls, branch.rollback_to(SavepointId(1))).await;
+            given_up(&case, &resource, branch, by, &id, &key).await?;
+            if let Some(undone) = undone {
+                return must("rollback_to", undone);
+            }
+        }
+    }
+    endless("rollback_to")
 }
 
 pub(super) async fn commit_one_phase<S: Subject>(case: Case<S>) -> Checked {

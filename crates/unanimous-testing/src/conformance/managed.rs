@@ -5,10 +5,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use unanimous::{Capability, Cause, CommitError, DeciderId, ResourceManager, Transaction, TransactionManager};
+use unanimous::{
+    Capability, Cause, CommitError, DeciderId, ResourceManager, SavepointError, Transaction, TransactionManager,
+};
 
-use super::Subject;
 use super::case::{Case, Checked, Stop, ensure, eventually, must};
+use super::{Subject, savepoints};
 use crate::disturbed::Disturbed;
 use crate::memory::{Call, Fault, Journal, JournalLog, KeptLog, LogDisk, MemoryStore};
 
@@ -309,4 +311,99 @@ pub(super) async fn on_trust_needs_to_be_allowed<S: Subject>(case: Case<S>) -> C
     let key = around.case.key();
     must("commit", around.both_wrote(&life, &key).await?.commit().await)?;
     around.settles(&life, &key, true).await
+}
+
+/// The check is left out where the subject's branches have no savepoints.
+async fn savepoints_needed<S: Subject>(life: &Life<S>) -> Checked {
+    let tx = life.manager.begin();
+    let needed = savepoints::needed(&*must("join", tx.join(&life.subject).await)?).await;
+    tx.abort().await;
+    needed
+}
+
+/// Writes in both.
+async fn both_write<S: Subject>(around: &Around<S>, life: &Life<S>, tx: &Transaction, key: &str) -> Checked {
+    let branch = must("join", tx.join(&life.subject).await)?;
+    must(&format!("writing {key}"), around.case.subject.write(&branch, key).await)?;
+    must("join", must("joining the store in memory", tx.join(&around.peer).await)?.put(key))
+}
+
+pub(super) async fn a_savepoint_undoes_in_all_branches<S: Subject>(case: Case<S>) -> Checked {
+    let around = Around::new(case);
+    let life = around.start().await?;
+    savepoints_needed(&life).await?;
+    let [before, undone, after] = [around.case.key(), around.case.key(), around.case.key()];
+    let tx = around.both_wrote(&life, &before).await?;
+    let savepoint = must("savepoint", tx.savepoint().await)?;
+    both_write(&around, &life, &tx, &undone).await?;
+    must("rollback of a savepoint", savepoint.rollback().await)?;
+    both_write(&around, &life, &tx, &after).await?;
+    drop(savepoint);
+    must("commit", tx.commit().await)?;
+    around.settles(&life, &before, true).await?;
+    around.settles(&life, &after, true).await?;
+    around.settles(&life, &undone, false).await?;
+    around.case.writes_again(life.subject.resource(), &undone).await
+}
+
+pub(super) async fn a_savepoint_over_one_without_is_optimistic<S: Subject>(case: Case<S>) -> Checked {
+    let around = Around::new(case);
+    around.peer.set_savepoints(false);
+    let life = around.start().await?;
+    savepoints_needed(&life).await?;
+    for rolls_back in [false, true] {
+        let [before, after] = [around.case.key(), around.case.key()];
+        let tx = around.both_wrote(&life, &before).await?;
+        match tx.savepoint().await {
+            Err(SavepointError::Unsupported { resources }) if resources == [PEER] => {}
+            other => return Err(Stop::Broken(format!("beside a branch without savepoints, a savepoint is {other:?}"))),
+        }
+        let savepoint = must("an optimistic savepoint", tx.savepoint_optimistic().await)?;
+        both_write(&around, &life, &tx, &after).await?;
+        if rolls_back {
+            let rolled_back = savepoint.rollback().await;
+            ensure!(
+                matches!(rolled_back, Err(SavepointError::Unsupported { .. })),
+                "beside a branch without savepoints, the rollback is {rolled_back:?}"
+            );
+            drop(savepoint);
+            let cause = aborted("after a rollback that failed", tx.commit().await)?;
+            ensure!(matches!(cause, Cause::Savepoint(_)), "the cause is {cause:?}, not the rollback that failed");
+        } else {
+            drop(savepoint);
+            must("commit", tx.commit().await)?;
+        }
+        for key in [before, after] {
+            around.settles(&life, &key, !rolls_back).await?;
+            if rolls_back {
+                around.case.writes_again(life.subject.resource(), &key).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn a_rollback_past_the_join_unjoins<S: Subject>(case: Case<S>) -> Checked {
+    let around = Around::new(case);
+    let life = around.start().await?;
+    savepoints_needed(&life).await?;
+    let [undone, dead, after] = [around.case.key(), around.case.key(), around.case.key()];
+    let tx = life.manager.begin();
+    tx.allow(life.subject.name());
+    let savepoint = must("savepoint", tx.savepoint().await)?;
+    let left = must("join", tx.join(&life.subject).await)?;
+    must("writing", around.case.subject.write(&left, &undone).await)?;
+    must("rollback of a savepoint", savepoint.rollback().await)?;
+    let worked = around.case.subject.write(&left, &dead).await;
+    ensure!(worked.is_err(), "work through the guard of a branch that has left was Ok");
+    drop(left);
+    both_write(&around, &life, &tx, &after).await?;
+    drop(savepoint);
+    must("commit", tx.commit().await)?;
+    around.settles(&life, &after, true).await?;
+    for key in [undone, dead] {
+        around.settles(&life, &key, false).await?;
+        around.case.writes_again(life.subject.resource(), &key).await?;
+    }
+    Ok(())
 }

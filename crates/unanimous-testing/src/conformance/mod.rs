@@ -52,6 +52,7 @@ mod cancel;
 mod carrier;
 mod case;
 mod managed;
+mod savepoints;
 mod two_phase;
 
 use std::fmt;
@@ -307,6 +308,18 @@ fn checks<S: Subject>() -> Vec<Check<S>> {
             managed::alone: "a transaction with this branch only commits, and aborts";
             managed::alone_with_an_answer_that_is_lost: "a one-phase commit whose answer was lost happened or not, and nothing of it stays in doubt";
             managed::beside_one_that_says_no: "where another branch says no, nothing of this one is left";
+            savepoints::what_came_after_is_undone: "rollback_to undoes what was done since the savepoint and keeps what was done before; then the branch works, votes and commits as ever";
+            savepoints::what_was_undone_can_be_done_again: "what was undone stands in the way of nothing: the same work can be done again";
+            savepoints::it_can_be_rolled_back_to_again: "a savepoint stays when it was rolled back to, and can be rolled back to again";
+            savepoints::they_nest: "rollback_to an inner savepoint keeps what was done since the outer one; to the outer one undoes both";
+            savepoints::later_ones_are_forgotten: "rollback_to forgets the savepoints that were made later: a rollback to one of them is an error";
+            savepoints::one_that_is_never_used_changes_nothing: "a savepoint that is not rolled back to changes neither commit nor rollback";
+            savepoints::all_undone_is_nothing: "a branch of which all was undone votes and commits, and leaves nothing";
+            managed::a_savepoint_undoes_in_all_branches: "a savepoint over this branch and another is rolled back in both";
+            managed::a_savepoint_over_one_without_is_optimistic: "beside a branch without savepoints only an optimistic savepoint can be made; its rollback fails the transaction";
+            managed::a_rollback_past_the_join_unjoins: "a branch that joined after a savepoint is rolled back with it: its guards are dead, and the store can be joined anew";
+            cancel::savepoint: "a savepoint that was dropped at any poll leaves the branch as it was: it works, commits, and rolls back to an earlier one";
+            cancel::rollback_to: "after a rollback_to that was dropped at any poll the branch can be rolled back";
             cancel::begin: "a begin that was dropped at any poll leaves nothing, and no locks";
             cancel::flush: "a flush that was dropped at any poll can be rolled back";
             cancel::rollback: "a rollback that was dropped at any poll can be repeated, or finished by recovery";

@@ -32,6 +32,10 @@ pub enum Call {
     CommitOnePhase,
     /// [`Branch::commit_carrying`](unanimous::Branch::commit_carrying).
     CommitCarrying,
+    /// [`Branch::savepoint`](unanimous::Branch::savepoint).
+    Savepoint,
+    /// [`Branch::rollback_to`](unanimous::Branch::rollback_to).
+    RollbackTo,
     /// [`ResourceManager::in_doubt`](unanimous::ResourceManager::in_doubt).
     List,
     /// [`ResourceManager::commit`](unanimous::ResourceManager::commit).

@@ -36,6 +36,7 @@
 //!
 //! Must not know any real store.
 
+mod branch;
 mod faults;
 mod journal;
 mod log;
@@ -46,11 +47,12 @@ use std::time::Duration;
 
 use unanimous::{BuildError, Builder, Capability, TransactionManager};
 
+pub use branch::MemoryBranch;
 pub(crate) use faults::Faults;
 pub use faults::{Call, Fault, Hold};
 pub use journal::Journal;
 pub use log::{JournalLog, KeptLog, LogDisk};
-pub use store::{Deadlock, MemoryBranch, MemoryStore};
+pub use store::{Deadlock, MemoryStore};
 
 /// Longer than anything that a test waits for: 600 s. Under tokio's paused clock it passes at once where nothing else can happen.
 pub const LONG: Duration = Duration::from_secs(600);

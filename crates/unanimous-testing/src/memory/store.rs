@@ -8,18 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use unanimous::{
-    Branch, BranchContext, BranchError, BranchId, Capability, DecisionRecord, FailureKind, HoldReason, Known, Owner,
-    ResourceManager, StoreError, StoreId, TransactionId, Work,
+    BranchContext, BranchError, BranchId, Capability, DecisionRecord, FailureKind, HoldReason, Known, Owner,
+    ResourceManager, StoreError, StoreId, TransactionId,
 };
 
+use super::branch::MemoryBranch;
 use super::faults::{Call, Fault, Faults, Hold};
 use super::{Journal, lock};
 
-type Rows = BTreeMap<String, String>;
+pub(super) type Rows = BTreeMap<String, String>;
 
 /// How a call that does its work answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Reply {
+pub(super) enum Reply {
     Given,
     Lost,
     /// Only a prepare does its work later; every other call has done it.
@@ -30,8 +31,8 @@ enum Reply {
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
     name: String,
-    capability: Capability,
-    sort_key: String,
+    pub(super) capability: Capability,
+    pub(super) sort_key: String,
     journal: Journal,
     shared: Arc<Shared>,
 }
@@ -43,23 +44,24 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct Disk {
+pub(super) struct Disk {
     identity: StoreId,
     down: bool,
     /// Prepared branches are in no list, as where they hide behind their session.
     hiding: bool,
-    retries_everything: bool,
-    rows: Rows,
-    prepared: BTreeMap<BranchId, Rows>,
+    pub(super) retries_everything: bool,
+    pub(super) savepoints: bool,
+    pub(super) rows: Rows,
+    pub(super) prepared: BTreeMap<BranchId, Rows>,
     /// Prepares whose answer was lost and that have not landed.
-    late: BTreeMap<BranchId, Rows>,
-    decisions: BTreeMap<TransactionId, DecisionRow>,
+    pub(super) late: BTreeMap<BranchId, Rows>,
+    pub(super) decisions: BTreeMap<TransactionId, DecisionRow>,
     /// Transactions whose decision row is not needed any more; it stays, as it would up to the horizon.
     forgotten: BTreeSet<TransactionId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum DecisionRow {
+pub(super) enum DecisionRow {
     Commit(DecisionRecord),
     Abort,
 }
@@ -92,6 +94,7 @@ impl MemoryStore {
             down: false,
             hiding: false,
             retries_everything: false,
+            savepoints: true,
             rows: Rows::new(),
             prepared: BTreeMap::new(),
             late: BTreeMap::new(),
@@ -120,7 +123,7 @@ impl MemoryStore {
 
     /// A branch for [`Tx::join_branch`](unanimous::Tx::join_branch), without the store standing behind it.
     pub fn branch(&self) -> MemoryBranch {
-        MemoryBranch { store: self.clone(), session: Mutex::new(Session::Open(Rows::new())) }
+        MemoryBranch::new(self.clone())
     }
 
     /// The next call of this kind fails so; repeated, the calls after it.
@@ -166,6 +169,11 @@ impl MemoryStore {
     /// Its branches call every error of the work worth repeating.
     pub fn set_retries_everything(&self, retries: bool) {
         self.disk().retries_everything = retries;
+    }
+
+    /// Whether its branches have savepoints, from now on; at first they have.
+    pub fn set_savepoints(&self, savepoints: bool) {
+        self.disk().savepoints = savepoints;
     }
 
     /// Becomes another store behind the same name, as a folder does that is not mounted.
@@ -214,14 +222,14 @@ impl MemoryStore {
         self.disk().identity.clone()
     }
 
-    fn disk(&self) -> MutexGuard<'_, Disk> {
+    pub(super) fn disk(&self) -> MutexGuard<'_, Disk> {
         lock(&self.shared.disk)
     }
 
     /// Journals a call, waits where it is held, and fails where it is to fail before its work.
     ///
     /// `Ok`: do the work, and then give the answer so.
-    async fn enter(&self, call: Call, line: String) -> Result<Reply, BranchError> {
+    pub(super) async fn enter(&self, call: Call, line: String) -> Result<Reply, BranchError> {
         self.journal.act(format!("{}.{line}", self.name));
         let line = line.replace('!', "");
         let fault = self.shared.faults.at(call).await;
@@ -247,7 +255,7 @@ impl MemoryStore {
     }
 
     /// The end of a call that did its work.
-    fn leave(&self, reply: Reply, line: &str) -> Result<(), BranchError> {
+    pub(super) fn leave(&self, reply: Reply, line: &str) -> Result<(), BranchError> {
         let word = match reply {
             Reply::Given => return Ok(()),
             Reply::Lost => "lost, done",
@@ -348,133 +356,5 @@ impl ResourceManager for MemoryStore {
     fn forget(&self, transaction: TransactionId) {
         self.journal.act(format!("{}.forget", self.name));
         self.disk().forgotten.insert(transaction);
-    }
-}
-
-/// A branch: rows that are pending until it commits.
-#[derive(Debug)]
-pub struct MemoryBranch {
-    store: MemoryStore,
-    session: Mutex<Session>,
-}
-
-#[derive(Clone, Debug)]
-enum Session {
-    Open(Rows),
-    Prepared(BranchId, Rows),
-    Ended,
-}
-
-impl MemoryBranch {
-    /// Writes a row.
-    ///
-    /// # Errors
-    ///
-    /// Refused once the branch has prepared or ended.
-    pub fn put(&self, key: &str) -> Result<(), BranchError> {
-        match &mut *lock(&self.session) {
-            Session::Open(rows) => {
-                rows.insert(key.to_owned(), String::new());
-                Ok(())
-            }
-            _ => Err(BranchError::refused("the branch has ended")),
-        }
-    }
-
-    fn session(&self) -> Session {
-        lock(&self.session).clone()
-    }
-
-    fn pending(&self) -> Rows {
-        match self.session() {
-            Session::Open(rows) | Session::Prepared(_, rows) => rows,
-            Session::Ended => Rows::new(),
-        }
-    }
-
-    fn set(&self, session: Session) {
-        *lock(&self.session) = session;
-    }
-
-    fn forced(&self, line: &str) -> String {
-        if self.pending().is_empty() { line.to_owned() } else { format!("{line}!") }
-    }
-}
-
-impl Branch for MemoryBranch {
-    fn capability(&self) -> Capability {
-        self.store.capability
-    }
-
-    fn sort_key(&self) -> String {
-        self.store.sort_key.clone()
-    }
-
-    async fn flush(&self) -> Result<Work, BranchError> {
-        let reply = self.store.enter(Call::Flush, "flush".to_owned()).await?;
-        self.store.leave(reply, "flush")?;
-        Ok(if self.pending().is_empty() { Work::ReadOnly } else { Work::Wrote })
-    }
-
-    async fn prepare(&self, id: &BranchId) -> Result<(), BranchError> {
-        let durable = self.store.capability == Capability::TwoPhase;
-        let reply = self.store.enter(Call::Prepare, if durable { "prepare!" } else { "prepare" }.to_owned()).await?;
-        let rows = self.pending();
-        if durable {
-            let mut disk = self.store.disk();
-            let to = if reply == Reply::Late { &mut disk.late } else { &mut disk.prepared };
-            to.insert(id.clone(), rows.clone());
-        }
-        self.set(Session::Prepared(id.clone(), rows));
-        self.store.leave(reply, "prepare")
-    }
-
-    async fn commit(&self) -> Result<(), BranchError> {
-        let reply = self.store.enter(Call::Commit, "commit!".to_owned()).await?;
-        if let Session::Prepared(id, mut rows) = self.session() {
-            let mut disk = self.store.disk();
-            let held = disk.prepared.remove(&id).is_some();
-            // A volatile branch is in no list; a durable one that is in none was finished by another.
-            if held || self.store.capability != Capability::TwoPhase {
-                disk.rows.append(&mut rows);
-            }
-        }
-        self.set(Session::Ended);
-        self.store.leave(reply, "commit")
-    }
-
-    async fn rollback(&self) -> Result<(), BranchError> {
-        let reply = self.store.enter(Call::Rollback, "rollback".to_owned()).await?;
-        if let Session::Prepared(id, _) = self.session() {
-            self.store.disk().prepared.remove(&id);
-        }
-        self.set(Session::Ended);
-        self.store.leave(reply, "rollback")
-    }
-
-    async fn commit_one_phase(&self, _id: &BranchId) -> Result<(), BranchError> {
-        let reply = self.store.enter(Call::CommitOnePhase, self.forced("commit-one-phase")).await?;
-        self.store.disk().rows.append(&mut self.pending());
-        self.set(Session::Ended);
-        self.store.leave(reply, "commit-one-phase")
-    }
-
-    async fn commit_carrying(&self, record: &DecisionRecord) -> Result<(), BranchError> {
-        let others: Vec<_> = record.participants.iter().map(|participant| participant.resource.as_str()).collect();
-        let line = |word| format!("{word} [{}]", others.join(" "));
-        let reply = self.store.enter(Call::CommitCarrying, line("commit-carrying!")).await?;
-        let mut disk = self.store.disk();
-        if disk.decisions.contains_key(&record.transaction) {
-            return Err(BranchError::refused("the transaction was fenced"));
-        }
-        disk.decisions.insert(record.transaction, DecisionRow::Commit(record.clone()));
-        disk.rows.append(&mut self.pending());
-        drop(disk);
-        self.set(Session::Ended);
-        self.store.leave(reply, &line("commit-carrying"))
-    }
-
-    fn is_retryable(&self, error: &(dyn std::error::Error + 'static)) -> bool {
-        error.is::<Deadlock>() || self.store.disk().retries_everything
     }
 }

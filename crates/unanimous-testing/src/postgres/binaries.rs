@@ -22,7 +22,8 @@ const NEEDED: [&str; 3] = ["initdb", "postgres", "psql"];
 ///
 /// # Errors
 ///
-/// When there is none; the text says what to install. When the variable names a folder without them.
+/// When there is none ([`ErrorKind::NotInstalled`]; the text says what to install), or the variable names a folder without them
+/// ([`ErrorKind::Setup`]).
 pub fn binaries() -> Result<PathBuf, Error> {
     if let Some(named) = env::var_os(VARIABLE) {
         let named = PathBuf::from(named);
@@ -32,7 +33,7 @@ pub fn binaries() -> Result<PathBuf, Error> {
         let needed = NEEDED.join(", ");
         let text =
             format!("{VARIABLE} names {}, which has not all of: {needed}; correct it, or unset it", named.display());
-        return Err(Error::new(ErrorKind::NotInstalled, text));
+        return Err(Error::new(ErrorKind::Setup, text));
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let found = versions(Path::new(DEBIAN)).into_iter().chain(configured()).chain(env::split_paths(&path));

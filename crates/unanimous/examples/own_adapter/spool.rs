@@ -19,13 +19,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use unanimous::env::{Env as _, TokioEnv};
-use unanimous::{Branch, BranchContext, BranchError, BranchId, Capability, ResourceManager, StoreError, StoreId, Work};
+use unanimous::{
+    Branch, BranchContext, BranchError, BranchId, Capability, ResourceManager, SavepointId, StoreError, StoreId, Work,
+};
 
 /// Why the spool could not do something.
 #[derive(Debug)]
 pub enum SpoolError {
     /// The transaction of this branch votes or has ended.
     Ended,
+    /// There is no such savepoint, or not any more.
+    NoSavepoint { id: SavepointId },
     /// The folder is not the spool that it was: unmounted, removed or another one.
     Gone { root: PathBuf },
     /// A file in `prepared` whose name is no branch's id; whoever put it there must take it away.
@@ -40,6 +44,7 @@ impl fmt::Display for SpoolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SpoolError::Ended => f.write_str("the transaction votes or has ended; use another"),
+            SpoolError::NoSavepoint { id } => write!(f, "there is no savepoint {id} (any more); abort the transaction"),
             SpoolError::Gone { root } => {
                 write!(f, "{} is not the spool that it was; is it mounted?", root.display())
             }
@@ -221,7 +226,7 @@ impl ResourceManager for Spool {
     }
 
     async fn begin(&self, _context: &BranchContext, (): ()) -> Result<Batch, BranchError> {
-        Ok(Batch { folder: self.folder.clone(), state: Arc::new(Mutex::new(State::Open(Vec::new()))) })
+        Ok(Batch { folder: self.folder.clone(), state: Arc::new(Mutex::new(State::Open(Draft::default()))) })
     }
 
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
@@ -247,9 +252,17 @@ pub struct Batch {
     state: Arc<Mutex<State>>,
 }
 
+/// What was put so far.
+#[derive(Debug, Default)]
+struct Draft {
+    lines: Vec<String>,
+    /// How many lines there were at each savepoint, in their order.
+    saved: Vec<(SavepointId, usize)>,
+}
+
 #[derive(Debug)]
 enum State {
-    Open(Vec<String>),
+    Open(Draft),
     /// There is a promise under this id, or there may be.
     Promised(BranchId),
     Ended,
@@ -259,8 +272,8 @@ impl Batch {
     /// Adds a line to the batch.
     pub fn put(&self, line: impl Into<String>) -> Result<(), SpoolError> {
         match &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner) {
-            State::Open(lines) => {
-                lines.push(line.into());
+            State::Open(draft) => {
+                draft.lines.push(line.into());
                 Ok(())
             }
             State::Promised(_) | State::Ended => Err(SpoolError::Ended),
@@ -288,7 +301,7 @@ impl Branch for Batch {
 
     async fn flush(&self) -> Result<Work, BranchError> {
         match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
-            State::Open(lines) if lines.is_empty() => Ok(Work::ReadOnly),
+            State::Open(draft) if draft.lines.is_empty() => Ok(Work::ReadOnly),
             State::Open(_) => Ok(Work::Wrote),
             State::Promised(_) | State::Ended => Err(BranchError::refused(SpoolError::Ended)),
         }
@@ -297,8 +310,8 @@ impl Branch for Batch {
     async fn prepare(&self, id: &BranchId) -> Result<(), BranchError> {
         let id = id.clone();
         self.job(move |folder, state| {
-            let State::Open(lines) = state else { return Err(BranchError::refused(SpoolError::Ended)) };
-            let lines = std::mem::take(lines);
+            let State::Open(draft) = state else { return Err(BranchError::refused(SpoolError::Ended)) };
+            let lines = std::mem::take(&mut draft.lines);
             // From here on rollback has something to remove.
             *state = State::Promised(id.clone());
             folder.stage(&id, &lines).map_err(BranchError::refused)?;
@@ -339,5 +352,34 @@ impl Branch for Batch {
         self.prepare(id).await?;
         // Between the two calls it is in doubt, and recovery would roll it back: not committed is only certain after that.
         self.commit().await.map_err(|error| error.with_kind(unanimous::FailureKind::Lost))
+    }
+
+    fn has_savepoints(&self) -> bool {
+        true
+    }
+
+    async fn savepoint(&self, id: SavepointId) -> Result<(), BranchError> {
+        match &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Open(Draft { lines, saved }) => {
+                saved.push((id, lines.len()));
+                Ok(())
+            }
+            State::Promised(_) | State::Ended => Err(BranchError::refused(SpoolError::Ended)),
+        }
+    }
+
+    async fn rollback_to(&self, id: SavepointId) -> Result<(), BranchError> {
+        match &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Open(Draft { lines, saved }) => {
+                // Those that were made later are forgotten, this one stays.
+                saved.retain(|(known, _)| *known <= id);
+                match saved.last() {
+                    Some(&(known, length)) if known == id => lines.truncate(length),
+                    _ => return Err(BranchError::refused(SpoolError::NoSavepoint { id })),
+                }
+                Ok(())
+            }
+            State::Promised(_) | State::Ended => Err(BranchError::refused(SpoolError::Ended)),
+        }
     }
 }

@@ -11,6 +11,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::sync::lock;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// How long a thread waits for another job before it ends.
@@ -35,7 +37,7 @@ static THREADS: Threads = Threads { state: Mutex::new(State { jobs: VecDeque::ne
 ///
 /// When the system gives no thread; the job was dropped then.
 pub(super) fn run(job: Job) -> std::io::Result<()> {
-    let mut state = THREADS.state.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut state = lock(&THREADS.state);
     if state.idle > 0 {
         state.idle -= 1;
         state.jobs.push_back(job);
@@ -50,7 +52,7 @@ fn serve(mut job: Job) {
     loop {
         // Whoever waits for the job learns of its panic by what the job dropped.
         let _ = std::panic::catch_unwind(AssertUnwindSafe(job));
-        let mut state = THREADS.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&THREADS.state);
         state.idle += 1;
         let wait = THREADS.work.wait_timeout_while(state, IDLE, |state| state.jobs.is_empty());
         let (mut state, _) = wait.unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use unanimous_core as core;
 use unanimous_core::{Branch, BranchError, BranchId, Capability, SavepointId, StoreId, TransactionId};
@@ -17,6 +17,7 @@ use super::manifest::State as Promise;
 use super::one_phase;
 use super::path::RelPath;
 use super::prepare::{Failed, Pending, Staged, Work, look};
+use crate::sync::lock;
 
 /// The part of a transaction in one folder of files.
 ///
@@ -199,7 +200,7 @@ impl FilesBranch {
         self.inner
             .blocking(move || {
                 // A panic in a job leaves the phase that it had set before it began.
-                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state = lock(&state);
                 job(&inner, &mut state)
             })
             .await

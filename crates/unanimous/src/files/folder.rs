@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
@@ -17,6 +17,7 @@ use super::acts::Acts;
 use super::error::FilesError;
 use super::identity;
 use super::path::RelPath;
+use crate::sync::lock;
 
 /// The folder, in the root, that the store keeps its own files in.
 pub(super) const OWN: &str = ".unanimous";
@@ -340,7 +341,7 @@ impl Folder {
     pub(super) fn lock(&self) -> Result<Locked<'_>, FilesError> {
         let begin = Instant::now();
         // A panic while it was held has released the lock, and left what a crash leaves.
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let gate = lock(&self.gate);
         let path = self.own_path(LOCK, "");
         // Who waits behind others does not begin to wait anew.
         let file = lock_file(&self.own, LOCK, &path, LOCK_WAIT.saturating_sub(begin.elapsed()))?

@@ -197,7 +197,7 @@ impl fmt::Display for OpenError {
                 "the decision log {} is held by another process; stop that one, or give this one a log of its own",
                 path.display()
             ),
-            OpenError::NoRuntime(_) => f.write_str("a decision log is opened within a runtime"),
+            OpenError::NoRuntime(_) => f.write_str("a decision log is opened within a tokio runtime, or on a plain thread within `thread::Background::open`"),
             OpenError::MaxSize { max_size } => write!(
                 f,
                 "a max_size of {max_size} bytes is not possible; it must be {} to {}",

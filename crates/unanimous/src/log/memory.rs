@@ -2,7 +2,7 @@
 //!
 //! Must not know files.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use unanimous_core::log::{History, Record};
@@ -13,6 +13,7 @@ use unanimous_core::{
 use super::error::LogError;
 use super::segments::new_log_id;
 use crate::env::{Env, TokioEnv};
+use crate::sync::lock;
 
 /// The bytes that finished decisions may take, roughly.
 const SPACE: usize = 8 << 20;
@@ -72,7 +73,7 @@ impl MemoryLog {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // The history changes after it has been checked, so that a panic leaves it whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn write(&self, record: DecisionRecord) -> Result<(), DecideError> {

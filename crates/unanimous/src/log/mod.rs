@@ -27,7 +27,7 @@
 //!
 //! - [`FileLog`]: survives crashes; one sync for all that wait.
 //! - [`MemoryLog`]: forgets with its process.
-//! - [`read`]: a look at a log's files.
+//! - [`read`]: a look at a log's files; [`holder`]: who has it open.
 //!
 //! The bytes, the reasons for them and a walk through each crash are in `docs/log-format.md`; what the records add up to is
 //! [`History`].
@@ -36,6 +36,7 @@
 
 mod error;
 mod file;
+mod holder;
 mod memory;
 mod read;
 mod segments;
@@ -44,6 +45,7 @@ mod writer;
 
 pub use error::{LogError, OpenError, Poison, ReadError};
 pub use file::{FileLog, FileLogOptions, Opened};
+pub use holder::{Holder, holder};
 pub use memory::MemoryLog;
 pub use read::{LogView, RecordView, SupersededView, Verification, read, read_from};
 pub use unanimous_core::log::{

@@ -5,13 +5,14 @@
 //!
 //! Must not know what a decision means.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use super::error::{LogError, Poison};
 use super::segments::{RotateError, Segments};
 use super::state::{Answers, Batch, State};
 use crate::env::Env;
+use crate::sync::lock;
 
 /// How long an end waits for a decision that would take it along. Nothing depends on it but how much a restart asks again.
 const FLUSH_DELAY: Duration = Duration::from_millis(200);
@@ -33,7 +34,7 @@ impl Shared {
 
     /// A panic under the lock is one of the writer, whose guard poisons the log; the data are whole enough for that.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Starts the writer if none runs.

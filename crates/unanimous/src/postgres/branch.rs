@@ -28,7 +28,7 @@ use unanimous_core::{
     Branch, BranchError, BranchId, Capability, DecisionRecord, FailureKind, SavepointId, TransactionId, Work,
 };
 
-use super::control::Finish;
+use super::control::{Finish, Finished};
 use super::error::{self, PostgresError};
 use super::outbox::{self, Notification, Notifications};
 use super::rows::{self, DURABLE};
@@ -120,6 +120,8 @@ pub struct PostgresBranch {
     begun: tokio::sync::Mutex<Option<Sent>>,
     stage: Mutex<Stage>,
     notifications: Notifications,
+    /// The server's id of the transaction, as it was at the flush; none where nothing was written.
+    xid: OnceLock<String>,
     /// The application may still use the connection after the end, or nobody knows what is open on it.
     spoiled: std::sync::atomic::AtomicBool,
 }
@@ -142,6 +144,7 @@ impl PostgresBranch {
             begun: tokio::sync::Mutex::new(begun),
             stage: Mutex::new(Stage::Open),
             notifications: Notifications::new(notifications),
+            xid: OnceLock::new(),
             spoiled: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -300,6 +303,9 @@ impl PostgresBranch {
         if row.get("ours") != Some("t") {
             return Err(PostgresError::WorkEnded);
         }
+        if let Some(xid) = row.get("xid") {
+            let _ = self.xid.set(xid.to_owned());
+        }
         // Without an id nothing was written here; a foreign server may have been written to all the same.
         let wrote = row.get("xid").is_some()
             || !self.notifications.is_empty()
@@ -334,7 +340,16 @@ impl PostgresBranch {
 
     /// On this connection where it works, else on one of recovery's.
     async fn finish(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
-        if self.finish_here(id, how).await { Ok(()) } else { self.store.control.finish(id, how).await }
+        if self.finish_here(id, how).await { Ok(()) } else { self.finish_elsewhere(id, how).await }
+    }
+
+    /// On one of recovery's connections.
+    async fn finish_elsewhere(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
+        let finished = self.store.control.finish(id, how).await?;
+        if let (Finished::Absent, Finish::Commit, Some(xid)) = (finished, how, self.xid.get()) {
+            self.store.control.look_for_heuristic(id, xid).await;
+        }
+        Ok(())
     }
 
     /// Whether the server has confirmed it on this connection. Sent at the first poll.
@@ -367,7 +382,7 @@ impl PostgresBranch {
         // One behind the other, without a wait in between; where the first fails the second finds nothing to deliver.
         let (committed, delivered) = join(self.finish_here(id, Finish::Commit), self.deliver_here(id)).await;
         if !committed {
-            self.store.control.finish(id, Finish::Commit).await?;
+            self.finish_elsewhere(id, Finish::Commit).await?;
         }
         if committed && delivered {
             return Ok(());

@@ -53,6 +53,15 @@ impl Finish {
     }
 }
 
+/// How a prepared branch was found to be finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finished {
+    /// The server did it now.
+    Done,
+    /// The server does not list it: it did it before, or somebody else has finished the branch.
+    Absent,
+}
+
 /// A prepared branch of ours, as the server lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -61,7 +70,7 @@ pub struct Prepared {
     pub branch: BranchId,
     /// The role that prepared it: it, and a superuser, can finish it.
     pub owner: String,
-    /// When it was prepared, as the server writes it.
+    /// When it was prepared, by the server's clock: UTC, ISO 8601 with milliseconds.
     pub since: String,
 }
 
@@ -182,8 +191,8 @@ impl Control {
         let answer = ask(
             &session,
             "listing prepared branches",
-            "SELECT gid, owner, prepared FROM pg_catalog.pg_prepared_xacts \
-             WHERE database = pg_catalog.current_database() ORDER BY prepared, gid",
+            "SELECT gid, owner, pg_catalog.to_char(prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS since \
+             FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() ORDER BY prepared, gid",
         )
         .await?;
         self.give_back(session);
@@ -191,14 +200,14 @@ impl Control {
     }
 
     /// Finishes a prepared branch. Ok when the server did it, or when it does not list the branch (any more).
-    pub(super) async fn finish(&self, branch: &BranchId, how: Finish) -> Result<(), PostgresError> {
+    pub(super) async fn finish(&self, branch: &BranchId, how: Finish) -> Result<Finished, PostgresError> {
         let gid = literal(&branch.to_string());
         let session = self.session().await?;
         let failed = match ask(&session, how.doing(), &format!("{} {gid}", how.sql())).await {
             Ok(_) => {
                 warn(&session, branch, how);
                 self.give_back(session);
-                return Ok(());
+                return Ok(Finished::Done);
             }
             Err(error) => error,
         };
@@ -210,7 +219,7 @@ impl Control {
         };
         let Some(owner) = owner else {
             self.give_back(session);
-            return Ok(());
+            return Ok(Finished::Absent);
         };
         // A pooler's session is not ours to change.
         if failed.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) || !session.who.guarded {
@@ -220,7 +229,31 @@ impl Control {
         ask(&session, "taking the role that prepared the branch", &format!("SET ROLE {}", identifier(&owner))).await?;
         ask(&session, how.doing(), &format!("{} {gid}", how.sql())).await?;
         warn(&session, branch, how);
-        Ok(())
+        Ok(Finished::Done)
+    }
+
+    /// Says it aloud where a branch that is decided to commit was rolled back by somebody else. To be asked when its server does not list
+    /// the branch any more, by the transaction id that it was prepared under: for what was prepared that id is used up, so that it can't be
+    /// another's (PostgreSQL 15, 9.27.9 for `pg_xact_status`).
+    pub(super) async fn look_for_heuristic(&self, branch: &BranchId, xid: &str) {
+        let asked = async {
+            let session = self.session().await?;
+            let sql = format!("SELECT pg_catalog.pg_xact_status({}::pg_catalog.xid8)", literal(xid));
+            let answer = ask(&session, "asking what became of a branch", &sql).await?;
+            self.give_back(session);
+            Ok::<_, PostgresError>(row(&answer).and_then(|row| row.get(0)).map(str::to_owned))
+        };
+        match asked.await {
+            Ok(status) if status.as_deref() == Some("aborted") => tracing::error!(
+                %branch,
+                xid,
+                "heuristic rollback: the branch is decided to commit, and somebody rolled it back in its store; the transaction is \
+                 torn, and what the branch did must be done again by hand (docs/operating/heuristics.md)"
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%branch, error = &error as &(dyn std::error::Error + 'static),
+                "what became of a branch that is not listed any more can't be asked"),
+        }
     }
 
     /// Who prepared the branch; none where it is not listed.
@@ -270,7 +303,7 @@ fn prepared(row: &SimpleQueryRow) -> Option<Prepared> {
     Some(Prepared {
         branch: row.get("gid")?.parse().ok()?,
         owner: row.get("owner")?.to_owned(),
-        since: row.get("prepared")?.to_owned(),
+        since: row.get("since")?.to_owned(),
     })
 }
 

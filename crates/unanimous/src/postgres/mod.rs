@@ -51,6 +51,7 @@ mod schema;
 mod session;
 mod sql;
 mod store;
+mod survey;
 mod writer;
 
 use std::fmt;
@@ -67,6 +68,7 @@ pub use error::PostgresError;
 pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
 pub use schema::schema_sql;
+pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
@@ -284,6 +286,36 @@ impl Postgres {
         self.store.control.list().await
     }
 
+    /// What an operator wants to know of the transactions that are prepared in this database: whose they are, what they hold, whom they
+    /// block. Those of other programs too.
+    ///
+    /// # Errors
+    ///
+    /// When the list would not be authoritative: unreachable, a standby, another store.
+    pub async fn survey(&self) -> Result<Survey, PostgresError> {
+        survey::survey(&self.store.control).await
+    }
+
+    /// What this database's decision rows say of a transaction, for people: [`Known::Commit`] or [`Known::Abort`]. Only a look: it forces and
+    /// fences nothing, so that nothing follows from a row that is not there. Recovery asks [`decision`](ResourceManager::decision).
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn decision_row(&self, transaction: TransactionId) -> Result<Option<Known>, PostgresError> {
+        survey::decision_row(&self.store.control, transaction).await
+    }
+
+    /// The transactions of a log that this database's commits decided and that are not noted as finished; a look, as
+    /// [`decision_row`](Self::decision_row). Rows that can't be read are left out.
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn unfinished_rows(&self, log: unanimous_core::LogId) -> Result<Vec<DecisionRecord>, PostgresError> {
+        survey::unfinished_rows(&self.store.control, log).await
+    }
+
     /// Closes the connections that are idle. Branches that are open go on to their end; decisions that are finished are still marked.
     pub fn close(&self) {
         self.store.flush_soon();
@@ -338,7 +370,7 @@ impl ResourceManager for Postgres {
     }
 
     async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.store.control.finish(id, Finish::Rollback).await.map_err(PostgresError::into_branch)
+        self.store.control.finish(id, Finish::Rollback).await.map(drop).map_err(PostgresError::into_branch)
     }
 
     /// Waits for a carrier that is about to commit, at most for the lock timeout.

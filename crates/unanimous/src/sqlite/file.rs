@@ -12,11 +12,12 @@ use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use unanimous_core::StoreId;
 
 use super::error::{FileChanged, OpenError};
+use crate::sync::lock;
 
 /// Which file with which identity was at which path, for the life of the process: an empty one must not take its place
 /// silently, and SQLite would apply the write-ahead log that an earlier file has left at the path to whatever file is
@@ -29,7 +30,7 @@ static SEEN: Mutex<BTreeMap<PathBuf, (OpenedFile, StoreId)>> = Mutex::new(BTreeM
 ///
 /// There was one, and now its file is gone or another.
 pub(super) fn seen_before(path: &Path) -> Result<Option<StoreId>, FileChanged> {
-    match SEEN.lock().unwrap_or_else(PoisonError::into_inner).get(path) {
+    match lock(&SEEN).get(path) {
         Some((file, identity)) => file.check_database().map(|()| Some(identity.clone())),
         None => Ok(None),
     }
@@ -41,7 +42,7 @@ pub(super) fn seen_before(path: &Path) -> Result<Option<StoreId>, FileChanged> {
 ///
 /// Another one was there before.
 pub(super) fn remember(file: &OpenedFile, identity: &StoreId) -> Result<(), FileChanged> {
-    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = lock(&SEEN);
     let (_, expected) = seen.entry(file.path.clone()).or_insert_with(|| (file.clone(), identity.clone()));
     if expected == identity {
         return Ok(());

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -20,6 +20,7 @@ use super::error::{DecisionError, FileChanged, OpenError, is_busy};
 use super::file::OpenedFile;
 use super::rows::{self, Unfinished};
 use super::worker::Pool;
+use crate::sync::lock;
 
 /// One open database.
 pub(super) struct Store {
@@ -64,8 +65,8 @@ impl Finished {
         self.set().contains(&transaction)
     }
 
-    fn set(&self) -> std::sync::MutexGuard<'_, BTreeSet<TransactionId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn set(&self) -> MutexGuard<'_, BTreeSet<TransactionId>> {
+        lock(&self.0)
     }
 }
 

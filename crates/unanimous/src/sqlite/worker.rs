@@ -9,7 +9,7 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -20,6 +20,7 @@ use super::error::{BeginError, Ended, OpenError};
 use super::guard::{Guard, Life};
 use super::session::{Session, WorkJob};
 use super::store::Store;
+use crate::sync::lock;
 
 /// What a branch sends to its thread.
 pub(super) enum Job {
@@ -111,11 +112,11 @@ impl Pool {
     }
 
     fn take(&self) -> Option<Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.pop()
+        lock(&self.idle).as_mut()?.pop()
     }
 
     fn put(&self, thread: Idle) {
-        if let Some(idle) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+        if let Some(idle) = lock(&self.idle).as_mut()
             && idle.len() < self.most
         {
             idle.push(thread);
@@ -125,7 +126,7 @@ impl Pool {
     /// Lets the waiting threads go, and those that are busy when they are done.
     pub(super) fn close(&self) {
         // Taken out first: threads must not be dropped under the lock that they return by.
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let idle = lock(&self.idle).take();
         drop(idle);
     }
 }

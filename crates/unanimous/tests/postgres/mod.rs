@@ -6,9 +6,11 @@
 mod branch;
 mod conformance;
 mod decisions;
+mod facts;
 mod listener;
 mod notify;
 mod shared_log;
+mod survey;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;

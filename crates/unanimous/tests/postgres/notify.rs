@@ -243,7 +243,7 @@ async fn recovery_delivers_what_nobody_did_in_order_and_once() {
     dead.close();
     assert_eq!(outbox(&pair.orders), "", "what is not committed can't be seen");
     let (alive, _) = pair.stores();
-    assert_eq!(alive.in_doubt().await.unwrap(), [id.clone()]);
+    assert_eq!(alive.in_doubt().await.unwrap(), std::slice::from_ref(&id));
     assert_eq!(listener.heard().await, [], "and is not delivered");
     pair.orders.psql(&format!("commit prepared '{id}'")).unwrap();
     assert_eq!(listener.heard().await, []);
