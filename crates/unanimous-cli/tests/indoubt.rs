@@ -542,6 +542,7 @@ fn a_branch_in_files_that_a_sqlite_database_decides() {
     });
     let (orders, receipts) =
         (format!("--sqlite=orders={}", path.display()), format!("--files=receipts={}", root.display()));
+    let prepared = root.join(format!(".unanimous/prepared/{id}.prepared"));
 
     let lines = place.branch(&[&receipts], &id);
     assert_eq!(
@@ -554,6 +555,16 @@ fn a_branch_in_files_that_a_sqlite_database_decides() {
             "do          give that store too (--sqlite, --postgres)".to_owned(),
         ]
     );
+    // Under this name it would be the folder's own decision, which nobody else is asked for.
+    let decided = prepared.with_extension("decided");
+    std::fs::rename(&prepared, &decided).unwrap();
+    let lines = place.branch(&[&receipts], &id);
+    assert_eq!(
+        lines[1..3],
+        ["decision    commit, TIME", "in doubt    decided to commit by its own store, which has not completed it"]
+    );
+    std::fs::rename(&decided, &prepared).unwrap();
+
     let stores = [receipts.as_str(), orders.as_str()];
     let lines = place.branch(&stores, &id);
     assert_eq!(lines[1], "decision    none");

@@ -7,6 +7,7 @@ mod branch;
 mod conformance;
 mod decisions;
 mod facts;
+mod join;
 mod listener;
 mod notify;
 mod shared_log;

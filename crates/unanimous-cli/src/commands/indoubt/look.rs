@@ -62,6 +62,8 @@ pub(super) struct Listed {
     pub(super) locks: Vec<Lock>,
     /// Paths of files that are claimed.
     pub(super) paths: Vec<String>,
+    /// When its store itself decided to commit it (microseconds since 1970, UTC), and has not completed that.
+    pub(super) decided: Option<u64>,
     pub(super) waiting: Vec<Waiting>,
 }
 
@@ -111,6 +113,7 @@ async fn look_at_postgres(postgres: &Postgres) -> Result<Content, String> {
                 role: Some(told.owner),
                 locks: told.locks,
                 paths: Vec::new(),
+                decided: None,
                 waiting: told.waiting,
             }),
             None => {
@@ -138,16 +141,22 @@ fn look_at_files(root: &Path) -> Result<Content, String> {
         let path = entry.map_err(failed(&prepared))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         // A branch that is `decided` is completed by whoever uses the folder next, whatever any decider says.
-        let Some(branch) = name.strip_suffix(".prepared").and_then(|id| id.parse().ok()) else { continue };
+        let (id, own) = match name.strip_suffix(".prepared") {
+            Some(id) => (Some(id), false),
+            None => (name.strip_suffix(".decided"), true),
+        };
+        let Some(branch) = id.and_then(|id| id.parse().ok()) else { continue };
         // It may have gone since the folder was listed.
         let (Ok(manifest), Ok(metadata)) = (fs::read_to_string(&path), fs::metadata(&path)) else { continue };
         let since = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let since = since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
         branches.push(Listed {
             branch,
-            since: utc(since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))),
+            since: utc(since),
             role: None,
             locks: Vec::new(),
             paths: claimed(&manifest),
+            decided: own.then_some(since),
             waiting: Vec::new(),
         });
     }

@@ -140,7 +140,7 @@ impl Picture {
             .iter()
             .map(|seen| {
                 let found = branches(seen).into_iter().map(|listed| {
-                    let finding = why(&listed.branch, log.as_ref(), &stores, &rows);
+                    let finding = why(&listed, log.as_ref(), &stores, &rows);
                     (listed, finding)
                 });
                 found.collect()

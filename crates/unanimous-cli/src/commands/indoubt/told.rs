@@ -72,7 +72,7 @@ fn log_text(log: &Log) -> String {
 
 /// The last line has no end, as `say` adds one.
 fn branch_text(listed: &Listed, finding: &Finding) -> String {
-    let Listed { branch, since, role, locks, paths, waiting } = listed;
+    let Listed { branch, since, role, locks, paths, waiting, .. } = listed;
     let mut text = format!("  {branch}\n    prepared    {since}");
     if let Some(role) = role {
         let _ = write!(text, " by the role {role:?}");
@@ -172,7 +172,7 @@ fn store_json(seen: &Seen) -> Value {
 }
 
 fn branch_json(resource: &str, listed: &Listed, finding: &Finding) -> Value {
-    let Listed { branch, since, role, locks, paths, waiting } = listed;
+    let Listed { branch, since, role, locks, paths, waiting, .. } = listed;
     let (decided_at, note) = match &finding.decision {
         Decision::Commit { at, note } => (Some(at), Some(note).filter(|note| !note.is_empty())),
         _ => (None, None),

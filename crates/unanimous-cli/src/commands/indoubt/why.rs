@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use unanimous::log::{Holder, LogView};
 use unanimous::{BranchId, DeciderId, DecisionRecord, HoldReason, Known, StoreId, TransactionId};
 
-use super::look::{Row, Seen};
+use super::look::{Listed, Row, Seen};
 
 /// What stores say of the transactions that they decide.
 pub(super) type Rows = BTreeMap<TransactionId, Option<Result<Row, String>>>;
@@ -78,7 +78,15 @@ pub(super) fn who(holder: Holder) -> String {
 }
 
 /// Why a branch that a store lists is in doubt.
-pub(super) fn why(branch: &BranchId, log: Option<&Log>, stores: &[Seen], rows: &Rows) -> Finding {
+pub(super) fn why(listed: &Listed, log: Option<&Log>, stores: &[Seen], rows: &Rows) -> Finding {
+    let branch = &listed.branch;
+    if let Some(at) = listed.decided {
+        return finding(
+            Decision::Commit { at, note: String::new() },
+            "decided to commit by its own store, which has not completed it",
+            "whoever uses the store next completes it, the application or `unanimous recover`; where that fails, it says why",
+        );
+    }
     let Some(log) = log else {
         return finding(Decision::Unknown, "no decision log was given", "give the application's log: --log DIR");
     };
