@@ -34,7 +34,10 @@ impl Pooler {
         std::fs::write(users, "\"postgres\" \"\"\n").unwrap();
         std::fs::write(folder.path().join("settings.ini"), settings).unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut command = Command::new("pgbouncer");
+        // Debian has it outside of an ordinary user's search path.
+        let installed = "/usr/sbin/pgbouncer";
+        let program = if std::path::Path::new(installed).exists() { installed } else { "pgbouncer" };
+        let mut command = Command::new(program);
         command.arg(folder.path().join("settings.ini"));
         if rustix::process::geteuid().is_root() {
             // It refuses to run as root.
