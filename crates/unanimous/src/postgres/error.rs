@@ -52,6 +52,15 @@ pub enum PostgresError {
     },
     /// The server replicates synchronously, and warnings that a replica has not confirmed can't be seen through this pool.
     WarningsUnseen,
+    /// The connection's database is not registered with the transaction's manager.
+    NotRegistered {
+        /// Where the connection leads.
+        store: String,
+    },
+    /// Another connection of the same store has joined the transaction.
+    OtherConnection,
+    /// The application's connection is the only way to a volatile branch's database.
+    OnlyConnection,
     /// The connection is inside a transaction that somebody else began.
     InTransaction,
     /// The work ended the branch's transaction, or began another: what it did then is not ours to commit.
@@ -80,13 +89,29 @@ pub enum PostgresError {
         /// Their version.
         version: String,
     },
-    /// The server was promoted, and may have lost decisions that it had acknowledged before.
+    /// The server was promoted or restored, and may have lost decisions that it had acknowledged before.
     Promoted {
-        /// The timeline that the store was first reached on.
+        /// The store with its timeline, as it was first reached.
         expected: String,
-        /// The server's.
+        /// As it is now.
         found: String,
     },
+    /// Another process has the node's decision log open.
+    NodeHeld {
+        /// The node.
+        node: String,
+        /// Who, as the server knows it.
+        by: String,
+    },
+    /// Another process has taken the node's decision log over: this one can't decide any more.
+    TakenOver {
+        /// The node.
+        node: String,
+    },
+    /// A node's name that can't be one.
+    NodeName(String),
+    /// The process was forked: the log is its parent's.
+    Forked,
     /// A decision that the tables can't hold; why.
     Unwritable(String),
     /// What is in the tables can't be; why.
@@ -117,6 +142,16 @@ impl fmt::Display for PostgresError {
             Self::WarningsUnseen => f.write_str(
                 "the server replicates synchronously, and through a pool made elsewhere its warnings that a replica has not confirmed can't be seen; make the store from a connection string",
             ),
+            Self::NotRegistered { store } => write!(
+                f,
+                "the connection leads to the store {store}, which is not registered with the transaction's manager; register it (Builder::resource), or join it as volatile under a name (join_client_volatile, join_url_volatile)"
+            ),
+            Self::OtherConnection => f.write_str(
+                "another connection of the same store has joined the transaction already; work on that one, or in another transaction",
+            ),
+            Self::OnlyConnection => f.write_str(
+                "no connection but the application's own leads to the database of this volatile branch; where that one is broken, finish what is prepared there by hand",
+            ),
             Self::InTransaction => f.write_str(
                 "the connection is inside a transaction already; commit it or roll it back before the connection joins",
             ),
@@ -143,8 +178,20 @@ impl fmt::Display for PostgresError {
             ),
             Self::Promoted { expected, found } => write!(
                 f,
-                "the server was promoted (timeline {found} instead of {expected}), and may have lost decisions; restart the process, so that nothing is presumed of what was before"
+                "the server was promoted or restored (it is {found} and was {expected}), and may have lost decisions; restart the process, so that nothing is presumed of what was before"
             ),
+            Self::NodeHeld { node, by } => write!(
+                f,
+                "the decision log of the node {node:?} is open in another process ({by}); stop that one, give this one a name of its own, or, where it can't be reached any more, take the node over"
+            ),
+            Self::TakenOver { node } => write!(
+                f,
+                "the decision log of the node {node:?} was taken over by another process; restart this one when that one has ended"
+            ),
+            Self::NodeName(name) => {
+                write!(f, "{name:?} can't be a node's name: it has 1 to 255 bytes and no zero")
+            }
+            Self::Forked => f.write_str("the decision log is the parent process's; open one after the fork, under a name of its own"),
             Self::Unwritable(why) => write!(f, "the decision can't be written: {why}"),
             Self::Damaged(what) => write!(f, "the store's own tables are damaged: {what}"),
             Self::Fenced => f.write_str("recovery has decided to abort the transaction"),
@@ -183,7 +230,9 @@ impl PostgresError {
     pub(super) fn kind(&self) -> FailureKind {
         match self {
             Self::Postgres { source, .. } => kind(source),
-            Self::NotReplicated(_) | Self::Unsent(_) | Self::NoAnswer { .. } => FailureKind::Lost,
+            Self::NotReplicated(_) | Self::Unsent(_) | Self::NoAnswer { .. } | Self::OnlyConnection => {
+                FailureKind::Lost
+            }
             _ => FailureKind::Refused,
         }
     }
@@ -230,5 +279,14 @@ pub(super) fn is_retryable(error: &(dyn Error + 'static)) -> bool {
 impl From<tokio_postgres::Error> for PostgresError {
     fn from(source: tokio_postgres::Error) -> Self {
         Self::Connect(source)
+    }
+}
+
+impl From<deadpool::managed::PoolError<Self>> for PostgresError {
+    fn from(error: deadpool::managed::PoolError<Self>) -> Self {
+        match error {
+            deadpool::managed::PoolError::Backend(error) => error,
+            error => Self::Pool(error.to_string()),
+        }
     }
 }

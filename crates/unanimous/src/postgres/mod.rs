@@ -42,6 +42,9 @@ mod branch;
 mod carrier;
 mod control;
 mod error;
+mod join;
+mod log;
+mod node;
 mod options;
 mod outbox;
 mod rows;
@@ -50,6 +53,7 @@ mod session;
 mod sql;
 mod store;
 mod survey;
+mod writer;
 
 use std::fmt;
 use std::str::FromStr;
@@ -58,10 +62,11 @@ use std::time::Duration;
 
 pub use branch::PostgresBranch;
 pub use control::Prepared;
-use deadpool::managed;
 /// The pool that a store can be made on.
 pub use deadpool_postgres;
 pub use error::PostgresError;
+pub use join::JoinPostgres;
+pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
 pub use schema::schema_sql;
 pub use survey::{Lock, Survey, Surveyed, Waiting};
@@ -75,8 +80,8 @@ use unanimous_core::{
 };
 
 use self::carrier::Decisions;
-use self::control::{Control, Finish};
-use self::session::{ByConfig, ByPool, Connect, Sessions};
+use self::control::Finish;
+use self::session::{ByConfig, ByPool, Connect};
 use self::store::{Source, Store};
 
 /// A PostgreSQL database that takes part in transactions. Cheap to clone; all clones are one store.
@@ -202,8 +207,7 @@ impl PostgresBuilder {
         let (source, connect) = match connections {
             Connections::Config(config) => {
                 let connect = connect(*config, guard);
-                let pool = managed::Pool::builder(Sessions(connect.clone())).max_size(max_connections).build();
-                (Source::Own(pool.expect("a pool without timeouts needs no runtime")), connect)
+                (Source::Own(store::pool(connect.clone(), max_connections)), connect)
             }
             Connections::Pool(pool) => {
                 let connect: Arc<dyn Connect> = Arc::new(ByPool(pool.clone()));
@@ -211,11 +215,9 @@ impl PostgresBuilder {
             }
         };
         let capability = if carrier { Capability::Carrier } else { Capability::TwoPhase };
-        let control = Control::new(connect, carrier);
+        let store = Store::new(name, capability, source, connect);
         let decisions = Decisions::new(horizon);
-        let outbox = tokio::sync::OnceCell::new();
-        let store =
-            Store { name, capability, source, control, decisions, lock_timeout, vote_timeout, pool_timeout, outbox };
+        let store = Store { decisions, lock_timeout, vote_timeout, pool_timeout, max_connections, ..store };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -255,7 +257,7 @@ impl Postgres {
             vote_timeout: Duration::from_secs(60),
             pool_timeout: Duration::from_secs(30),
             carrier: false,
-            horizon: Duration::from_secs(24 * 60 * 60),
+            horizon: store::HORIZON,
         }
     }
 
@@ -292,13 +294,30 @@ impl Postgres {
         survey::survey(&self.store.control).await
     }
 
+    /// What this database's decision rows say of a transaction, for people: [`Known::Commit`] or [`Known::Abort`]. Only a look: it forces and
+    /// fences nothing, so that nothing follows from a row that is not there. Recovery asks [`decision`](ResourceManager::decision).
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn decision_row(&self, transaction: TransactionId) -> Result<Option<Known>, PostgresError> {
+        survey::decision_row(&self.store.control, transaction).await
+    }
+
+    /// The transactions of a log that this database's commits decided and that are not noted as finished; a look, as
+    /// [`decision_row`](Self::decision_row). Rows that can't be read are left out.
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn unfinished_rows(&self, log: unanimous_core::LogId) -> Result<Vec<DecisionRecord>, PostgresError> {
+        survey::unfinished_rows(&self.store.control, log).await
+    }
+
     /// Closes the connections that are idle. Branches that are open go on to their end; decisions that are finished are still marked.
     pub fn close(&self) {
         self.store.flush_soon();
-        if let Source::Own(pool) = &self.store.source {
-            pool.close();
-        }
-        self.store.control.close();
+        self.store.close();
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::DbError;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, SimpleQueryRow, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, Socket};
 use unanimous_core::StoreId;
 
 use super::error::PostgresError;
@@ -24,7 +25,7 @@ use crate::env::BoxFuture;
 use crate::sync::lock;
 
 /// How long a server may take to accept a connection and say who it is.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Asks the server who it is. One row.
 ///
@@ -69,6 +70,11 @@ pub(super) struct Who {
 }
 
 impl Who {
+    /// The store as it was since its last promotion, which may have lost what was acknowledged before.
+    pub(super) fn server(&self) -> String {
+        format!("{}-{}", self.store, self.timeline)
+    }
+
     pub(super) fn parse(messages: &[SimpleQueryMessage]) -> Result<Self, PostgresError> {
         let row =
             row(messages).ok_or_else(|| PostgresError::Damaged("the server does not say who it is".to_owned()))?;
@@ -239,6 +245,11 @@ where
 /// Makes connections, whatever their transport.
 pub(super) trait Connect: Send + Sync {
     fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>>;
+
+    /// Whether no connection can ever be made.
+    fn leads_nowhere(&self) -> bool {
+        false
+    }
 }
 
 /// By a configuration, and TLS where it asks for it.
@@ -285,6 +296,25 @@ impl Connect for ByPool {
             Session::new(Line::Made(made), None).await
         }))
     }
+}
+
+/// To a database of which nothing is known but a connection of the application's.
+pub(super) struct Nowhere;
+
+impl Connect for Nowhere {
+    fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>> {
+        Box::pin(std::future::ready(Err(PostgresError::OnlyConnection)))
+    }
+
+    fn leads_nowhere(&self) -> bool {
+        true
+    }
+}
+
+/// What makes connections by a connection string.
+pub(super) fn by_url(url: &str) -> Result<Arc<dyn Connect>, PostgresError> {
+    let config = Config::from_str(url).map_err(PostgresError::Config)?;
+    Ok(Arc::new(ByConfig::new(config, NoTls, true)))
 }
 
 /// An answer within the limit.

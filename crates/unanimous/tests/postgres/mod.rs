@@ -7,9 +7,11 @@ mod branch;
 mod conformance;
 mod decisions;
 mod facts;
+mod join;
 mod listener;
 mod notify;
 mod plain_thread;
+mod shared_log;
 mod survey;
 
 use unanimous::log::MemoryLog;
