@@ -85,7 +85,7 @@ async fn in_statement_mode_there_are_no_branches() {
     let pooler = Pooler::start(&place, "statement").await;
     let raw = Raw::open(&pooler.url(&place)).await;
     assert_eq!(raw.says("begin").await, state("08P01"));
-    assert_eq!(raw.says("begin; insert into t values ('a'); prepare transaction 'x'").await.is_err(), true);
+    assert!(raw.says("begin; insert into t values ('a'); prepare transaction 'x'").await.is_err());
     assert_eq!(place.raw.prepared().await, [""; 0]);
 }
 
