@@ -11,6 +11,7 @@ mod join;
 mod listener;
 mod notify;
 mod survey;
+mod tls;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
