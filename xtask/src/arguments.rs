@@ -6,13 +6,15 @@ use std::str::FromStr;
 
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
-       cargo xtask crash demo --rounds N [--seed S] [--clients C] [--keep]
+       cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keep]
 
 test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
              installs what is missing where it may, and says what to install where it may not;
              with a STEP (the beginning of its name, such as clippy or packages) that one alone
 crash demo   kill -9 of the demo under load, N times; exits 1 when anything was violated
-             --seed S     the moments and orders of an earlier run (by default another one each time; it is printed)
+crash postgres
+             the same on two PostgreSQL servers, with kill -9 of the demo, immediate stops of the servers and ended sessions, mixed
+             --seed S     the faults, moments and orders of an earlier run (by default another one each time; it is printed)
              --clients C  parallel clients, 16 by default
              --keep       keep the data folder also when nothing was violated";
 
@@ -25,9 +27,17 @@ pub(crate) enum Command {
     Crash(Crash),
 }
 
+/// On which stores the demo is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stores {
+    Sqlite,
+    Postgres,
+}
+
 /// Crash rounds of the demo.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Crash {
+    pub(crate) stores: Stores,
     pub(crate) rounds: u32,
     /// None: another one each time.
     pub(crate) seed: Option<u64>,
@@ -40,9 +50,14 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
     let command = match arguments.next().as_deref() {
         Some("test") => Command::Test(arguments.next()),
         Some("crash") => match arguments.next().as_deref() {
-            Some("demo") => return crash(arguments).map(Command::Crash),
-            Some(other) => return Err(format!("error: `crash` does not know {other:?}; there is `crash demo`")),
-            None => return Err("error: crash what? there is `crash demo`".into()),
+            Some("demo") => return crash(Stores::Sqlite, arguments).map(Command::Crash),
+            Some("postgres") => return crash(Stores::Postgres, arguments).map(Command::Crash),
+            Some(other) => {
+                return Err(format!(
+                    "error: `crash` does not know {other:?}; there are `crash demo` and `crash postgres`"
+                ));
+            }
+            None => return Err("error: crash what? there are `crash demo` and `crash postgres`".into()),
         },
         Some("help" | "--help" | "-h") => Command::Help,
         Some(other) => return Err(format!("error: there is no command {other:?}")),
@@ -54,8 +69,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
     }
 }
 
-fn crash(mut arguments: impl Iterator<Item = String>) -> Result<Crash, String> {
-    let mut plan = Crash { rounds: 0, seed: None, clients: 16, keep: false };
+fn crash(stores: Stores, mut arguments: impl Iterator<Item = String>) -> Result<Crash, String> {
+    let mut plan = Crash { stores, rounds: 0, seed: None, clients: 16, keep: false };
     while let Some(name) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("error: {name} needs a number"));
         match name.as_str() {
@@ -88,8 +103,10 @@ mod tests {
     fn commands_are_parsed() {
         assert_eq!(parsed("test"), Ok(Command::Test(None)));
         assert_eq!(parsed("test clippy"), Ok(Command::Test(Some("clippy".into()))));
-        let crash = Crash { rounds: 7, seed: Some(9), clients: 16, keep: true };
+        let crash = Crash { stores: Stores::Sqlite, rounds: 7, seed: Some(9), clients: 16, keep: true };
         assert_eq!(parsed("crash demo --rounds 7 --seed 9 --keep"), Ok(Command::Crash(crash)));
+        let crash = Crash { stores: Stores::Postgres, rounds: 300, seed: None, clients: 4, keep: false };
+        assert_eq!(parsed("crash postgres --rounds 300 --clients 4"), Ok(Command::Crash(crash)));
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! `cargo xtask crash demo`: builds the release binary and runs the crash rounds of the test tools.
+//! `cargo xtask crash demo` and `crash postgres`: builds the release binary and runs the crash rounds of the test tools.
 //!
 //! Must not know what a round does: the test tools do.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use unanimous_testing::crash::{Plan, run as run_rounds};
+use unanimous_testing::crash::{self, Summary};
 
-use crate::arguments::Crash;
+use crate::arguments::{Crash, Stores};
 use crate::metadata::workspace;
 use crate::run::cargo;
 use crate::{complain, say};
@@ -18,10 +19,12 @@ pub(crate) fn run(crash: &Crash) -> Result<(), String> {
         tempfile::Builder::new().prefix("unanimous-crash-").tempdir().map_err(|error| error.to_string())?;
     folder.disable_cleanup(crash.keep);
     let seed = crash.seed.unwrap_or_else(fresh_seed);
-    let data = folder.path().join("data");
-    say(&format!("seed {seed}, data in {}", data.display()));
-    let plan = Plan { binary, data, rounds: crash.rounds, seed, clients: crash.clients };
-    let done = run_rounds(&plan, say);
+    say(&format!("seed {seed}, data in {}", folder.path().display()));
+    let start = Instant::now();
+    let done = match crash.stores {
+        Stores::Sqlite => demo(crash, binary, folder.path(), seed),
+        Stores::Postgres => postgres(crash, binary, folder.path(), seed),
+    };
     let summary = done.map_err(|error| {
         folder.disable_cleanup(true);
         format!("the rounds could not be run: {error}; the data is kept in {}", folder.path().display())
@@ -34,23 +37,52 @@ pub(crate) fn run(crash: &Crash) -> Result<(), String> {
         summary.kills, summary.unanswered_committed
     ));
     say(&format!(
-        "rounds {}, orders acknowledged {}, aborted {}, unanswered {}, violations {}",
+        "rounds {}, orders acknowledged {}, aborted {}, unanswered {}, violations {}, in {:.0} s",
         summary.rounds,
         summary.acknowledged,
         summary.aborted,
         summary.unanswered,
-        summary.violations.len()
+        summary.violations.len(),
+        start.elapsed().as_secs_f64()
     ));
     if summary.violations.is_empty() && summary.rounds == crash.rounds {
         return Ok(());
     }
     folder.disable_cleanup(true);
+    let name = match crash.stores {
+        Stores::Sqlite => "demo",
+        Stores::Postgres => "postgres",
+    };
     Err(format!(
-        "the data is kept in {}\nto repeat it: cargo xtask crash demo --rounds {} --seed {seed} --clients {}",
+        "the data is kept in {}\nto repeat it: cargo xtask crash {name} --rounds {} --seed {seed} --clients {}",
         folder.path().display(),
         crash.rounds,
         crash.clients
     ))
+}
+
+fn demo(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Result<Summary> {
+    let Crash { rounds, clients, .. } = *crash;
+    crash::run(&crash::Plan { binary, data: folder.join("data"), rounds, seed, clients }, say)
+}
+
+fn postgres(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Result<Summary> {
+    let Crash { rounds, clients, .. } = *crash;
+    // The servers may run as another user, who has to find their folders.
+    std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let plan = crash::postgres::Plan { binary, folder: folder.to_owned(), rounds, seed, clients };
+    let summary = crash::postgres::run(&plan, say)?;
+    for (fault, count) in &summary.faults {
+        say(&format!("{count:5} times: {fault}"));
+    }
+    say(&format!("prepared when the demo was killed, and finished by its next start: {} branches", summary.left));
+    say(&format!(
+        "notified: {} orders were heard of, {} deliveries by nobody who listened; finished {:.1} s after the last fault at the latest",
+        summary.heard,
+        summary.unheard,
+        summary.longest.as_secs_f64()
+    ));
+    Ok(summary.orders)
 }
 
 /// Small, so that it can be typed.

@@ -1,7 +1,8 @@
 //! The project's own commands.
 //!
 //! - `cargo xtask test [STEP]`: everything that must hold before a commit; what CI runs.
-//! - `cargo xtask crash demo --rounds N [--seed S]`: kill -9 of the demo under load, and what must be true after it.
+//! - `cargo xtask crash demo --rounds N [--seed S]`: kill -9 of the demo under load, and what must be true after it; `crash postgres`: on
+//!   two PostgreSQL servers, which fail too.
 //!
 //! Must not know the library: it runs cargo, and the test tools.
 

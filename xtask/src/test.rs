@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use crate::arguments::Crash;
+use crate::arguments::{Crash, Stores};
 use crate::metadata::{Workspace, workspace};
 use crate::run::{Run, cargo};
 use crate::{crash, documents, packages, runners, say, tools};
@@ -40,8 +40,11 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     steps.step("packages: each builds from its own files", "cargo xtask test packages", || {
         packages::check(&workspace)
     })?;
-    let rounds = Crash { rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
-    steps.step("crash rounds", &format!("cargo xtask crash demo --rounds {CRASH_ROUNDS}"), || crash::run(&rounds))?;
+    for (stores, name) in [(Stores::Sqlite, "demo"), (Stores::Postgres, "postgres")] {
+        let rounds = Crash { stores, rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
+        let repeat = format!("cargo xtask crash {name} --rounds {CRASH_ROUNDS}");
+        steps.step("crash rounds", &repeat, || crash::run(&rounds))?;
+    }
     steps.summary();
     if steps.done.is_empty() {
         return Err(format!("there is no step whose name begins with {:?}", steps.only));

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use unanimous::postgres::Postgres;
+use unanimous::postgres::tokio_postgres::Config;
+use unanimous::postgres::{Postgres, PostgresError};
 
 use crate::failure::Failure;
 
@@ -18,6 +19,9 @@ pub(crate) struct StoreArgs {
     /// password, from the environment
     #[arg(long, value_name = "NAME=URL")]
     postgres: Vec<Named>,
+    /// A PostgreSQL database that carries decisions, on a server that may not be able to prepare; --postgres where it can
+    #[arg(long, value_name = "NAME=URL")]
+    postgres_carrier: Vec<Named>,
     /// A SQLite database
     #[arg(long, value_name = "NAME=PATH")]
     sqlite: Vec<Named>,
@@ -73,14 +77,16 @@ impl Store {
 
 impl StoreArgs {
     pub(crate) fn is_empty(&self) -> bool {
-        self.postgres.is_empty() && self.sqlite.is_empty() && self.files.is_empty()
+        self.postgres.is_empty() && self.postgres_carrier.is_empty() && self.sqlite.is_empty() && self.files.is_empty()
     }
 
     /// The stores; nothing is opened yet.
     pub(crate) fn given(self) -> Result<Vec<Given>, Failure> {
         let mut all = Vec::new();
-        for Named { name, value } in self.postgres {
-            let store = Store::Postgres(postgres(&name, &value)?);
+        let prepare = self.postgres.into_iter().map(|named| (named, false));
+        let carry = self.postgres_carrier.into_iter().map(|named| (named, true));
+        for (Named { name, value }, carrier) in prepare.chain(carry) {
+            let store = Store::Postgres(postgres(&name, &value, carrier)?);
             all.push(Given { name, store });
         }
         all.extend(
@@ -98,17 +104,22 @@ impl StoreArgs {
     }
 }
 
-fn postgres(name: &str, value: &str) -> Result<Postgres, Failure> {
-    let url = match value.strip_prefix("env:") {
-        None => value.to_owned(),
-        Some(variable) => std::env::var(variable).map_err(|error| {
-            Failure::new(format!("the environment variable {variable:?} has no connection string for {name:?}"))
-                .because(&error)
-        })?,
-    };
-    Postgres::from_url(name, &url).map_err(|error| {
+fn postgres(name: &str, value: &str, carrier: bool) -> Result<Postgres, Failure> {
+    let url = connection_string(value, &format!("{name:?}"))?;
+    let config = url.parse::<Config>().map_err(PostgresError::Config).map_err(|error| {
         let failure = Failure::new(format!("can't understand the connection string for {name:?}")).because(&error);
         failure.hint("give a name first: --postgres 'orders=host=127.0.0.1 user=app dbname=orders'")
+    })?;
+    let builder = Postgres::builder(name, config);
+    Ok(if carrier { builder.carrier().build() } else { builder.build() })
+}
+
+/// As it was given, or, for `env:VARIABLE`, what that has.
+pub(crate) fn connection_string(value: &str, whose: &str) -> Result<String, Failure> {
+    let Some(variable) = value.strip_prefix("env:") else { return Ok(value.to_owned()) };
+    std::env::var(variable).map_err(|error| {
+        Failure::new(format!("the environment variable {variable:?} has no connection string for {whose}"))
+            .because(&error)
     })
 }
 

@@ -99,6 +99,19 @@ fn what_stays_prepared_is_in_doubt() {
     assert_eq!(told_of(&data), (Some(1), "orders 3, receipts 3, mismatches 0, in doubt 1\n".into(), expected));
 }
 
+/// What an operator did against a decision is told, whether it is still to be seen or not.
+#[test]
+fn an_operators_heuristic_is_told() {
+    let (_folder, data) = three_orders();
+    let lines = r#"{"kind":"begin","at":1000000,"act":"rollback","branch":"u1:x","resource":"receipts","store":"s","decision":"commit","heuristic":true}
+{"kind":"end","at":1000001,"branch":"u1:x","resource":"receipts","result":"done"}
+{"kind":"begin","at":2000000,"act":"rollback","branch":"u1:y","resource":"receipts","store":"s","decision":"abort","heuristic":false}
+{"kind":"beg"#;
+    fs::write(data.join("decisions/operator.jsonl"), lines).unwrap();
+    let told = "operator: 1970-01-01T00:00:01.000Z rollback of u1:x in \"receipts\", HEURISTIC, against the decision (commit): done\n";
+    assert_eq!(told_of(&data), (Some(0), "orders 3, receipts 3, mismatches 0, in doubt 0\n".into(), told.into()));
+}
+
 #[test]
 fn what_is_no_data_folder_is_an_error() {
     let folder = tempfile::tempdir().unwrap();

@@ -13,6 +13,8 @@ const COMMANDS: &[&[&str]] = &[
     &["indoubt", "commit", "--help"],
     &["indoubt", "rollback", "--help"],
     &["recover", "--help"],
+    &["sql", "--help"],
+    &["sql", "postgres", "--help"],
     &["log", "--help"],
     &["log", "show", "--help"],
     &["log", "verify", "--help"],
@@ -24,6 +26,11 @@ const COMMANDS: &[&[&str]] = &[
     &["demo", "check", "--data", "x"],
     &["demo", "--listen", "127.0.0.1:0", "check"],
     &["demo", "--listen", "8080"],
+    &["demo", "--postgres", "dbname=orders"],
+    &["demo", "--postgres", "dbname=orders", "--postgres", "dbname=orders"],
+    &["demo", "--postgres", "what=orders", "--postgres", "dbname=invoices"],
+    &["demo", "--postgres", "dbname=orders", "--spawn-postgres"],
+    &["demo", "check", "--spawn-postgres", "--data", "x"],
     &["log"],
     &["log", "show"],
     &["indoubt"],
@@ -34,6 +41,11 @@ const COMMANDS: &[&[&str]] = &[
     &["indoubt", "commit", "theirs", "--files", "a=x"],
     &["recover"],
     &["recover", "--log", "x"],
+    &["recover", "--log", "x", "--log-postgres", "host=y", "--node", "z"],
+    &["recover", "--log-postgres", "host=y", "--files", "a=x"],
+    &["recover", "--log", "x", "--take-over", "z"],
+    &["recover", "--log-postgres", "host=y", "--take-over", "z", "--node", "z"],
+    &["sql"],
 ];
 
 #[test]

@@ -1,6 +1,6 @@
-//! kill -9 under load: the command `cargo xtask crash demo`, with few rounds.
+//! kill -9 under load: the commands `cargo xtask crash demo` and `crash postgres`, with few rounds.
 
-use unanimous_testing::crash::{Plan, run};
+use unanimous_testing::crash::{Plan, postgres, run};
 
 use crate::support::binary;
 
@@ -13,4 +13,25 @@ fn what_was_acknowledged_survives_kill_9_and_nothing_is_torn() {
     assert_eq!(summary.violations, Vec::<String>::new(), "{told:#?}");
     assert_eq!(summary.rounds, 4, "{told:#?}");
     assert!(summary.kills >= 4 && summary.acknowledged > 0 && summary.aborted > 0, "{summary:?}: {told:#?}");
+}
+
+#[test]
+fn what_was_acknowledged_survives_the_servers_faults_too() {
+    let folder = tempfile::tempdir().unwrap();
+    // Servers that root starts are another user's, who has to find their folders.
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let plan = postgres::Plan {
+        binary: binary().to_owned(),
+        folder: folder.path().to_owned(),
+        rounds: 4,
+        seed: 1,
+        clients: 16,
+    };
+    let mut told = Vec::new();
+    let summary = postgres::run(&plan, |line| told.push(line.to_owned())).unwrap();
+    let orders = &summary.orders;
+    assert_eq!(orders.violations, Vec::<String>::new(), "{told:#?}");
+    assert_eq!(orders.rounds, 4, "{told:#?}");
+    assert!(orders.acknowledged > 0 && orders.aborted > 0, "{summary:?}: {told:#?}");
+    assert!(summary.heard > 0 && summary.faults.len() > 1, "{summary:?}: {told:#?}");
 }

@@ -211,7 +211,7 @@ fn a_browser_gets_the_page() {
 
     let page = desk.client.get_with("/?placed=1", &[BROWSER]).unwrap();
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
-    assert!(page.text().contains("Order 1 is in both stores."), "{}", page.text());
+    assert!(page.text().contains("Order 1 is in all stores."), "{}", page.text());
     assert!(page.text().contains("committed, carrying the decision"), "{}", page.text());
     assert!(page.text().contains(r#"<a href="/receipts/1">"#), "{}", page.text());
 

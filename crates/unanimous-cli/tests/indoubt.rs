@@ -10,11 +10,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 use unanimous::files::Files;
 use unanimous::log::FileLog;
-use unanimous::postgres::{Postgres, tokio_postgres};
+use unanimous::postgres::{Postgres, PostgresLog, tokio_postgres};
 use unanimous::sqlite::{Sqlite, rusqlite};
 use unanimous::{
     Branch as _, BranchContext, BranchId, Capability, DeciderId, DecisionLog as _, DecisionRecord, HoldReason,
-    Incarnation, LogId, Owner, Participant, ResourceManager, StoreId, TransactionId, TransactionManager,
+    Incarnation, LogId, Note, Owner, Participant, ResourceManager, StoreId, TransactionId, TransactionManager,
 };
 use unanimous_testing::memory::{Call, Journal, MemoryStore};
 use unanimous_testing::postgres::{Cluster, Database};
@@ -107,7 +107,14 @@ impl Place {
         runtime().block_on(async {
             let log = FileLog::open(self.log()).await.unwrap();
             let transaction = log.owner().transaction(1);
-            log.decide(DecisionRecord { transaction, participants, decided_at: 1_600_000_000_000_000 }).await.unwrap();
+            log.decide(DecisionRecord {
+                transaction,
+                participants,
+                decided_at: 1_600_000_000_000_000,
+                note: Note::new("order 7"),
+            })
+            .await
+            .unwrap();
             log.close().await;
             transaction
         })
@@ -261,7 +268,7 @@ fn what_is_decided_is_left_to_the_process_and_then_recovered() {
     assert_eq!(
         lines[1..3],
         [
-            "decision    commit, TIME".to_owned(),
+            "decision    commit, TIME, note \"order 7\"".to_owned(),
             "in doubt    decided to commit, and its store has not finished it".to_owned(),
         ]
     );
@@ -312,9 +319,18 @@ fn a_heuristic_rollback_is_refused_explained_recorded_and_told() {
     let refused = "error: nothing was done, since --yes was not given\n\
          hint: read docs/operating/in-doubt.md first; recovery decides by the log, and needs no operator but where it holds\n";
     assert_eq!(place.run(&["indoubt", "rollback", &id], &stores), (Some(2), explained.clone(), refused.to_owned()));
-    assert_eq!(place.branch(&stores, &first).len(), 5, "it is there still");
     let record = place.log().join("operator.jsonl");
     assert!(!record.exists());
+    // What can't be recorded is not done.
+    let (code, _, err) = place.run(&["indoubt", "rollback", &id, "--yes", "--record=/nowhere/acts"], &stores);
+    assert_eq!(code, Some(2));
+    assert!(
+        err.starts_with(
+            "error: nothing was done, since it could not be recorded in /nowhere/acts\ncaused by: No such file"
+        ),
+        "{err}"
+    );
+    assert_eq!(place.branch(&stores, &first).len(), 5, "it is there still");
 
     let done = format!(
         "{explained}rolled back {id} in \"orders\"; it is not listed any more\nrecorded in {}\n\
@@ -350,6 +366,38 @@ fn a_heuristic_rollback_is_refused_explained_recorded_and_told() {
     let expected = format!("committed {second} in \"billing\"\nfinished 1, in doubt 0\n");
     assert_eq!(place.run(&["recover"], &stores), (Some(0), expected, String::new()));
     assert_eq!([values(&one), values(&two)], ["", "1"], "torn, as was said");
+}
+
+/// Beside a running process there is always something prepared; what has gone half a second later was never stuck.
+#[test]
+fn what_is_just_being_committed_is_not_in_doubt() {
+    let (place, database) = (Place::new(), database());
+    let orders = postgres("orders", &database);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let log = runtime.block_on(FileLog::open(place.log())).unwrap();
+    let (url, owner) = (database.url(), log.owner());
+    // The next one is prepared before the last one is finished.
+    let busy = runtime.spawn(async move {
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        for sequence in 1.. {
+            let [last, next] = [sequence, sequence + 1].map(|sequence| branch(owner.transaction(sequence), 0));
+            let sql = format!("begin; insert into t values ('x'); prepare transaction '{next}'");
+            client.batch_execute(&sql).await.unwrap();
+            if sequence > 1 {
+                client.batch_execute(&format!("rollback prepared '{last}'")).await.unwrap();
+            }
+        }
+    });
+    let sql = "select count(*) from pg_prepared_xacts where database = current_database()";
+    until("the first branch", || (database.psql(sql).unwrap() != "0").then_some(()));
+    // A machine that stalls can make one look stuck once, but not each time.
+    until("a look without doubts", || (place.run(&["indoubt"], &[&orders]).0 == Some(0)).then_some(()));
+    busy.abort();
+    assert!(runtime.block_on(busy).unwrap_err().is_cancelled());
+    runtime.block_on(log.close());
+    let (code, out, err) = place.run(&["recover"], &[&orders]);
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
 }
 
 /// What recovery holds is what operators are for: here a branch whose log is lost.
@@ -440,7 +488,7 @@ fn a_server_that_is_down_is_named_and_recovered_when_it_is_back() {
 
     cluster.restart().unwrap();
     let lines = place.branch(&[&orders], &id);
-    assert_eq!(lines[1], "decision    commit, TIME");
+    assert_eq!(lines[1], "decision    commit, TIME, note \"order 7\"");
     assert_eq!(
         lines[3], "holds       public.t RowExclusiveLock",
         "under another virtual transaction since the restart"
@@ -494,6 +542,7 @@ fn a_branch_in_files_that_a_sqlite_database_decides() {
     });
     let (orders, receipts) =
         (format!("--sqlite=orders={}", path.display()), format!("--files=receipts={}", root.display()));
+    let prepared = root.join(format!(".unanimous/prepared/{id}.prepared"));
 
     let lines = place.branch(&[&receipts], &id);
     assert_eq!(
@@ -506,6 +555,16 @@ fn a_branch_in_files_that_a_sqlite_database_decides() {
             "do          give that store too (--sqlite, --postgres)".to_owned(),
         ]
     );
+    // Under this name it would be the folder's own decision, which nobody else is asked for.
+    let decided = prepared.with_extension("decided");
+    std::fs::rename(&prepared, &decided).unwrap();
+    let lines = place.branch(&[&receipts], &id);
+    assert_eq!(
+        lines[1..3],
+        ["decision    commit, TIME", "in doubt    decided to commit by its own store, which has not completed it"]
+    );
+    std::fs::rename(&decided, &prepared).unwrap();
+
     let stores = [receipts.as_str(), orders.as_str()];
     let lines = place.branch(&stores, &id);
     assert_eq!(lines[1], "decision    none");
@@ -592,4 +651,127 @@ fn no_log_or_a_damaged_one_is_told() {
     let lines = place.branch(&[&orders], &id);
     assert_ne!(lines[1], "decision    abort", "what can't be read may be its decision");
     runtime().block_on(store("orders", &database).rollback(&id)).unwrap();
+}
+
+/// A branch that a PostgreSQL database decides, on a server that can't prepare; its rows are asked, and by the role that may.
+#[test]
+fn a_branch_that_a_postgres_database_decides() {
+    let place = Place::new();
+    let (one, two) = (database(), database());
+    let (carrier, billing) =
+        (postgres("orders", &one).replace("--postgres=", "--postgres-carrier="), postgres("billing", &two));
+    let made = told(&unanimous(["sql", "postgres", "--role", "postgres"]));
+    assert_eq!((made.0, made.2.as_str()), (Some(0), ""), "{}", made.1);
+    assert!(made.1.ends_with("ON ALL TABLES IN SCHEMA unanimous TO \"postgres\";\n"), "{}", made.1);
+    one.psql(&made.1).unwrap();
+    one.psql(&made.1).unwrap();
+
+    let owner = place.incarnation();
+    let transaction = owner.transaction(1);
+    let id = BranchId { transaction, decider: DeciderId::Store(identity(&store("orders", &one))), number: 1 };
+    prepare(&two, &id);
+    let stores = [carrier.as_str(), billing.as_str()];
+    let lines = place.branch(&stores, &id);
+    assert_eq!(
+        lines[1..3],
+        [
+            "decision    none",
+            "in doubt    \"orders\" decides it, and has no row of it; never decided, so that it is aborted: its process has ended",
+        ]
+    );
+    let incarnation = transaction.incarnation.to_string();
+    let (counter, nonce) = incarnation.split_once('.').unwrap();
+    let log = transaction.log;
+    let timeline = one.psql("select lower(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))").unwrap();
+    let other = identity(&store("billing", &two));
+    one.psql(&format!(
+        "insert into unanimous.incarnation values ('carrier', '{log}', {counter}, '{nonce}', '{timeline}', 0); \
+         insert into unanimous.decision (transaction_id, decider, log, counter, outcome, decided_at) \
+         values ('{transaction}', 'carrier', '{log}', {counter}, 'commit', 1600000000000000); \
+         insert into unanimous.participant values ('{transaction}', 1, 'billing', '{other}')"
+    ))
+    .unwrap();
+    let lines = place.branch(&stores, &id);
+    assert_eq!(
+        lines[1..3],
+        ["decision    commit, TIME", "in doubt    decided to commit, and its store has not finished it"]
+    );
+    // Without the store that is prepared, the decision is known to wait for it.
+    let (code, out, _) = place.run(&["indoubt"], &[&carrier]);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(
+        out.contains(&format!(
+            ": {transaction}\n    waits for   \"billing\" (not given, or another store under its name)\n"
+        )),
+        "{out}"
+    );
+
+    let expected = format!("committed {id} in \"billing\"\nfinished 1, in doubt 0\n");
+    assert_eq!(place.run(&["recover"], &stores), (Some(0), expected, String::new()));
+    assert_eq!(values(&two), "1");
+}
+
+/// What a node left whose machine is gone: decided in the database that all nodes share, and taken over there.
+#[test]
+fn a_node_that_does_not_come_back_is_taken_over() {
+    let (decisions, database) = (database(), database());
+    let (orders, shared) = (postgres("orders", &database), postgres("decisions", &decisions));
+    let participants = participants(&[("orders", &database)]);
+    let (decided, undecided) = runtime().block_on(async {
+        let log = PostgresLog::open(&decisions.url(), "web-1").await.unwrap();
+        let [decided, undecided] = [1, 2].map(|sequence| log.owner().transaction(sequence));
+        let note = Note::new("order 7");
+        log.decide(DecisionRecord { transaction: decided, participants, decided_at: 1_600_000_000_000_000, note })
+            .await
+            .unwrap();
+        log.close().await;
+        (decided, undecided)
+    });
+    let [first, second] = [decided, undecided].map(|transaction| branch(transaction, 0));
+    prepare(&database, &first);
+    prepare(&database, &second);
+
+    let (code, out, err) = told(&unanimous(["indoubt", &orders, &shared]));
+    assert_eq!((code, err.as_str()), (Some(1), ""), "{out}");
+    let lines: Vec<String> = masked(&out).lines().map(|line| line.trim().to_owned()).collect();
+    let at = lines.iter().position(|line| *line == first.to_string()).unwrap();
+    assert_eq!(
+        lines[at + 2..at + 4],
+        [
+            "decision    commit, TIME, note \"order 7\"",
+            "in doubt    decided to commit, in a decision log in one of these databases, and its store has not finished it",
+        ]
+    );
+
+    let url = format!("--log-postgres={}", decisions.url());
+    let wrong = told(&unanimous(["recover", &url, "--take-over=web-2", &orders]));
+    let expected = "error: there is no node \"web-2\" in that database\nhint: the nodes that there are: web-1\n";
+    assert_eq!(wrong, (Some(2), String::new(), expected.to_owned()));
+
+    let runtime = runtime();
+    let alive = runtime.block_on(PostgresLog::open(&decisions.url(), "web-1")).unwrap();
+    let (code, out, err) = told(&unanimous(["recover", &url, "--node=web-1", &orders]));
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert!(err.starts_with("error: can't open the decision log of the node \"web-1\"\ncaused by: "), "{err}");
+    assert!(
+        err.ends_with(
+            "hint: that process recovers by itself; where it does not come back, and only then: --take-over\n"
+        ),
+        "{err}"
+    );
+
+    let (code, out, err) = told(&unanimous(["recover", &url, "--take-over=web-1", &orders]));
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    let mut lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.pop(), Some("finished 2, in doubt 0"));
+    lines.sort_unstable();
+    assert_eq!(lines, [format!("committed {first} in \"orders\""), format!("rolled back {second} in \"orders\"")]);
+    let record = DecisionRecord {
+        transaction: alive.owner().transaction(1),
+        participants: Vec::new(),
+        decided_at: 0,
+        note: Note::default(),
+    };
+    assert!(runtime.block_on(alive.decide(record)).is_err(), "who was taken over can't decide any more");
+    runtime.block_on(alive.close());
 }

@@ -7,5 +7,6 @@ mod crash;
 mod http;
 mod indoubt;
 mod log;
+mod postgres;
 mod serve;
 mod support;

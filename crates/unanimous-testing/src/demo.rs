@@ -16,12 +16,62 @@ use crate::process::{Program, WaitError};
 /// How long the demo may take to recover and serve, or to stop: generous, since a busy machine is not a failure.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
+/// Where a demo runs, and with which stores.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The binary `unanimous`.
+    pub binary: PathBuf,
+    /// The data folder.
+    pub data: PathBuf,
+    /// The arguments that choose the stores; without any it is SQLite.
+    pub stores: Vec<String>,
+}
+
+impl Place {
+    /// One on SQLite.
+    pub fn new(binary: impl Into<PathBuf>, data: impl Into<PathBuf>) -> Self {
+        Self { binary: binary.into(), data: data.into(), stores: Vec::new() }
+    }
+
+    /// The same on two PostgreSQL databases: of the orders, and of the invoices.
+    #[must_use]
+    pub fn postgres(self, urls: [String; 2]) -> Self {
+        Self { stores: urls.into_iter().flat_map(|url| ["--postgres".into(), url]).collect(), ..self }
+    }
+
+    /// Starts the demo on a port that the system chooses; does not wait until it serves.
+    ///
+    /// # Errors
+    ///
+    /// When the binary can't be run.
+    pub fn start(&self) -> Result<Demo, DemoError> {
+        let mut command = self.command(&["demo", "--listen", "127.0.0.1:0"]);
+        let program = Program::start(&mut command).map_err(|error| DemoError::Start(self.binary.clone(), error))?;
+        Ok(Demo { program, place: self.clone() })
+    }
+
+    /// `demo check`, whether a demo runs there or not.
+    ///
+    /// # Errors
+    ///
+    /// When the binary can't be run.
+    pub fn check(&self) -> Result<Output, DemoError> {
+        let output = self.command(&["demo", "check"]).output();
+        output.map_err(|error| DemoError::Start(self.binary.clone(), error))
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(words).arg("--data").arg(&self.data).args(&self.stores);
+        command
+    }
+}
+
 /// A running demo, killed when it is dropped.
 #[derive(Debug)]
 pub struct Demo {
     program: Program,
-    binary: PathBuf,
-    data: PathBuf,
+    place: Place,
 }
 
 /// The demo could not be started, or did not serve.
@@ -52,16 +102,13 @@ impl From<WaitError> for DemoError {
 }
 
 impl Demo {
-    /// Starts the demo on a port that the system chooses; does not wait until it serves.
+    /// Starts the demo on SQLite, on a port that the system chooses; does not wait until it serves.
     ///
     /// # Errors
     ///
     /// When the binary can't be run.
     pub fn start(binary: &Path, data: &Path) -> Result<Self, DemoError> {
-        let mut command = Command::new(binary);
-        command.args(["demo", "--listen", "127.0.0.1:0", "--data"]).arg(data);
-        let program = Program::start(&mut command).map_err(|error| DemoError::Start(binary.to_owned(), error))?;
-        Ok(Self { program, binary: binary.to_owned(), data: data.to_owned() })
+        Place::new(binary, data).start()
     }
 
     /// Waits until it serves: a client of it.
@@ -92,7 +139,7 @@ impl Demo {
     ///
     /// When it does not stop within [`LIMIT`].
     pub fn stop(mut self, signal: Signal) -> Result<(Option<i32>, String), DemoError> {
-        self.program.signal(signal).map_err(|error| DemoError::Start(self.binary.clone(), error))?;
+        self.program.signal(signal).map_err(|error| DemoError::Start(self.place.binary.clone(), error))?;
         let status = self.program.wait(LIMIT)?;
         Ok((status.code(), self.program.stderr()))
     }
@@ -108,16 +155,15 @@ impl Demo {
     ///
     /// When the binary can't be run.
     pub fn check(&self) -> Result<Output, DemoError> {
-        check(&self.binary, &self.data)
+        self.place.check()
     }
 }
 
-/// `demo check` on a data folder, whether a demo runs on it or not.
+/// `demo check` on the data folder of a demo on SQLite, whether a demo runs on it or not.
 ///
 /// # Errors
 ///
 /// When the binary can't be run.
 pub fn check(binary: &Path, data: &Path) -> Result<Output, DemoError> {
-    let output = Command::new(binary).args(["demo", "check", "--data"]).arg(data).output();
-    output.map_err(|error| DemoError::Start(binary.to_owned(), error))
+    Place::new(binary, data).check()
 }

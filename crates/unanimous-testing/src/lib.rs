@@ -16,7 +16,8 @@
 //!
 //! - `client`: a small HTTP client for JSON and forms.
 //! - `demo`: the demo as a process: start, wait until it serves, check, stop.
-//! - `crash`: kill -9 of the demo under load, again and again, and what must be true after it.
+//! - `crash`: kill -9 of the demo under load, again and again, and what must be true after it; with the feature `postgres` too, the same on
+//!   two PostgreSQL servers, which fail as well.
 //!
 //! Must not know the library's inside: it sees what a user sees, which is the public traits, processes, sockets and files.
 

@@ -27,6 +27,8 @@ enum Current {
 /// The current task's transaction: the one that [`scope`], [`TransactionManager::run`](crate::TransactionManager::run) or an HTTP
 /// layer runs it in. Where the transaction begins lazily, this begins it.
 ///
+/// A [thread's manager](crate::thread::ThreadManager::get) is asked itself for what it has begun.
+///
 /// None outside of any of them, and in a task that was spawned from within. Within a [`scope`] that goes on after the transaction's end
 /// it is the ended one, which [`is_active`](Tx::is_active) tells; a request's layer gives it up at the end.
 pub fn current() -> Option<Tx> {

@@ -1,11 +1,15 @@
-//! The async driver: performs the protocol's actions on the branches and the log, and feeds the answers back.
+//! The driver: performs the protocol's actions on the branches and the log, and feeds the answers back.
 //!
 //! One detached task for each transaction's end (rule 6). It decides nothing: what happens when is the protocol's. What it adds is
 //! time (back-off, waits), the errors' texts, and the guard that takes the transaction out of the live table when the task is
 //! dropped or panics (rule 5).
 //!
+//! At home on a thread, branches are called one at a time, in the order in which the protocol named them: a call that the protocol does
+//! not want any more when its turn comes is answered without being made.
+//!
 //! Must not know stores, or how the log writes.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -26,12 +30,19 @@ use crate::env::{BoxFuture, NoRuntime};
 use crate::error::{Cause, CommitError};
 use crate::recovery;
 use crate::report::{BranchReport, Report};
-use crate::transaction::{Shared, Slot};
+use crate::transaction::{Home, Shared, Slot};
 
 /// A call's answer, with the error that goes with it.
 struct Returned {
     event: Event,
     failure: Option<Failure>,
+}
+
+/// A call of a branch that has not begun.
+struct Call {
+    future: BoxFuture<'static, Returned>,
+    /// What is answered in its place where it is not wanted any more when its turn comes: it was certainly not made.
+    unmade: Event,
 }
 
 enum Failure {
@@ -59,6 +70,11 @@ pub(crate) struct Driver {
     live: bool,
     /// Whether a shutdown waits for it.
     counted: bool,
+    /// Calls of branches that have not begun.
+    waiting: VecDeque<Call>,
+    /// At home on a thread: whether a call of a branch is out.
+    busy: bool,
+    /// What is out.
     calls: FuturesUnordered<BoxFuture<'static, Returned>>,
 }
 
@@ -88,6 +104,8 @@ impl Driver {
             record: None,
             live: false,
             counted: true,
+            waiting: VecDeque::new(),
+            busy: false,
             calls: FuturesUnordered::new(),
         }
     }
@@ -98,18 +116,19 @@ impl Driver {
             After::Commit => Event::Commit,
             After::Abort => Event::Abort,
         };
-        let env = self.shared.manager.env.clone();
-        let span = self.shared.annotations().span(self.shared.id);
-        env.spawn(Box::pin(self.run(event).instrument(span)))
+        let shared = self.shared.clone();
+        let span = shared.annotations().span(shared.id);
+        shared.spawn(Box::pin(self.run(event).instrument(span)))
     }
 
     async fn run(mut self, first: Event) {
         if let (Some(limit), Event::Commit) = (self.limit, first) {
             self.after(limit, Event::GiveUp);
         }
+        let late_at = self.limit.map(|limit| self.shared.manager.env.monotonic() + limit);
         let mut next = Some(Returned { event: first, failure: None });
-        let mut actions = Vec::new();
         while let Some(returned) = next {
+            self.busy &= !is_of_a_branch(returned.event);
             match returned.failure {
                 Some(Failure::Branch(i, error)) => {
                     tracing::debug!(transaction = %self.shared.id, branch = %self.slots[i].name, event = ?returned.event,
@@ -119,19 +138,58 @@ impl Driver {
                 Some(Failure::Log(error)) => self.log_failure = Some(error),
                 None => {}
             }
-            if let Err(error) = self.protocol.handle(returned.event, &mut actions) {
-                tracing::error!(transaction = %self.shared.id, %error, "a bug in the driver; the event is ignored");
+            // A branch that blocks its thread keeps the timer from being heard.
+            if self.in_order() && late_at.is_some_and(|late_at| self.shared.manager.env.monotonic() >= late_at) {
+                self.handle(Event::GiveUp);
             }
-            for action in std::mem::take(&mut actions) {
-                self.perform(action);
-            }
+            self.handle(returned.event);
             if self.protocol.is_over() {
                 break;
             }
             if self.protocol.is_recoverys() {
                 self.count_out();
             }
-            next = self.calls.next().await;
+            next = match self.begin_calls() {
+                Some(unmade) => Some(unmade),
+                None => self.calls.next().await,
+            };
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        if let Err(error) = self.protocol.handle(event, &mut actions) {
+            tracing::error!(transaction = %self.shared.id, %error, "a bug in the driver; the event is ignored");
+        }
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    fn in_order(&self) -> bool {
+        self.shared.home == Home::Thread
+    }
+
+    /// Begins all calls that wait, or in order the first of them. Gives the answer of one that is not wanted any more.
+    fn begin_calls(&mut self) -> Option<Returned> {
+        while !self.busy
+            && let Some(Call { future, unmade }) = self.waiting.pop_front()
+        {
+            if self.in_order() && !self.is_wanted(unmade) {
+                return Some(Returned { event: unmade, failure: None });
+            }
+            self.busy = self.in_order();
+            self.calls.push(future);
+        }
+        None
+    }
+
+    /// Whether a call with this answer is still to be made.
+    fn is_wanted(&self, answer: Event) -> bool {
+        match answer {
+            Event::Flushed(..) | Event::Voted(..) | Event::OnePhase(..) => !self.protocol.is_aborting(),
+            Event::Committed(i, _) => !self.handed_over[i].load(Ordering::Acquire),
+            _ => true,
         }
     }
 
@@ -221,19 +279,21 @@ impl Driver {
 
     /// Calls a branch; a panic is a lost answer.
     fn call<T: Send + 'static>(
-        &self,
+        &mut self,
         i: usize,
         event: fn(usize, Result<T, FailureKind>) -> Event,
         call: impl Future<Output = Result<T, BranchError>> + Send + 'static,
     ) {
-        self.calls.push(Box::pin(async move {
+        let unmade = event(i, Err(FailureKind::Refused));
+        let future = Box::pin(async move {
             let result = AssertUnwindSafe(call).catch_unwind().await;
             let result = result.unwrap_or_else(|_panic| Err(BranchError::lost("the branch panicked")));
             match result {
                 Ok(value) => Returned { event: event(i, Ok(value)), failure: None },
                 Err(error) => Returned { event: event(i, Err(error.kind())), failure: Some(Failure::Branch(i, error)) },
             }
-        }));
+        });
+        self.waiting.push_back(Call { future, unmade });
     }
 
     /// A wait that grows with each try of the same branch; none before the first. An error where recovery has taken the branch over
@@ -447,6 +507,7 @@ impl Drop for Driver {
     /// the log is writing is waited for by its lookup, and a carrier that is late is fenced by its store.
     fn drop(&mut self) {
         // What is out goes first: nothing of it may begin to act once recovery may.
+        self.waiting.clear();
         self.calls.clear();
         if self.protocol.is_held() {
             self.shared.manager.live.hold(self.shared.id);
@@ -460,4 +521,10 @@ impl Drop for Driver {
         }
         self.count_out();
     }
+}
+
+/// Whether it answers a call of a branch.
+fn is_of_a_branch(event: Event) -> bool {
+    use Event::{Committed, Flushed, OnePhase, RolledBack, Voted};
+    matches!(event, Flushed(..) | Voted(..) | OnePhase(..) | Committed(..) | RolledBack(..))
 }

@@ -6,7 +6,8 @@
 //!             └─ Completion: before-hooks, synchr. ──┘          └─ Announcement: hooks ───┘
 //! ```
 //!
-//! Completion and Announcement are detached tasks of their own (rule 6); dropped with their runtime, they still answer.
+//! Completion and Announcement are detached tasks of their own (rule 6), at the transaction's home; dropped with their runtime, they
+//! still answer.
 //!
 //! Must not know the protocol's steps, nor any store.
 
@@ -81,6 +82,8 @@ impl Shared {
     fn refusal(&self, state: &State) -> Option<Cause> {
         if let Some(cause) = state.spoiled() {
             Some(cause)
+        } else if self.is_late(state) {
+            Some(Cause::TimeLimit)
         } else if state.leases > 0 {
             Some(Cause::InUse { guards: state.leases })
         } else if self.manager.is_given_up() {
@@ -213,7 +216,7 @@ impl Completion {
         let (reply, commit) = Commit::waiting(shared.id);
         let completion = Completion { shared: shared.clone(), reply: Some(reply), told: false };
         let task = completion.run(wish).instrument(tracing::Span::current());
-        match shared.manager.env.spawn(Box::pin(task)) {
+        match shared.spawn(Box::pin(task)) {
             Ok(()) => commit,
             Err(error) => shared.without_runtime(error),
         }
@@ -331,7 +334,7 @@ impl Announcement {
         let announcement = Announcement { shared: shared.clone(), ended: Some(ended) };
         let task = announcement.run(moment).instrument(tracing::Span::current());
         // Where there is no runtime it is dropped, and says so.
-        let _ = shared.manager.env.spawn(Box::pin(task));
+        let _ = shared.spawn(Box::pin(task));
     }
 
     async fn run(mut self, moment: Moment) {

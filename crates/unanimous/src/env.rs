@@ -52,7 +52,7 @@ pub struct NoRuntime;
 
 impl fmt::Display for NoRuntime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("there is no tokio runtime here that could run the task; call this from within one")
+        f.write_str("there is no tokio runtime here that could run the task; call this from within one, or on a plain thread within `thread::Background::open`")
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use unanimous_core::{BoxError, BranchError, DecideError, FailureKind, TransactionId};
 
 use crate::env::NoRuntime;
+use crate::thread::StateError;
 
 /// A resource could not be joined. The transaction goes on; whether it can still commit is the application's choice.
 #[derive(Debug)]
@@ -412,6 +413,11 @@ pub(crate) fn is_unknown(error: &(dyn Error + 'static)) -> bool {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RunError {
+    /// A thread's manager could not begin it, or the work has ended it by itself.
+    State {
+        /// What the thread is in instead.
+        source: StateError,
+    },
     /// The work failed, was not worth repeating or was repeated often enough; its transaction was aborted.
     Work {
         /// How often it was tried.
@@ -431,6 +437,7 @@ pub enum RunError {
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            RunError::State { .. } => f.write_str("the thread's transaction could not be run"),
             RunError::Work { attempts, .. } => write!(f, "the work failed at attempt {attempts}, and was aborted"),
             RunError::Commit { attempts, .. } => write!(f, "the commit failed at attempt {attempts}"),
         }
@@ -440,6 +447,7 @@ impl fmt::Display for RunError {
 impl Error for RunError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
+            RunError::State { source } => Some(source),
             RunError::Work { source, .. } => Some(&**source),
             RunError::Commit { source, .. } => Some(source),
         }

@@ -124,7 +124,7 @@ pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// # Hooks
 ///
-/// Hooks run once, in the order of registration, on the transaction's own detached task; those that a running hook adds run too, after
+/// Hooks run once, in the order of registration, on the transaction's own detached task, or on its [thread](crate::thread); those that a running hook adds run too, after
 /// the others of their kind. They belong to one transaction; for every transaction see [`Synchronizer`](crate::Synchronizer). A
 /// savepoint calls none, and a rollback to one takes none back.
 ///

@@ -12,6 +12,7 @@
 //! - [`log`]: where decisions become durable.
 //! - [`postgres`], [`sqlite`], [`files`]: adapters, each behind a feature of its name.
 //! - [`http`]: a transaction for each request.
+//! - [`mod@thread`]: transactions of plain threads, without a runtime.
 //! - [`env`](mod@env): clock, spawning, randomness and disk, replaceable.
 //! - The core's words and contracts, re-exported from `unanimous-core`: [`Branch`], [`ResourceManager`], [`Decider`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -29,6 +30,8 @@ pub mod files;
 mod hooks;
 #[cfg(feature = "http")]
 pub mod http;
+mod inline;
+mod inner;
 #[cfg(feature = "http")]
 mod lazy;
 mod live;
@@ -43,6 +46,7 @@ mod savepoint;
 pub mod sqlite;
 mod sync;
 mod synchronizer;
+pub mod thread;
 mod transaction;
 
 pub use commit::{Abort, Commit, Committed};

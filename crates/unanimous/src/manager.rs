@@ -9,107 +9,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use unanimous_core::xid::MAX_SEQUENCE;
-use unanimous_core::{BoxError, BranchError, DecisionLog, Owner, ResourceManager, StoreId};
+use unanimous_core::{BoxError, DecisionLog, Owner, ResourceManager, StoreId};
 
 use crate::current::scope;
 use crate::dispatch::{DynLog, Registered};
 use crate::env::{Env, TokioEnv};
 use crate::error::RunError;
+use crate::inner::{Inner, Observer, RecoveryObserver};
 use crate::live::Live;
 use crate::recovery::{self, InDoubt, Recovered, Recovery};
 use crate::report::Report;
 use crate::sync::Gauge;
 use crate::synchronizer::Synchronizers;
-use crate::transaction::{Options, Transaction, Tx};
-
-/// Waits between tries grow from the first to the second, doubling, with jitter.
-const RETRY_FIRST: Duration = Duration::from_millis(20);
-const RETRY_LAST: Duration = Duration::from_secs(5);
+use crate::transaction::{Home, Options, Transaction, Tx};
 
 /// How long a shutdown waits for the log to close, and for recovery to leave it.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
-
-type Observer = Box<dyn Fn(&Report) + Send + Sync>;
-type RecoveryObserver = Box<dyn Fn(&Recovered) + Send + Sync>;
-
-/// What the manager, its transactions and its recovery share.
-pub(crate) struct Inner {
-    pub(crate) env: Arc<dyn Env>,
-    pub(crate) log: Arc<dyn DynLog>,
-    pub(crate) owner: Owner,
-    pub(crate) resources: BTreeMap<String, Arc<Registered>>,
-    pub(crate) live: Live,
-    pub(crate) recovery: Recovery,
-    /// Transactions that have joined something and have not ended.
-    pub(crate) open: Gauge,
-    pub(crate) phase_two_wait: Duration,
-    pub(crate) time_limit: Option<Duration>,
-    pub(crate) store_wait: Duration,
-    pub(crate) observer: Option<Observer>,
-    pub(crate) recovery_observer: Option<RecoveryObserver>,
-    pub(crate) synchronizers: Synchronizers,
-    sequence: AtomicU64,
-    closing: AtomicBool,
-    given_up: AtomicBool,
-    /// Commits of a branch that are a decision themselves.
-    deciding: Gauge,
-}
-
-/// While it is there the log is not given up: its next owner would presume abort of a transaction whose carrier is late.
-pub(crate) struct Deciding {
-    inner: Arc<Inner>,
-}
-
-impl Drop for Deciding {
-    fn drop(&mut self) {
-        self.inner.deciding.remove();
-    }
-}
-
-impl Inner {
-    /// Whether the log was given up, so that nothing may be decided here any more.
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.given_up.load(Ordering::Acquire)
-    }
-
-    /// For a branch whose commit is the decision.
-    pub(crate) fn deciding(self: &Arc<Self>) -> Result<Deciding, BranchError> {
-        // Counted before the look, as shutdown looks before it counts: one of the two sees the other.
-        self.deciding.add();
-        let deciding = Deciding { inner: self.clone() };
-        if self.is_given_up() {
-            Err(BranchError::refused("the transaction manager was shut down"))
-        } else {
-            Ok(deciding)
-        }
-    }
-
-    pub(crate) fn registered(&self, name: &str) -> Option<Arc<Registered>> {
-        self.resources.get(name).cloned()
-    }
-
-    pub(crate) fn all_registered(&self) -> impl Iterator<Item = &Arc<Registered>> {
-        self.resources.values()
-    }
-
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
-    }
-
-    /// The wait before try number `tries` (from 1): doubled each time, between half and all of it.
-    pub(crate) fn retry_wait(&self, tries: u32) -> Duration {
-        let full = RETRY_FIRST.saturating_mul(1 << tries.saturating_sub(1).min(16)).min(RETRY_LAST);
-        jitter(&*self.env, full)
-    }
-}
-
-/// Between half and all of `full`, so that those who failed together don't meet again.
-pub(crate) fn jitter(env: &dyn Env, full: Duration) -> Duration {
-    let half = full / 2;
-    let span = u64::try_from(half.as_micros()).unwrap_or(u64::MAX).max(1);
-    half + Duration::from_micros(env.random() % span)
-}
 
 /// Builds a [`TransactionManager`].
 #[must_use]
@@ -170,7 +85,8 @@ impl Builder {
         self
     }
 
-    /// Called for each transaction that had joined something, when its outcome is known, on the driver's task. Must not block.
+    /// Called for each transaction that had joined something, when its outcome is known, where it ends: on the driver's task, or
+    /// on its thread. Must not block.
     pub fn observer(mut self, observer: impl Fn(&Report) + Send + Sync + 'static) -> Self {
         self.observer = Some(Box::new(observer));
         self
@@ -264,7 +180,7 @@ impl fmt::Display for BuildError {
             BuildError::LogInUse => f.write_str(
                 "the decision log is or was another manager's: clone that manager to share it, or open the log again to begin anew",
             ),
-            BuildError::NoRuntime => f.write_str("there is no tokio runtime to run recovery; build from within one"),
+            BuildError::NoRuntime => f.write_str("there is no tokio runtime to run recovery; build from within one, or with `thread::Background::build`"),
         }
     }
 }
@@ -317,16 +233,14 @@ impl TransactionManager {
     ///
     /// As [`begin`](Self::begin).
     pub fn begin_with(&self, options: Options) -> Transaction {
-        let transaction = self.begin_unannounced(options);
+        let transaction = self.begin_unannounced(options, Home::Runtime);
         transaction.announce();
         transaction
     }
 
     /// The same, for who tells the synchronizers later.
-    pub(crate) fn begin_unannounced(&self, options: Options) -> Transaction {
-        let sequence = self.inner.sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        assert!(sequence <= MAX_SEQUENCE, "an incarnation has at most 10^15 - 1 transactions; restart the process");
-        Transaction::new(self.inner.clone(), self.inner.owner.transaction(sequence), options)
+    pub(crate) fn begin_unannounced(&self, options: Options, home: Home) -> Transaction {
+        Transaction::new(self.inner.clone(), self.inner.next_transaction(), options, home)
     }
 
     /// Runs work in a transaction and commits it. A conflict in the work, in prepare or in commit repeats it, after a wait that

@@ -23,8 +23,8 @@ use unanimous_core::{BranchId, Decision, DecisionRecord, HoldReason, Known, Stor
 
 use crate::dispatch::Registered;
 use crate::env::NoRuntime;
+use crate::inner::{Inner, jitter};
 use crate::live::Stage;
-use crate::manager::{Inner, jitter};
 use crate::sync::lock;
 
 /// The wait after a pass that left something in doubt: doubled from the first to the last.

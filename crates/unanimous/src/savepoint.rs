@@ -145,8 +145,8 @@ impl Shared {
     fn usable(&self, state: &State) -> Result<(), SavepointError> {
         if state.savepoints.failed.is_some() {
             Err(SavepointError::Failed { id: self.id })
-        } else if !state.status.is_open() {
-            Err(SavepointError::NotActive { id: self.id, why: state.status.why_not() })
+        } else if let Some(why) = self.why_not_open(state) {
+            Err(SavepointError::NotActive { id: self.id, why })
         } else {
             Ok(())
         }

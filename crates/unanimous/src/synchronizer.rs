@@ -27,7 +27,7 @@ pub trait Synchronizer: Send + Sync + 'static {
         let _ = tx;
     }
 
-    /// The transaction is about to be committed or aborted, after its before-hooks and on its detached task: nothing was asked of its
+    /// The transaction is about to be committed or aborted, after its before-hooks and where they run: nothing was asked of its
     /// branches yet. It is the current one, and may be doomed here. What is joined here, without awaiting, is part of it, and the
     /// before-commit hooks that are added run.
     ///

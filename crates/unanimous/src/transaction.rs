@@ -16,9 +16,11 @@ use crate::annotations::{Annotations, Data};
 use crate::commit::{Abort, Commit};
 use crate::dispatch::{DynBranch, Registered};
 use crate::ending::Wish;
+use crate::env::{BoxFuture, NoRuntime};
 use crate::error::{Cause, CommitError, JoinError};
 use crate::hooks::Hooks;
-use crate::manager::Inner;
+use crate::inline;
+use crate::inner::Inner;
 use crate::savepoint::Savepoints;
 use crate::sync::lock;
 
@@ -27,7 +29,8 @@ use crate::sync::lock;
 #[non_exhaustive]
 pub struct Options {
     /// Aborted when its branches have not all voted by then, counted from begin. Never cuts a decision that is on its way: a log or a
-    /// carrier that does not answer is waited for. None: the manager's.
+    /// carrier that does not answer is waited for. None: the manager's. On a [thread](crate::thread) it is looked at by whoever uses the
+    /// transaction.
     pub time_limit: Option<Duration>,
     /// Names of branches that may take part beside others that write although they are volatile or one-phase (rule 10).
     pub allow: Vec<String>,
@@ -57,6 +60,15 @@ impl Options {
         self.ask_single = true;
         self
     }
+}
+
+/// Where what is not awaited runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// In tasks of the manager's runtime.
+    Runtime,
+    /// On the thread that waits for it, branches one at a time and in order.
+    Thread,
 }
 
 /// A branch that has joined.
@@ -128,6 +140,7 @@ type AfterEnd = Box<dyn FnOnce(Outcome) + Send>;
 pub(crate) struct Shared {
     pub(crate) id: TransactionId,
     pub(crate) manager: Arc<Inner>,
+    pub(crate) home: Home,
     pub(crate) began: Duration,
     pub(crate) began_at: u64,
     pub(crate) state: Mutex<State>,
@@ -136,6 +149,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Runs a part of the transaction's end, whoever goes away meanwhile.
+    pub(crate) fn spawn(&self, task: BoxFuture<'static, ()>) -> Result<(), NoRuntime> {
+        match self.home {
+            Home::Runtime => self.manager.env.spawn(task),
+            Home::Thread => inline::spawn(&self.manager.env, task),
+        }
+    }
+
     pub(crate) fn annotations(&self) -> Annotations {
         lock(&self.state).annotations.clone()
     }
@@ -172,11 +193,23 @@ impl Shared {
     fn check_open(&self, state: &State) -> Result<(), JoinError> {
         if state.savepoints.failed.is_some() {
             Err(JoinError::Failed { id: self.id })
-        } else if !state.status.is_open() {
-            Err(JoinError::NotActive { id: self.id, why: state.status.why_not() })
+        } else if let Some(why) = self.why_not_open(state) {
+            Err(JoinError::NotActive { id: self.id, why })
         } else {
             Ok(())
         }
+    }
+
+    /// What it is instead of open, and what to do.
+    pub(crate) fn why_not_open(&self, state: &State) -> Option<&'static str> {
+        let status = if self.is_late(state) { Status::TimedOut } else { state.status };
+        (!status.is_open()).then(|| status.why_not())
+    }
+
+    /// Whether its time limit passed on a thread where nobody watches it: whoever uses it next finds out.
+    pub(crate) fn is_late(&self, state: &State) -> bool {
+        let limit = state.options.time_limit.or(self.manager.time_limit);
+        self.home == Home::Thread && limit.is_some_and(|limit| self.left_of(limit).is_zero())
     }
 
     fn shutting_down(&self) -> JoinError {
@@ -253,7 +286,9 @@ impl Shared {
         }
         slot.savepoint = state.savepoints.last;
         state.slots.push(slot);
-        if let (true, Some(limit)) = (first, state.options.time_limit.or(self.manager.time_limit)) {
+        if let (true, Home::Runtime, Some(limit)) =
+            (first, self.home, state.options.time_limit.or(self.manager.time_limit))
+        {
             state.watched = Some(self.watch(limit));
         }
         Ok(())
@@ -268,7 +303,7 @@ impl Shared {
                     "a branch that came too late to join was not rolled back; it ends with its session");
             }
         };
-        if let Err(error) = self.manager.env.spawn(Box::pin(task)) {
+        if let Err(error) = self.spawn(Box::pin(task)) {
             tracing::warn!(transaction = %self.id, %error, "a branch that came too late to join ends with its session");
         }
     }
@@ -337,7 +372,7 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    pub(crate) fn new(manager: Arc<Inner>, id: TransactionId, options: Options) -> Self {
+    pub(crate) fn new(manager: Arc<Inner>, id: TransactionId, options: Options, home: Home) -> Self {
         let began = manager.env.monotonic();
         let began_at = manager.env.wall_clock();
         let state = State {
@@ -356,8 +391,8 @@ impl Transaction {
             over: false,
             watched: None,
         };
-        let shared =
-            Shared { id, manager, began, began_at, state: Mutex::new(state), joining: tokio::sync::Mutex::new(()) };
+        let joining = tokio::sync::Mutex::new(());
+        let shared = Shared { id, manager, home, began, began_at, state: Mutex::new(state), joining };
         Self { tx: Tx { shared: Arc::new(shared) } }
     }
 
@@ -531,7 +566,7 @@ impl Tx {
 
     /// Whether it can still be joined: until its commit has started, or while its hooks run before that.
     pub fn is_active(&self) -> bool {
-        lock(&self.shared.state).status.is_open()
+        self.shared.why_not_open(&lock(&self.shared.state)).is_none()
     }
 
     /// Whether something has joined.
@@ -546,7 +581,7 @@ impl Tx {
     }
 
     /// Called once when the transaction has ended: committed, aborted, or with an unknown outcome; at once where it has ended already.
-    /// Runs on the driver's task, in the order of registration, must not block; a panic in it is reported and changes nothing.
+    /// Runs where the transaction ends, in the order of registration, must not block; a panic in it is reported and changes nothing.
     pub fn after_end(&self, callback: impl FnOnce(Outcome) + Send + 'static) {
         let mut state = lock(&self.shared.state);
         match state.ended {

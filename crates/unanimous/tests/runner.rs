@@ -43,3 +43,8 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
+mod thread_manager;
+mod thread_order;
+#[cfg(all(feature = "sqlite", feature = "files"))]
+mod thread_stores;
+mod thread_support;

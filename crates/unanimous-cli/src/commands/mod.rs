@@ -6,6 +6,7 @@ mod demo;
 mod indoubt;
 mod log;
 mod recover;
+mod sql;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ enum Command {
     InDoubt(indoubt::InDoubt),
     Log(log::Log),
     Recover(recover::Recover),
+    Sql(sql::Sql),
 }
 
 impl Cli {
@@ -40,6 +42,7 @@ impl Cli {
             Command::InDoubt(indoubt) => indoubt.run(),
             Command::Log(log) => log.run(),
             Command::Recover(recover) => recover.run(),
+            Command::Sql(sql) => sql.run(),
         }
     }
 
@@ -47,7 +50,7 @@ impl Cli {
     pub(crate) fn reports(&self) -> &'static str {
         match self.command {
             Command::InDoubt(_) | Command::Recover(_) => "error",
-            Command::Demo(_) | Command::Log(_) => "warn",
+            Command::Demo(_) | Command::Log(_) | Command::Sql(_) => "warn",
         }
     }
 }

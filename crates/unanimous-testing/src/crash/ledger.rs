@@ -27,6 +27,12 @@ pub(super) struct Stored {
 }
 
 impl Stored {
+    /// The numbers of the orders.
+    #[cfg(feature = "postgres")]
+    pub(super) fn ids(&self) -> std::collections::BTreeSet<u64> {
+        self.orders.keys().copied().collect()
+    }
+
     /// The array that `GET /orders` gives, newest first.
     pub(super) fn add_orders(&mut self, orders: &Value) -> Result<(), String> {
         let mut before = u64::MAX;

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -45,6 +46,19 @@ impl Posted {
     }
 }
 
+/// How long a client waits where it is told to come again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a client does after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    GoOn,
+    /// A store is down or busy.
+    Pause,
+    /// The server does not answer any more.
+    Gone,
+}
+
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -69,10 +83,13 @@ pub(super) fn post_until<T>(
                 scope.spawn(move || {
                     let mut posted = Vec::new();
                     while !stop.load(Ordering::Relaxed) {
-                        posted.push(post(client, format!("{round}-c{number}-{}", posted.len()), &mut rng));
-                        // The server is gone: what is posted now only makes the list longer.
-                        if posted.last().is_some_and(|order: &Posted| order.answer == Fate::Unanswered) {
-                            break;
+                        let (order, then) = post(client, format!("{round}-c{number}-{}", posted.len()), &mut rng);
+                        posted.push(order);
+                        match then {
+                            Then::GoOn => {}
+                            Then::Pause => thread::sleep(PAUSE),
+                            // What is posted now only makes the list longer.
+                            Then::Gone => break,
                         }
                     }
                     posted
@@ -86,7 +103,15 @@ pub(super) fn post_until<T>(
     })
 }
 
-fn post(client: &Client, tag: String, rng: &mut Rng) -> Posted {
+/// Posts one good order.
+#[cfg(feature = "postgres")]
+pub(super) fn post_good(client: &Client, tag: String) -> Posted {
+    let mut order = Posted { tag, quantity: 1, answer: Fate::Unanswered };
+    order.answer = judge(Kind::Good, send(client, &order, Kind::Good, false));
+    order
+}
+
+fn post(client: &Client, tag: String, rng: &mut Rng) -> (Posted, Then) {
     let kind = match rng.between(1, 100) {
         1..=60 => Kind::Good,
         61..=90 => Kind::Fail(rng.pick::<&str>(FAILS)),
@@ -94,8 +119,13 @@ fn post(client: &Client, tag: String, rng: &mut Rng) -> Posted {
     };
     let mut order = Posted { tag, quantity: rng.between(1, 1_000_000), answer: Fate::Unanswered };
     let answer = send(client, &order, kind, rng.chance(1, 4));
+    let then = match &answer {
+        Err(_) => Then::Gone,
+        Ok(answer) if answer.header("retry-after").is_some() => Then::Pause,
+        Ok(_) => Then::GoOn,
+    };
     order.answer = judge(kind, answer);
-    order
+    (order, then)
 }
 
 fn send(client: &Client, order: &Posted, kind: Kind, form: bool) -> Result<Answer, NoAnswer> {

@@ -1,4 +1,4 @@
-//! kill -9 of the demo under load, again and again, and what must be true after it.
+//! kill -9 of the demo under load, again and again, and what must be true after it. [`run`]: on SQLite; `postgres`: on two servers.
 //!
 //! Each round: some kills during start-up (which is where recovery runs), a start, `demo check`, a look at every order of the round
 //! before, then load by parallel clients until a kill -9 at a random moment. At the end a look at everything, a graceful stop, and a
@@ -15,6 +15,8 @@
 
 mod ledger;
 mod load;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 
 use std::fs;
 use std::io;
@@ -77,7 +79,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Summary, io::E
         let Some((mut demo, client)) = started(plan, &mut summary)? else { break };
         must_be_clean(&demo.check().map_err(other)?, &format!("after the restart of round {round}"), &mut summary);
         let fresh = ledger.fresh();
-        let stored = read(plan, &client, fresh, ledger.highest_id())?;
+        let stored = read(&plan.data, &client, fresh, ledger.highest_id())?;
         summary.violations.extend(ledger.settle(&stored));
 
         let moment = Duration::from_millis(rng.between(3, 1500));
@@ -100,7 +102,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Summary, io::E
     }
     if let Some((demo, client)) = started(plan, &mut summary)? {
         must_be_clean(&demo.check().map_err(other)?, "at the end", &mut summary);
-        let stored = read(plan, &client, usize::MAX >> 1, 0)?;
+        let stored = read(&plan.data, &client, usize::MAX >> 1, 0)?;
         summary.violations.extend(ledger.settle_all(&stored));
         match demo.stop(Signal::TERM) {
             Ok((Some(0), _)) => {}
@@ -148,14 +150,14 @@ fn must_be_clean(output: &std::process::Output, when: &str, summary: &mut Summar
 }
 
 /// The newest `limit` orders as the server tells them, and the receipts above `above`, read from the folder itself.
-fn read(plan: &Plan, client: &Client, limit: usize, above: u64) -> io::Result<Stored> {
+fn read(data: &Path, client: &Client, limit: usize, above: u64) -> io::Result<Stored> {
     let answer = client.get(&format!("/orders?limit={limit}")).map_err(other)?;
     if answer.status != 200 {
         return Err(io::Error::other(format!("GET /orders: {} {}", answer.status, answer.text())));
     }
     let mut stored = Stored::default();
     stored.add_orders(&answer.json()).map_err(io::Error::other)?;
-    for (id, path) in receipts(&plan.data.join("receipts"))? {
+    for (id, path) in receipts(&data.join("receipts"))? {
         if id > above {
             stored.add_receipt(id, &fs::read_to_string(path)?).map_err(io::Error::other)?;
         }

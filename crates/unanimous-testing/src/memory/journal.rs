@@ -6,6 +6,7 @@
 //! Must not know who writes into it.
 
 use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
 
 use tokio::sync::Notify;
 
@@ -27,6 +28,7 @@ struct Shared {
 struct Line {
     text: String,
     acts: bool,
+    thread: ThreadId,
 }
 
 impl Journal {
@@ -41,13 +43,18 @@ impl Journal {
     }
 
     fn write(&self, text: String, acts: bool) {
-        lock(&self.shared.lines).push(Line { text, acts });
+        lock(&self.shared.lines).push(Line { text, acts, thread: thread::current().id() });
         self.shared.grown.notify_waiters();
     }
 
     /// What acted, in order.
     pub fn acts(&self) -> Vec<String> {
         lock(&self.shared.lines).iter().filter(|line| line.acts).map(|line| line.text.clone()).collect()
+    }
+
+    /// The threads that acted, in the order of [`acts`](Self::acts).
+    pub fn threads(&self) -> Vec<ThreadId> {
+        lock(&self.shared.lines).iter().filter(|line| line.acts).map(|line| line.thread).collect()
     }
 
     /// All lines, in order.

@@ -218,7 +218,7 @@ impl fmt::Display for FilesError {
                 write!(f, "the branch has no savepoint {id} (any more); abort the transaction")
             }
             FilesError::Stopped => {
-                f.write_str("no runtime ran the operation to its end; call it from within a tokio runtime")
+                f.write_str("no runtime ran the operation to its end; open the folder within a tokio runtime, or on a plain thread within `thread::Background::open`")
             }
             FilesError::Io { doing, path, .. } => write!(f, "could not {doing} {}", path.display()),
         }

@@ -154,7 +154,8 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// When the folder can't be used, with the reason; call it from within a tokio runtime.
+    /// When the folder can't be used, with the reason; call it from within a tokio runtime, or within
+    /// [`Background::open`](crate::thread::Background::open).
     pub async fn open(name: impl Into<String>, root: impl AsRef<Path>) -> Result<Self, FilesError> {
         Self::new(name, root).opened().await
     }

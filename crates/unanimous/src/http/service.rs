@@ -13,6 +13,7 @@ use super::future::{Exchange, ResponseFuture};
 use super::layer::TransactionLayer;
 use super::request::{Slot, is_active};
 use crate::lazy::LazyTransaction;
+use crate::transaction::Home;
 
 /// A service that runs each request in a transaction; [`TransactionLayer`] makes it.
 #[derive(Clone, Debug)]
@@ -56,7 +57,7 @@ where
         let owner = LazyTransaction::lazily({
             let (manager, method, uri) = (layer.manager.clone(), method.clone(), uri.clone());
             move || {
-                let transaction = manager.begin_unannounced(options);
+                let transaction = manager.begin_unannounced(options, Home::Runtime);
                 // Without the query: it may hold what must not get into logs.
                 transaction.note(&format!("{method} {}", uri.path()));
                 if let Some(user) = user {

@@ -72,6 +72,8 @@ pub enum LogError {
     },
     /// The runtime ended before it was written.
     NoRuntime,
+    /// The database that the log is kept in; why.
+    Database(Arc<dyn Error + Send + Sync>),
 }
 
 impl fmt::Display for LogError {
@@ -102,6 +104,7 @@ impl fmt::Display for LogError {
                 "the decision takes {bytes} bytes, and this log has room for {most}: fewer participants, shorter names, or a greater max_size"
             ),
             LogError::NoRuntime => f.write_str("the runtime ended before the decision was written"),
+            LogError::Database(_) => f.write_str("the database of the decision log does not take decisions"),
         }
     }
 }
@@ -112,6 +115,7 @@ impl Error for LogError {
             LogError::Poisoned(source) => Some(&**source),
             LogError::NoReserve(source) => Some(&**source),
             LogError::Unwritable(source) => Some(source),
+            LogError::Database(source) => Some(&**source),
             _ => None,
         }
     }
@@ -193,7 +197,7 @@ impl fmt::Display for OpenError {
                 "the decision log {} is held by another process; stop that one, or give this one a log of its own",
                 path.display()
             ),
-            OpenError::NoRuntime(_) => f.write_str("a decision log is opened within a runtime"),
+            OpenError::NoRuntime(_) => f.write_str("a decision log is opened within a tokio runtime, or on a plain thread within `thread::Background::open`"),
             OpenError::MaxSize { max_size } => write!(
                 f,
                 "a max_size of {max_size} bytes is not possible; it must be {} to {}",

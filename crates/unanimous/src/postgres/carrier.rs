@@ -60,7 +60,7 @@ impl Store {
             return Ok(());
         }
         schema::ensure_decisions(&self.control).await?;
-        register(&self.control, By::Carrier, owner, self.decisions.env.wall_clock(), self.lock_timeout).await?;
+        register(&self.control, owner, self.decisions.env.wall_clock(), self.lock_timeout).await?;
         registered.insert(owner);
         Ok(())
     }
@@ -164,20 +164,14 @@ impl Drop for Flushing<'_> {
     }
 }
 
-/// Makes an incarnation known, durably, and on this timeline.
-pub(super) async fn register(
-    control: &Control,
-    by: By,
-    owner: Owner,
-    now: u64,
-    lock_timeout: Duration,
-) -> Result<(), PostgresError> {
-    let timeline = control.timeline().await?;
-    let sql = rows::register(by, owner, &timeline, now, lock_timeout);
+/// Makes an incarnation known, durably, and with this server.
+async fn register(control: &Control, owner: Owner, now: u64, lock_timeout: Duration) -> Result<(), PostgresError> {
+    let server = control.server().await?;
+    let sql = rows::register(owner, &server, now, lock_timeout);
     let answer = control.forced("registering a run of the decision log", &sql).await.map_err(schema::may_not)?;
-    let found = row(&answer).and_then(|row| row.get("timeline")).unwrap_or_default();
-    if found != timeline {
-        return Err(PostgresError::Promoted { expected: found.to_owned(), found: timeline });
+    let found = row(&answer).and_then(|row| row.get("server")).unwrap_or_default();
+    if found != server {
+        return Err(PostgresError::Promoted { expected: found.to_owned(), found: server });
     }
     Ok(())
 }
@@ -197,8 +191,8 @@ pub(super) async fn question(
     lock_timeout: Duration,
     guard: &str,
 ) -> Result<Answer, PostgresError> {
-    let timeline = control.timeline().await?;
-    let sql = rows::ask(&Question { by, transaction, timeline: &timeline, now, lock_timeout, guard });
+    let server = control.server().await?;
+    let sql = rows::ask(&Question { by, transaction, server: &server, now, lock_timeout, guard });
     let answer = control.forced("asking for a decision", &sql).await.map_err(schema::may_not)?;
     let says = |name: &str| rows(&answer).any(|row| matches!(row.try_get(name), Ok(Some("t"))));
     let known = match rows::read(rows(&answer)).pop() {
@@ -207,7 +201,7 @@ pub(super) async fn question(
             Decided::Abort => Known::Abort,
         },
         None if says("beyond") => Known::Hold(HoldReason::BeyondHorizon),
-        // Where it is known, only the guard has kept the fence from being written.
+        // Where the run is known, only the guard has kept the fence from being written.
         None => Known::Hold(HoldReason::ForeignIncarnation),
     };
     Ok(Answer { known, guarded: says("guarded") })

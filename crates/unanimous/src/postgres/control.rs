@@ -88,7 +88,7 @@ pub(super) struct Control {
 pub(super) struct Known {
     pub(super) store: StoreId,
     pub(super) role: String,
-    timeline: String,
+    server: String,
 }
 
 impl Control {
@@ -110,17 +110,14 @@ impl Control {
         if who.replicates && !sees_warnings {
             return Err(PostgresError::WarningsUnseen);
         }
-        let known = self.known.get_or_init(|| Known {
-            store: who.store.clone(),
-            role: who.role.clone(),
-            timeline: who.timeline.clone(),
-        });
+        let known =
+            self.known.get_or_init(|| Known { store: who.store.clone(), role: who.role.clone(), server: who.server() });
         if known.store != who.store {
             let (expected, found) = (known.store.to_string(), who.store.to_string());
             return Err(PostgresError::OtherStore { expected, found });
         }
-        if self.decides && known.timeline != who.timeline {
-            let (expected, found) = (known.timeline.clone(), who.timeline.clone());
+        if self.decides && known.server != who.server() {
+            let (expected, found) = (known.server.clone(), who.server());
             return Err(PostgresError::Promoted { expected, found });
         }
         if known.role != who.role {
@@ -179,12 +176,12 @@ impl Control {
         Ok(who.store)
     }
 
-    /// The timeline of the server that is asked now.
-    pub(super) async fn timeline(&self) -> Result<String, PostgresError> {
+    /// The server that is asked now, as it was since its last promotion.
+    pub(super) async fn server(&self) -> Result<String, PostgresError> {
         let session = self.session().await?;
-        let timeline = session.who.timeline.clone();
+        let server = session.who.server();
         self.give_back(session);
-        Ok(timeline)
+        Ok(server)
     }
 
     /// A message that writes and commits. Ok when it is durable, and on the replicas that it must be on.

@@ -91,13 +91,29 @@ pub enum PostgresError {
         /// Their version.
         version: String,
     },
-    /// The server was promoted, and may have lost decisions that it had acknowledged before.
+    /// The server was promoted or restored, and may have lost decisions that it had acknowledged before.
     Promoted {
-        /// The timeline that the store was first reached on.
+        /// The store with its timeline, as it was first reached.
         expected: String,
-        /// The server's.
+        /// As it is now.
         found: String,
     },
+    /// Another process has the node's decision log open.
+    NodeHeld {
+        /// The node.
+        node: String,
+        /// Who, as the server knows it.
+        by: String,
+    },
+    /// Another process has taken the node's decision log over: this one can't decide any more.
+    TakenOver {
+        /// The node.
+        node: String,
+    },
+    /// A node's name that can't be one.
+    NodeName(String),
+    /// The process was forked: the log is its parent's.
+    Forked,
     /// A decision that the tables can't hold; why.
     Unwritable(String),
     /// What is in the tables can't be; why.
@@ -165,8 +181,20 @@ impl fmt::Display for PostgresError {
             ),
             Self::Promoted { expected, found } => write!(
                 f,
-                "the server was promoted (timeline {found} instead of {expected}), and may have lost decisions; restart the process, so that nothing is presumed of what was before"
+                "the server was promoted or restored (it is {found} and was {expected}), and may have lost decisions; restart the process, so that nothing is presumed of what was before"
             ),
+            Self::NodeHeld { node, by } => write!(
+                f,
+                "the decision log of the node {node:?} is open in another process ({by}); stop that one, give this one a name of its own, or, where it can't be reached any more, take the node over"
+            ),
+            Self::TakenOver { node } => write!(
+                f,
+                "the decision log of the node {node:?} was taken over by another process; restart this one when that one has ended"
+            ),
+            Self::NodeName(name) => {
+                write!(f, "{name:?} can't be a node's name: it has 1 to 255 bytes and no zero")
+            }
+            Self::Forked => f.write_str("the decision log is the parent process's; open one after the fork, under a name of its own"),
             Self::Unwritable(why) => write!(f, "the decision can't be written: {why}"),
             Self::Damaged(what) => write!(f, "the store's own tables are damaged: {what}"),
             Self::Fenced => f.write_str("recovery has decided to abort the transaction"),

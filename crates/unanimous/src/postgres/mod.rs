@@ -47,6 +47,8 @@ mod carrier;
 mod control;
 mod error;
 mod join;
+mod log;
+mod node;
 mod options;
 mod outbox;
 mod rows;
@@ -56,6 +58,7 @@ mod sql;
 mod store;
 mod survey;
 mod tls;
+mod writer;
 
 use std::fmt;
 use std::str::FromStr;
@@ -68,6 +71,7 @@ pub use control::Prepared;
 pub use deadpool_postgres;
 pub use error::PostgresError;
 pub use join::JoinPostgres;
+pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
 pub use schema::schema_sql;
 pub use survey::{Lock, Survey, Surveyed, Waiting};
@@ -315,6 +319,26 @@ impl Postgres {
     /// When the list would not be authoritative: unreachable, a standby, another store.
     pub async fn survey(&self) -> Result<Survey, PostgresError> {
         survey::survey(&self.store.control).await
+    }
+
+    /// What this database's decision rows say of a transaction, for people: [`Known::Commit`] or [`Known::Abort`]. Only a look: it forces and
+    /// fences nothing, so that nothing follows from a row that is not there. Recovery asks [`decision`](ResourceManager::decision).
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn decision_row(&self, transaction: TransactionId) -> Result<Option<Known>, PostgresError> {
+        survey::decision_row(&self.store.control, transaction).await
+    }
+
+    /// The transactions of a log that this database's commits decided and that are not noted as finished; a look, as
+    /// [`decision_row`](Self::decision_row). Rows that can't be read are left out.
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn unfinished_rows(&self, log: unanimous_core::LogId) -> Result<Vec<DecisionRecord>, PostgresError> {
+        survey::unfinished_rows(&self.store.control, log).await
     }
 
     /// Closes the connections that are idle. Branches that are open go on to their end; decisions that are finished are still marked.

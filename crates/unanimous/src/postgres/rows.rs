@@ -58,6 +58,46 @@ pub(super) fn nonce(owner: Owner) -> String {
     literal(text.rsplit_once('.').map_or(text.as_str(), |(_, nonce)| nonce))
 }
 
+/// Decides transactions for a node: see [`node`](super::node) for the guard. Gives the rows that are there then, of whichever outcome.
+///
+/// With `again`, a try before may have written them: they are written again, so that the commit makes them durable (rule 3).
+pub(super) fn decide(
+    records: &[DecisionRecord],
+    owner: Owner,
+    guard: &str,
+    again: bool,
+    lock_timeout: Duration,
+) -> String {
+    let ids: Vec<_> = records.iter().map(|record| literal(&record.transaction.to_string())).collect();
+    let ids = ids.join(", ");
+    let participants = participants(records);
+    let kept = match participants.is_empty() {
+        true => "SELECT count(*) FROM decided".to_owned(),
+        false => format!(
+            "INSERT INTO unanimous.participant (transaction_id, number, resource, store) \
+             SELECT p.* FROM (VALUES {participants}) AS p (transaction_id, number, resource, store) \
+             JOIN decided USING (transaction_id)"
+        ),
+    };
+    let again = match again {
+        true => format!("UPDATE unanimous.decision SET asked = asked + 1 WHERE transaction_id IN ({ids}); "),
+        false => String::new(),
+    };
+    format!(
+        "{}; WITH guard AS MATERIALIZED ({guard}), \
+         decided AS (INSERT INTO unanimous.decision (transaction_id, decider, log, counter, outcome, decided_at, note) \
+           SELECT d.id, 'log', '{}', {}, 'commit', d.decided_at, d.note \
+           FROM guard, (VALUES {}) AS d (id, decided_at, note) \
+           ON CONFLICT (transaction_id) DO NOTHING RETURNING transaction_id) \
+         {kept}; {again}{}; COMMIT",
+        begin(lock_timeout),
+        owner.log,
+        owner.incarnation.counter,
+        decisions(records),
+        select(&format!("d.transaction_id IN ({ids})")),
+    )
+}
+
 /// Of the advisory lock that keeps rows from being let go while they are asked for: for each log another. (A node's is the other half of
 /// its log's id.)
 fn rows_lock(log: LogId) -> i64 {
@@ -67,6 +107,9 @@ fn rows_lock(log: LogId) -> i64 {
 /// Whether the rows can hold a decision.
 pub(super) fn check(record: &DecisionRecord) -> Result<(), PostgresError> {
     record::check(record).map_err(|error| PostgresError::Unwritable(error.to_string()))?;
+    if i64::try_from(record.decided_at).is_err() {
+        return Err(PostgresError::Unwritable("its time is out of range".to_owned()));
+    }
     match record.participants.iter().find(|participant| participant.resource.contains('\0')) {
         Some(participant) => {
             Err(PostgresError::Unwritable(format!("the resource's name {:?} has a zero in it", participant.resource)))
@@ -122,21 +165,20 @@ pub(super) fn insert(record: &DecisionRecord) -> String {
     sql
 }
 
-/// Makes an incarnation known that may decide here. Gives the timeline that it is known with.
-pub(super) fn register(by: By, owner: Owner, timeline: &str, now: u64, lock_timeout: Duration) -> String {
+/// Makes an incarnation known that may carry decisions here. Gives the server that it is known with.
+pub(super) fn register(owner: Owner, server: &str, now: u64, lock_timeout: Duration) -> String {
     format!(
         "{}; {}; COMMIT",
         begin(lock_timeout),
         // What is there already is written again: it may not be durable yet.
         format_args!(
-            "INSERT INTO unanimous.incarnation AS i (decider, log, counter, nonce, timeline, started_at) \
-             VALUES ('{}', '{}', {}, {}, {}, {}) \
-             ON CONFLICT (decider, log, counter, nonce) DO UPDATE SET started_at = i.started_at RETURNING timeline",
-            by.text(),
+            "INSERT INTO unanimous.incarnation AS i (decider, log, counter, nonce, server, started_at) \
+             VALUES ('carrier', '{}', {}, {}, {}, {}) \
+             ON CONFLICT (decider, log, counter, nonce) DO UPDATE SET started_at = i.started_at RETURNING server",
             owner.log,
             owner.incarnation.counter,
             nonce(owner),
-            literal(timeline),
+            literal(server),
             number(now)
         )
     )
@@ -146,8 +188,8 @@ pub(super) fn register(by: By, owner: Owner, timeline: &str, now: u64, lock_time
 pub(super) struct Question<'q> {
     pub(super) by: By,
     pub(super) transaction: TransactionId,
-    /// Of the server that is asked.
-    pub(super) timeline: &'q str,
+    /// The server that is asked.
+    pub(super) server: &'q str,
     pub(super) now: u64,
     pub(super) lock_timeout: Duration,
     /// Who may presume: a query with one row or none, which stays as it is until the transaction ends.
@@ -163,7 +205,7 @@ pub(super) const UNGUARDED: &str = "SELECT 1";
 /// The outcome is read behind the insert, not concluded from it: the row that was in its way can be another recoverer's fence. An insert
 /// waits for one that is not committed yet, so that a carrier that is about to commit is waited for, at most for the lock timeout.
 pub(super) fn ask(question: &Question<'_>) -> String {
-    let Question { by, transaction, timeline, now, lock_timeout, guard } = *question;
+    let Question { by, transaction, server, now, lock_timeout, guard } = *question;
     let (decider, now, id) = (by.text(), number(now), literal(&transaction.to_string()));
     let run = format!(
         "decider = '{decider}' AND log = '{}' AND counter = {} AND nonce = {}",
@@ -171,7 +213,7 @@ pub(super) fn ask(question: &Question<'_>) -> String {
         transaction.incarnation.counter,
         nonce(transaction.owner())
     );
-    let known = format!("EXISTS (SELECT FROM unanimous.incarnation WHERE {run} AND timeline = {})", literal(timeline));
+    let known = format!("EXISTS (SELECT FROM unanimous.incarnation WHERE {run} AND server = {})", literal(server));
     let beyond = format!(
         "(EXISTS (SELECT FROM unanimous.floor WHERE {run} AND sequence >= {}) OR {} < \
          (SELECT min(counter) FROM unanimous.incarnation WHERE decider = '{decider}' AND log = '{}'))",

@@ -36,14 +36,14 @@ CREATE TABLE IF NOT EXISTS unanimous.participant (
     PRIMARY KEY (transaction_id, number)
 );
 
--- The runs of a decision log that could decide here. Nothing is presumed of a transaction of another run, nor of one from before a
--- promotion of this server (another timeline), which may have lost decisions.
+-- The runs of a decision log that could decide here, with the server (its system identifier, database and timeline). Nothing is presumed
+-- of a transaction of another run, nor of one from before a promotion or a restore, which may have lost decisions.
 CREATE TABLE IF NOT EXISTS unanimous.incarnation (
     decider text NOT NULL CHECK (decider IN ('carrier', 'log')),
     log text NOT NULL,
     counter bigint NOT NULL,
     nonce text NOT NULL,
-    timeline text NOT NULL,
+    server text NOT NULL,
     started_at bigint NOT NULL,
     PRIMARY KEY (decider, log, counter, nonce)
 );

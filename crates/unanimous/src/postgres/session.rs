@@ -69,6 +69,11 @@ pub(super) struct Who {
 }
 
 impl Who {
+    /// The store as it was since its last promotion, which may have lost what was acknowledged before.
+    pub(super) fn server(&self) -> String {
+        format!("{}-{}", self.store, self.timeline)
+    }
+
     pub(super) fn parse(messages: &[SimpleQueryMessage]) -> Result<Self, PostgresError> {
         let row =
             row(messages).ok_or_else(|| PostgresError::Damaged("the server does not say who it is".to_owned()))?;

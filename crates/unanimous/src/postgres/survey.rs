@@ -1,19 +1,23 @@
-//! What an operator asks of prepared transactions: whose they are, what they hold, whom they block.
+//! What an operator asks: of prepared transactions whose they are, what they hold, whom they block; of decision rows what they say.
+//! Looks, which change nothing and force nothing.
 //!
 //! `pg_locks` is PostgreSQL 15, 54.12: a prepared transaction has no process there. What it holds is under the virtual transaction that it
 //! had in its session (`-1/XID` after a restart of the server), under which it holds its own id as well. Row locks are not in it; who
 //! waits for one waits for the transaction.
 //!
-//! Must not know decisions.
+//! Must not know what follows from a decision.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::SimpleQueryRow;
-use unanimous_core::BranchId;
+use unanimous_core::{BranchId, DecisionRecord, Known, LogId, TransactionId};
 
 use super::control::{Control, ask, rows};
 use super::error::PostgresError;
+use super::rows::{self as decisions, By, Decided};
+use super::schema;
 use super::session::Session;
+use super::sql::literal;
 
 /// The transactions that are prepared in a database.
 #[derive(Debug)]
@@ -152,6 +156,41 @@ async fn add_locks(session: &Session, transactions: &mut BTreeMap<String, Survey
         }
     }
     Ok(())
+}
+
+/// What the rows say of a transaction.
+pub(super) async fn decision_row(
+    control: &Control,
+    transaction: TransactionId,
+) -> Result<Option<Known>, PostgresError> {
+    let query = decisions::select(&format!("d.transaction_id = {}", literal(&transaction.to_string())));
+    let Some(found) = look(control, &query).await?.pop() else { return Ok(None) };
+    Ok(Some(match found.decided? {
+        Decided::Commit(record) => Known::Commit(record),
+        Decided::Abort => Known::Abort,
+    }))
+}
+
+/// The transactions of a log that the database's own commits decided and that are not noted as finished; what can be read of them.
+pub(super) async fn unfinished_rows(control: &Control, log: LogId) -> Result<Vec<DecisionRecord>, PostgresError> {
+    let found = look(control, &decisions::unfinished(By::Carrier, log)).await?;
+    let records = found.into_iter().filter_map(|found| match found.decided {
+        Ok(Decided::Commit(record)) => Some(record),
+        Ok(Decided::Abort) | Err(_) => None,
+    });
+    Ok(records.collect())
+}
+
+async fn look(control: &Control, query: &str) -> Result<Vec<decisions::Found>, PostgresError> {
+    let session = control.session().await?;
+    let found = if schema::has(&session, "decision").await? {
+        let answer = ask(&session, "looking at decisions", query).await.map_err(schema::may_not)?;
+        decisions::read(rows(&answer))
+    } else {
+        Vec::new()
+    };
+    control.give_back(session);
+    Ok(found)
 }
 
 /// A session that waits, beside one prepared transaction that holds a lock on what it waits for, if there is one.

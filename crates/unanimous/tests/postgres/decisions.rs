@@ -79,7 +79,7 @@ fn cause<E: Error + 'static>(error: &E) -> &PostgresError {
     error.source().and_then(|source| source.downcast_ref()).unwrap()
 }
 
-async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(super) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     for _ in 0..1500 {
         if holds().await {
             return;
@@ -89,7 +89,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
     panic!("waited in vain for {what}");
 }
 
-async fn client(database: &Database<'_>) -> tokio_postgres::Client {
+pub(super) async fn client(database: &Database<'_>) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(&database.url(), NoTls).await.unwrap();
     tokio::spawn(connection);
     client

@@ -10,6 +10,8 @@ mod facts;
 mod join;
 mod listener;
 mod notify;
+mod shared_log;
+mod plain_thread;
 mod survey;
 mod tls;
 

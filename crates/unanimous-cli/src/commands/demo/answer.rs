@@ -23,7 +23,7 @@ use super::page::{Kind, Told};
 /// Longer than any JSON that [`for_browsers`] has to look into.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// 201: the order is committed in both stores.
+/// 201: the order is committed in all stores.
 pub(crate) fn placed(id: i64, transaction: TransactionId) -> Response {
     let mut response = with_json(StatusCode::CREATED, &json!({"id": id, "transaction": transaction.to_string()}));
     let location = HeaderValue::try_from(format!("/receipts/{id}")).expect("a number and plain letters");
@@ -77,6 +77,14 @@ pub(crate) fn busy(transaction: TransactionId) -> Response {
     let text = "the stores are busy; nothing is stored, try again";
     let mut response = aborted(StatusCode::SERVICE_UNAVAILABLE, text, Some(transaction));
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// A store can't be used: it is down, or just coming up.
+pub(crate) fn unavailable(transaction: TransactionId) -> Response {
+    let text = "a store can't be used now; nothing is stored, try again later";
+    let mut response = aborted(StatusCode::SERVICE_UNAVAILABLE, text, Some(transaction));
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
     response
 }
 

@@ -3,7 +3,7 @@
 //! The only file of the demo that works with the stores. Must not know HTTP.
 
 use std::error::Error;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,17 @@ use std::time::Duration;
 
 use unanimous::files::{Files, FilesError};
 use unanimous::log::{FileLog, OpenError};
-use unanimous::sqlite::rusqlite::{self, Row};
-use unanimous::sqlite::{self, Sqlite, SqliteBuilder, SqliteError, SqliteOptions};
 use unanimous::{JoinError, TransactionId, TransactionManager, Tx, Undrained};
 
 use super::history::{Ended, History};
 use super::order::{Entered, NewOrder, Order};
+use super::orders::{Orders, OrdersError, chain};
 use super::page::{self, Told};
+use super::stores::{Stores, held};
 use crate::failure::Failure;
 
 /// Where the parts of the data folder are.
 pub(crate) const DECISIONS: &str = "decisions";
-pub(crate) const ORDERS: &str = "orders.db";
 pub(crate) const RECEIPTS: &str = "receipts";
 
 /// No order takes as long; one whose client sends nothing more must not hold the database for ever.
@@ -33,24 +32,11 @@ const ON_PAGE: u64 = 20;
 /// The beginning of the names of files that are put in the way of an order that shall fail at the vote.
 const IN_THE_WAY: &str = "in-the-way-";
 
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS orders (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        customer TEXT NOT NULL,
-        item TEXT NOT NULL,
-        quantity INTEGER NOT NULL CHECK (quantity BETWEEN 1 AND 1000000),
-        transaction_id TEXT NOT NULL,
-        placed_at TEXT NOT NULL
-    ) STRICT";
-
-/// The columns in the order in which [`order_of`] reads them.
-pub(crate) const COLUMNS: &str = "id, customer, item, quantity, transaction_id, placed_at";
-
 /// Everything that a handler needs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Desk {
     pub(crate) manager: TransactionManager,
-    orders: Sqlite,
+    orders: Orders,
     receipts: Files,
     history: History,
     check: Arc<str>,
@@ -66,7 +52,7 @@ pub(crate) struct DeskError {
 #[derive(Debug)]
 enum Cause {
     Join(JoinError),
-    Orders(SqliteError),
+    Orders(OrdersError),
     Receipts(FilesError),
     Receipt(serde_json::Error),
     InTheWay(io::Error),
@@ -78,8 +64,8 @@ impl From<JoinError> for Cause {
     }
 }
 
-impl From<SqliteError> for Cause {
-    fn from(error: SqliteError) -> Self {
+impl From<OrdersError> for Cause {
+    fn from(error: OrdersError) -> Self {
         Self::Orders(error)
     }
 }
@@ -96,13 +82,19 @@ impl DeskError {
         self.transaction
     }
 
-    /// Whether the request may succeed when it is repeated.
+    /// Whether the request may succeed when it is repeated at once.
     pub(crate) fn is_retryable(&self) -> bool {
         match &self.source {
             Cause::Join(error) => error.is_retryable(),
+            Cause::Orders(error) => error.is_retryable(),
             Cause::Receipts(error) => error.is_retryable(),
-            Cause::Orders(_) | Cause::Receipt(_) | Cause::InTheWay(_) => false,
+            Cause::Receipt(_) | Cause::InTheWay(_) => false,
         }
+    }
+
+    /// Whether it may succeed when a store can be used again.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        matches!(&self.source, Cause::Orders(error) if error.is_unavailable())
     }
 
     /// The error and all its sources, for the server's own log.
@@ -114,36 +106,26 @@ impl DeskError {
             Cause::Receipt(error) => error,
             Cause::InTheWay(error) => error,
         };
-        let mut text = error.to_string();
-        let mut next = error.source();
-        while let Some(source) = next {
-            let _ = write!(text, ": {source}");
-            next = source.source();
-        }
-        text
+        chain(error)
     }
 }
 
 impl Desk {
-    /// Opens the stores in this folder, which is made where it is missing, and recovers what an earlier run has left.
+    /// Opens the stores in this folder, and recovers what an earlier run has left.
     ///
     /// The log is made last of all. So where it is there, the stores were, and one that is missing then is gone: it is not made anew.
     /// A run that was killed before has left no log, and what it has made is completed.
     ///
     /// `check` is the command line that compares the stores, for the page.
-    pub(crate) async fn open(data: &Path, check: &str) -> Result<Self, Failure> {
-        fs::create_dir_all(data).map_err(|error| {
-            let hint = "choose another folder with --data, or make room for this one";
-            Failure::new(format!("can't make the data folder {}", data.display())).because(&error).hint(hint)
-        })?;
+    pub(crate) async fn open(data: &Path, stores: &Stores, check: &str) -> Result<Self, Failure> {
         let (log, orders, receipts) = if has_log(data) {
             // The log first: its lock keeps a second demo away from the stores.
             let log = open_log(data).await?;
-            let orders = orders_of(data).must_exist().open().await.map_err(|error| orders_not_opened(data, &error))?;
+            let orders = Orders::open(data, stores, true).await?;
             let receipts = Files::open_existing("receipts", data.join(RECEIPTS)).await;
             (log, orders, receipts.map_err(|error| receipts_not_opened(data, &error))?)
         } else {
-            let orders = orders_of(data).open().await.map_err(|error| orders_not_opened(data, &error))?;
+            let orders = Orders::open(data, stores, false).await?;
             let receipts = Files::open("receipts", data.join(RECEIPTS)).await;
             let receipts = receipts.map_err(|error| receipts_not_opened(data, &error))?;
             (open_log(data).await?, orders, receipts)
@@ -151,24 +133,26 @@ impl Desk {
         clear_the_way(receipts.root());
         let history = History::default();
         let seen = history.clone();
-        let manager = TransactionManager::builder(log)
-            .resource(orders.clone())
+        let builder = TransactionManager::builder(log)
             .resource(receipts.clone())
             .time_limit(TIME_LIMIT)
-            .observer(move |report| seen.add(Ended::from(report)))
-            .build()
-            .await
-            .map_err(|error| Failure::new("can't build the transaction manager").because(&error))?;
+            .observer(move |report| seen.add(Ended::from(report)));
+        let manager = orders.register(builder).build().await;
+        let manager = manager.map_err(|error| Failure::new("can't build the transaction manager").because(&error))?;
+        let orders = orders.prepared(&manager).await?;
         Ok(Self { manager, orders, receipts, history, check: check.into() })
     }
 
-    /// Lets what is committing end, and notes which decisions are finished.
+    /// Lets what is committing end, and gives back what the stores hold.
     pub(crate) async fn close(&self, deadline: Duration) -> Result<(), Undrained> {
         let drained = self.manager.shutdown(deadline).await;
-        if let Err(error) = self.orders.close().await {
-            tracing::debug!(%error, "finished decisions were not noted; the next start looks at them once more");
-        }
+        self.orders.close().await;
         drained
+    }
+
+    /// What each order is written to, for people.
+    pub(crate) fn described(&self) -> &'static str {
+        self.orders.described()
     }
 
     /// What is still in doubt, in words.
@@ -177,19 +161,10 @@ impl Desk {
         doubts.iter().map(|doubt| format!("in doubt in {}: {}", doubt.resource, doubt.why)).collect()
     }
 
-    /// Writes an order's row and its receipt.
+    /// Writes an order and its receipt.
     pub(crate) async fn place(&self, tx: &Tx, new: &NewOrder) -> Result<Order, DeskError> {
         in_transaction(tx, async {
-            let orders = tx.join(&self.orders).await?;
-            let (new, transaction) = (new.clone(), tx.id().to_string());
-            let order = orders.call(move |connection| {
-                let insert = format!(
-                    "INSERT INTO orders (customer, item, quantity, transaction_id, placed_at)
-                     VALUES (?1, ?2, ?3, ?4, strftime('%Y-%m-%dT%H:%M:%fZ')) RETURNING {COLUMNS}"
-                );
-                connection.query_row(&insert, (new.customer, new.item, new.quantity, transaction), order_of)
-            });
-            let order = order.await?;
+            let order = self.orders.place(tx, new).await?;
             let mut receipt = serde_json::to_vec_pretty(&order).map_err(Cause::Receipt)?;
             receipt.push(b'\n');
             tx.join(&self.receipts).await?.create(receipt_path(order.id), receipt).await?;
@@ -214,20 +189,16 @@ impl Desk {
     /// The newest orders as a JSON array. Its length bounds the memory that this takes.
     pub(crate) async fn orders_json(&self, tx: &Tx, limit: u64) -> Result<Vec<u8>, DeskError> {
         in_transaction(tx, async {
-            let orders = tx.join_with(&self.orders, SqliteOptions::read_only()).await?;
-            let json = orders.call(move |connection| {
-                let mut json = Vec::from(b"[");
-                for_each_order(connection, limit, |order| {
-                    if json.len() > 1 {
-                        json.extend_from_slice(b",\n ");
-                    }
-                    serde_json::to_writer(&mut json, &order)
-                        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
-                })?;
-                json.extend_from_slice(b"]\n");
-                Ok(json)
+            let start = Vec::from(b"[");
+            let json = self.orders.newest(tx, limit, start, |json, order| {
+                if json.len() > 1 {
+                    json.extend_from_slice(b",\n ");
+                }
+                serde_json::to_writer(json, &order)
             });
-            Ok(json.await?)
+            let mut json = json.await?;
+            json.extend_from_slice(b"]\n");
+            Ok(json)
         })
         .await
     }
@@ -250,23 +221,31 @@ impl Desk {
         told: impl FnOnce(&[Order]) -> Option<Told>,
     ) -> Result<String, DeskError> {
         let tx = self.manager.begin();
-        let orders = in_transaction(&tx, async {
-            let orders = tx.join_with(&self.orders, SqliteOptions::read_only()).await?;
-            let last = orders.call(|connection| {
-                let mut last = Vec::new();
-                for_each_order(connection, ON_PAGE, |order| {
-                    last.push(order);
-                    Ok(())
-                })?;
-                Ok(last)
-            });
-            Ok(last.await?)
-        })
-        .await;
-        let orders = orders?;
-        // It has only read: there is nothing that could fail to become durable.
-        let _ = tx.commit().await;
-        Ok(page::page(told(&orders).as_ref(), entered, &orders, &self.history.last(), &self.check))
+        let newest = self.orders.newest(&tx, ON_PAGE, Vec::new(), |newest, order| {
+            newest.push(order);
+            Ok(())
+        });
+        let orders = in_transaction(&tx, async { Ok(newest.await?) }).await;
+        let orders = match orders {
+            Ok(orders) => {
+                // It has only read: there is nothing that could fail to become durable.
+                let _ = tx.commit().await;
+                Some(orders)
+            }
+            Err(error) if error.is_unavailable() => {
+                tracing::warn!(error = error.chain(), "the page is shown without orders");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let desk = page::Desk {
+            stores: self.orders.described(),
+            parts: self.orders.parts(),
+            check: &self.check,
+            orders: orders.as_deref(),
+            transactions: &self.history.last(),
+        };
+        Ok(page::page(told(orders.as_deref().unwrap_or_default()).as_ref(), entered, &desk))
     }
 }
 
@@ -285,23 +264,9 @@ pub(crate) fn has_log(data: &Path) -> bool {
 
 async fn open_log(data: &Path) -> Result<FileLog, Failure> {
     FileLog::open(data.join(DECISIONS)).await.map_err(|error| match &error {
-        OpenError::Held { .. } => {
-            Failure::new(format!("the data folder {} is held by another running demo", data.display()))
-                .hint("stop that one (Ctrl-C), or give this one a folder of its own with --data")
-        }
+        OpenError::Held { .. } => held(data),
         _ => Failure::new("can't open the decision log").because(&error),
     })
-}
-
-fn orders_of(data: &Path) -> SqliteBuilder {
-    Sqlite::builder("orders", data.join(ORDERS)).init(|connection| connection.execute_batch(SCHEMA))
-}
-
-fn orders_not_opened(data: &Path, error: &sqlite::OpenError) -> Failure {
-    match error {
-        sqlite::OpenError::NotThere { .. } => gone(data, ORDERS),
-        _ => Failure::new("can't open the database of orders").because(error).hint("choose another folder with --data"),
-    }
 }
 
 fn receipts_not_opened(data: &Path, error: &FilesError) -> Failure {
@@ -319,33 +284,6 @@ pub(crate) fn gone(data: &Path, store: &str) -> Failure {
 
 fn receipt_path(id: i64) -> String {
     format!("{id}.json")
-}
-
-/// A row of [`COLUMNS`].
-pub(crate) fn order_of(row: &Row<'_>) -> rusqlite::Result<Order> {
-    Ok(Order {
-        id: row.get(0)?,
-        customer: row.get(1)?,
-        item: row.get(2)?,
-        quantity: row.get(3)?,
-        transaction: row.get(4)?,
-        placed_at: row.get(5)?,
-    })
-}
-
-/// Newest first.
-fn for_each_order(
-    connection: &rusqlite::Connection,
-    limit: u64,
-    mut each: impl FnMut(Order) -> rusqlite::Result<()>,
-) -> rusqlite::Result<()> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut select = connection.prepare(&format!("SELECT {COLUMNS} FROM orders ORDER BY id DESC LIMIT ?1"))?;
-    let mut rows = select.query([limit])?;
-    while let Some(row) = rows.next()? {
-        each(order_of(row)?)?;
-    }
-    Ok(())
 }
 
 /// Removes what a killed run had put in the way. The log's lock is held, so that no other run is using it.

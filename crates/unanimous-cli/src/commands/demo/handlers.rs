@@ -22,7 +22,7 @@ const DEFAULT_LIMIT: u64 = 100;
 /// The header that the commit veto looks at.
 const X_TM: HeaderName = HeaderName::from_static("x-tm");
 
-/// `POST /orders`: writes to both stores, and fails then where that was asked for.
+/// `POST /orders`: writes to all stores, and fails then where that was asked for.
 pub(crate) async fn place(
     State(desk): State<Desk>,
     Extension(began): Extension<Began>,
@@ -53,7 +53,7 @@ pub(crate) async fn place(
         Ok(order) => order,
         Err(error) => return error.into_answer(),
     };
-    // From here on both stores hold what was written, and neither has committed it.
+    // From here on all stores hold what was written, and none has committed it.
     match new.fail {
         None => placed(order.id, id),
         Some(Fail::Error) => aborted(
@@ -136,7 +136,7 @@ pub(crate) async fn look(State(desk): State<Desk>, look: Result<Query<Look>, Que
         let order = orders.iter().find(|order| Some(order.id) == placed)?;
         Some(Told {
             kind: Kind::Ended(Outcome::Committed),
-            message: format!("Order {} is in both stores.", order.id),
+            message: format!("Order {} is in all stores.", order.id),
             transaction: Some(order.transaction.clone()),
             receipt: Some(order.id),
         })
@@ -205,6 +205,10 @@ impl DeskError {
         if self.is_retryable() {
             tracing::warn!(transaction = %id, error = self.chain(), "an order was in the way of another");
             return super::answer::busy(id);
+        }
+        if self.is_unavailable() {
+            tracing::warn!(transaction = %id, error = self.chain(), "a store can't be used now");
+            return super::answer::unavailable(id);
         }
         tracing::error!(transaction = %id, error = self.chain(), "a store failed");
         aborted(StatusCode::INTERNAL_SERVER_ERROR, "a store failed; nothing is stored", Some(id))

@@ -1,7 +1,8 @@
-//! `unanimous demo`: an order desk whose orders are each one transaction over two stores.
+//! `unanimous demo`: an order desk whose orders are each one transaction over two stores, or three.
 //!
 //! - [`order`]: what an order is; [`body`]: how it comes in.
-//! - [`desk`]: the stores and what is done in them.
+//! - [`desk`]: the stores and what is done in them; [`orders`]: where orders are kept; [`stores`]: which stores were chosen;
+//!   [`spawned`]: servers of the demo's own.
 //! - [`handlers`], [`answer`], [`page`], [`history`]: what is asked for and what is told.
 //! - [`serve`]: the server. [`check`]: the comparison of the stores.
 //!
@@ -14,20 +15,25 @@ mod desk;
 mod handlers;
 mod history;
 mod order;
+mod orders;
 mod page;
 mod serve;
+mod spawned;
+mod stores;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use stores::StoresArgs;
 
 use crate::failure::Failure;
 
 /// Serve an order desk, to try kill -9 on
 ///
-/// Each order is one transaction over a SQLite database and a folder of files. The data folder is made where it is missing; it holds
-/// decisions/ (the decision log), orders.db and receipts/.
+/// Each order is one transaction over a SQLite database and a folder of files; with --postgres or --spawn-postgres over two PostgreSQL
+/// databases and a folder of files: the order, its invoice, its receipt. The data folder is made where it is missing; it holds decisions/
+/// (the decision log), receipts/, and orders.db or the servers postgres-1/ and postgres-2/.
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
     #[command(flatten)]
@@ -45,6 +51,8 @@ struct Serve {
     /// The data folder
     #[arg(long, value_name = "DIR", default_value = "./unanimous-demo", global = true)]
     data: PathBuf,
+    #[command(flatten)]
+    stores: StoresArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,10 +72,11 @@ const LISTEN: &str = "127.0.0.1:8080";
 
 impl Demo {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let Serve { listen, data } = self.serve;
+        let Serve { listen, data, stores } = self.serve;
+        let chosen = stores.chosen()?;
         match (self.command, listen) {
-            (None, listen) => serve::run(listen.as_deref().unwrap_or(LISTEN), &data),
-            (Some(Command::Check(Check {})), None) => check::run(&data),
+            (None, listen) => serve::run(listen.as_deref().unwrap_or(LISTEN), &data, &chosen),
+            (Some(Command::Check(Check {})), None) => check::run(&data, &chosen),
             (Some(Command::Check(Check {})), Some(_)) => {
                 let failure = Failure::new("`--listen` is for a demo that serves; `check` reads the data folder only");
                 Err(failure.hint(format!("unanimous demo check --data {}", data.display())))

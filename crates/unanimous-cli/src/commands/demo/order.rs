@@ -59,22 +59,22 @@ impl Fail {
     }
 }
 
-/// An order as both stores keep it: a row, and a receipt with the same content.
+/// An order as each store keeps it: a row, and a receipt with the same content; in PostgreSQL an invoice too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) id: i64,
     pub(crate) customer: String,
     pub(crate) item: String,
     pub(crate) quantity: u32,
-    /// The transaction that wrote both.
+    /// The transaction that wrote them.
     pub(crate) transaction: String,
     /// UTC, ISO 8601.
     pub(crate) placed_at: String,
 }
 
 impl Order {
-    /// The fields in which a receipt differs from this row, in words.
-    pub(crate) fn differences(&self, receipt: &Self) -> String {
+    /// The fields in which `other`, this order's `what`, differs from this row, in words.
+    pub(crate) fn differences(&self, what: &str, other: &Self) -> String {
         let quoted = |text: &str| Value::from(text).to_string();
         let fields = |order: &Self| {
             [
@@ -86,10 +86,10 @@ impl Order {
                 ("placed_at", quoted(&order.placed_at)),
             ]
         };
-        let pairs = fields(self).into_iter().zip(fields(receipt));
-        let different = pairs.filter(|((_, row), (_, receipt))| row != receipt);
+        let pairs = fields(self).into_iter().zip(fields(other));
+        let different = pairs.filter(|((_, row), (_, other))| row != other);
         let told =
-            different.map(|((name, row), (_, receipt))| format!("{name}: {row} in the row, {receipt} in the receipt"));
+            different.map(|((name, row), (_, other))| format!("{name}: {row} in the row, {other} in the {what}"));
         told.collect::<Vec<_>>().join("; ")
     }
 }

@@ -30,19 +30,29 @@ pub(crate) enum Kind {
     NotFound,
 }
 
-/// The whole page. `check` is the command line that compares the stores.
-pub(crate) fn page(
-    told: Option<&Told>,
-    entered: &Entered,
-    orders: &[Order],
-    transactions: &[Ended],
-    check: &str,
-) -> String {
+/// What the page shows of the desk.
+#[derive(Debug)]
+pub(crate) struct Desk<'a> {
+    /// What each order is written to.
+    pub(crate) stores: &'a str,
+    /// What of it is where.
+    pub(crate) parts: &'a str,
+    /// The command line that compares the stores.
+    pub(crate) check: &'a str,
+    /// None: they can't be read now.
+    pub(crate) orders: Option<&'a [Order]>,
+    pub(crate) transactions: &'a [Ended],
+}
+
+/// The whole page.
+pub(crate) fn page(told: Option<&Told>, entered: &Entered, desk: &Desk<'_>) -> String {
     let told = told.map(told_html).unwrap_or_default();
     let (max_text, max_quantity) = (MAX_TEXT.to_string(), MAX_QUANTITY.to_string());
     filled(
         TEMPLATE,
         &[
+            ("stores", desk.stores),
+            ("parts", desk.parts),
             ("told", &told),
             ("max_text", &max_text),
             ("max_quantity", &max_quantity),
@@ -50,9 +60,9 @@ pub(crate) fn page(
             ("item", &escaped(&entered.item)),
             ("quantity", &escaped(entered.quantity.as_deref().unwrap_or("1"))),
             ("fails", &fails_html(&entered.fail)),
-            ("check", &escaped(check)),
-            ("orders", &orders_html(orders)),
-            ("transactions", &transactions_html(transactions)),
+            ("check", &escaped(desk.check)),
+            ("orders", &orders_html(desk.orders)),
+            ("transactions", &transactions_html(desk.transactions)),
         ],
     )
 }
@@ -84,7 +94,10 @@ fn fails_html(entered: &str) -> String {
     Fail::ALL.iter().map(option).collect::<Vec<_>>().join("\n")
 }
 
-fn orders_html(orders: &[Order]) -> String {
+fn orders_html(orders: Option<&[Order]>) -> String {
+    let Some(orders) = orders else {
+        return r#"<p class="soft">Their database can't be used now; orders are refused until it can.</p>"#.into();
+    };
     if orders.is_empty() {
         return r#"<p class="soft">None yet.</p>"#.into();
     }
@@ -193,9 +206,19 @@ mod tests {
     const NASTY: &str = r#"<script>alert("x")</script>&'{{orders}}"#;
     const HARMLESS: &str = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;&#39;{{orders}}";
 
+    fn desk<'a>(orders: Option<&'a [Order]>, transactions: &'a [Ended], check: &'a str) -> Desk<'a> {
+        Desk { stores: "two stores", parts: "all or none", check, orders, transactions }
+    }
+
+    #[test]
+    fn orders_that_can_not_be_read_are_not_none() {
+        let html = page(None, &Entered::default(), &desk(None, &[], "check"));
+        assert!(html.contains("can't be used now") && !html.contains("None yet."), "{html}");
+    }
+
     #[test]
     fn an_empty_desk() {
-        let html = page(None, &Entered::default(), &[], &[], "unanimous demo check");
+        let html = page(None, &Entered::default(), &desk(Some(&[]), &[], "unanimous demo check"));
         assert!(html.contains("None yet.") && html.contains("None since this program started."));
         assert!(!html.contains("{{") && !html.contains("}}"), "every place of the template is filled");
         for (_, name, _) in Fail::ALL {
@@ -230,7 +253,7 @@ mod tests {
         };
         let entered =
             Entered { customer: NASTY.into(), item: NASTY.into(), quantity: Some(NASTY.into()), fail: "doom".into() };
-        let html = page(Some(&told), &entered, &[order], &[ended], NASTY);
+        let html = page(Some(&told), &entered, &desk(Some(&[order]), &[ended], NASTY));
         assert!(!html.contains("<script"), "{html}");
         // Customer, item, placed; the order's and the ended transaction's id twice each; cause, note, branch; message, transaction;
         // what was entered in three fields; the command line.

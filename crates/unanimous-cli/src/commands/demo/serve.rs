@@ -17,6 +17,8 @@ use tokio::sync::watch;
 use unanimous::http::{TransactionLayer, default_commit_veto};
 
 use super::desk::Desk;
+use super::spawned::Spawned;
+use super::stores::Chosen;
 use super::{answer, handlers};
 use crate::failure::Failure;
 use crate::output::{say, warn};
@@ -24,20 +26,22 @@ use crate::output::{say, warn};
 /// How long connections may go on after a signal, and how long commits may after that.
 const DRAIN: Duration = Duration::from_secs(10);
 
-pub(crate) fn run(listen: &str, data: &Path) -> Result<ExitCode, Failure> {
+pub(crate) fn run(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("can't start the runtime").because(&error))?;
-    runtime.block_on(serve(listen, data))
+    runtime.block_on(serve(listen, data, chosen))
 }
 
-async fn serve(listen: &str, data: &Path) -> Result<ExitCode, Failure> {
+async fn serve(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, Failure> {
     let signals = signals().map_err(|error| Failure::new("can't listen for signals").because(&error))?;
     // First of all, so that nothing has been touched when the port is taken. Clients that come early wait until it is served.
     let listener = TcpListener::bind(listen).await.map_err(|error| not_bound(listen, &error))?;
     let address = listener.local_addr().map_err(|error| not_bound(listen, &error))?;
-    let check = check_line(data);
-    let desk = Desk::open(data, &check).await?;
-    introduce(address, data, &check);
+    let check = check_line(data, chosen);
+    // Nothing else is to be done in the meantime, so that it may block.
+    let (stores, spawned) = chosen.open(data)?;
+    let desk = Desk::open(data, &stores, &check).await?;
+    introduce(address, data, desk.described(), &check);
     desk.in_doubt().iter().for_each(warn);
 
     let (stop, stopping) = watch::channel(false);
@@ -50,7 +54,9 @@ async fn serve(listen: &str, data: &Path) -> Result<ExitCode, Failure> {
             warn("some connections were still open, and are closed");
         }
     }
-    match desk.close(DRAIN).await {
+    let closed = desk.close(DRAIN).await;
+    spawned.map_or(Ok(()), Spawned::stop)?;
+    match closed {
         Ok(()) => {
             say("stopped; everything that was committing has ended");
             Ok(ExitCode::SUCCESS)
@@ -93,11 +99,11 @@ fn not_bound(listen: &str, error: &io::Error) -> Failure {
 }
 
 /// What it is, where it is, and lines that can be typed as they are.
-fn introduce(address: SocketAddr, data: &Path, check: &str) {
+fn introduce(address: SocketAddr, data: &Path, stores: &str, check: &str) {
     let data = shell_word(&data.display().to_string());
     let pid = std::process::id();
     say(format!(
-        "An order desk. Each order is one transaction over a SQLite database and a folder of files; its data is in {data}
+        "An order desk. Each order is one transaction over {stores}; its data is in {data}
 listening on http://{address}
 
 Try:
@@ -105,7 +111,7 @@ Try:
   curl http://{address}/orders -H 'content-type: application/json' -d '{{\"customer\": \"Ada\", \"item\": \"tea\", \"quantity\": 3}}'
   curl 'http://{address}/orders?limit=10'
   curl http://{address}/receipts/1
-or the page http://{address}/ in a browser. Let an order fail after it was written to both stores, and nothing of it is left:
+or the page http://{address}/ in a browser. Let an order fail after it was written to all stores, and nothing of it is left:
   curl http://{address}/orders -d customer=Ada -d item=tea -d quantity=3 -d fail=vote
   (or fail=error, fail=veto, fail=panic, fail=doom)
 Kill it, start it again, and compare the stores; while it runs, too:
@@ -116,13 +122,15 @@ Ctrl-C stops it."
 }
 
 /// The command line that compares the stores.
-fn check_line(data: &Path) -> String {
+fn check_line(data: &Path, chosen: &Chosen) -> String {
     let program = std::env::args().next().unwrap_or_else(|| "unanimous".into());
-    format!("{} demo check --data {}", shell_word(&program), shell_word(&data.display().to_string()))
+    let words = ["demo".to_owned(), "check".into(), "--data".into(), data.display().to_string()];
+    let words = std::iter::once(program).chain(words).chain(chosen.words());
+    words.map(|word| shell_word(&word)).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a POSIX shell takes it.
-fn shell_word(text: &str) -> String {
+pub(crate) fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }

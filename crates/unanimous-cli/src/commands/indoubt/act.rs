@@ -44,8 +44,8 @@ enum Stand {
 impl Stand {
     fn of(act: Act, decision: &Decision) -> Self {
         match (act, decision) {
-            (Act::Commit, Decision::Commit(_)) | (Act::Rollback, Decision::Abort) => Stand::AsDecided,
-            (Act::Commit, Decision::Abort) | (Act::Rollback, Decision::Commit(_)) => Stand::Against,
+            (Act::Commit, Decision::Commit { .. }) | (Act::Rollback, Decision::Abort) => Stand::AsDecided,
+            (Act::Commit, Decision::Abort) | (Act::Rollback, Decision::Commit { .. }) => Stand::Against,
             (_, Decision::None | Decision::Unknown) => Stand::NotKnown,
         }
     }

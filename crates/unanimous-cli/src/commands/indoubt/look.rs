@@ -11,7 +11,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use unanimous::postgres::{Lock, Postgres, Waiting};
-use unanimous::{BranchId, DecisionRecord, Participant, ResourceManager as _, StoreId, TransactionId};
+use unanimous::{
+    BranchId, DecisionRecord, Known, LogId, Note, Participant, ResourceManager as _, StoreId, TransactionId,
+};
 
 use crate::commands::chain;
 use crate::stores::{Given, Store};
@@ -31,6 +33,13 @@ pub(super) struct Seen {
     pub(super) state: Result<Content, String>,
 }
 
+impl Seen {
+    /// Whether it answers, and is this store.
+    pub(super) fn is(&self, store: &StoreId) -> bool {
+        self.state.as_ref().is_ok_and(|content| content.store == *store)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) store: StoreId,
@@ -39,8 +48,8 @@ pub(super) struct Content {
     pub(super) others: Vec<Other>,
     /// Why it can't be told what is held.
     pub(super) locks_unknown: Option<String>,
-    /// The rows of transactions that this store decides.
-    pub(super) rows: Rows,
+    /// Where decision rows can be asked for.
+    rows: Rows,
 }
 
 /// A branch of ours that is prepared.
@@ -53,6 +62,8 @@ pub(super) struct Listed {
     pub(super) locks: Vec<Lock>,
     /// Paths of files that are claimed.
     pub(super) paths: Vec<String>,
+    /// When its store itself decided to commit it (microseconds since 1970, UTC), and has not completed that.
+    pub(super) decided: Option<u64>,
     pub(super) waiting: Vec<Waiting>,
 }
 
@@ -65,13 +76,12 @@ pub(super) struct Other {
     pub(super) waiting: usize,
 }
 
-/// Decision rows that a store keeps.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    /// Committed, and not noted as finished.
-    pub(super) unfinished: Vec<DecisionRecord>,
-    /// Where its rows can be asked for.
-    database: Option<Connection>,
+/// Who keeps a store's decision rows.
+#[derive(Debug)]
+enum Rows {
+    Postgres(Postgres),
+    Sqlite(Connection),
+    None,
 }
 
 /// What a row says.
@@ -103,6 +113,7 @@ async fn look_at_postgres(postgres: &Postgres) -> Result<Content, String> {
                 role: Some(told.owner),
                 locks: told.locks,
                 paths: Vec::new(),
+                decided: None,
                 waiting: told.waiting,
             }),
             None => {
@@ -111,7 +122,7 @@ async fn look_at_postgres(postgres: &Postgres) -> Result<Content, String> {
         }
     }
     let locks_unknown = survey.locks.err().map(|error| chain(&error));
-    Ok(Content { store, branches, others, locks_unknown, rows: Rows::default() })
+    Ok(Content { store, branches, others, locks_unknown, rows: Rows::Postgres(postgres.clone()) })
 }
 
 fn look_at_files(root: &Path) -> Result<Content, String> {
@@ -130,21 +141,27 @@ fn look_at_files(root: &Path) -> Result<Content, String> {
         let path = entry.map_err(failed(&prepared))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         // A branch that is `decided` is completed by whoever uses the folder next, whatever any decider says.
-        let Some(branch) = name.strip_suffix(".prepared").and_then(|id| id.parse().ok()) else { continue };
+        let (id, own) = match name.strip_suffix(".prepared") {
+            Some(id) => (Some(id), false),
+            None => (name.strip_suffix(".decided"), true),
+        };
+        let Some(branch) = id.and_then(|id| id.parse().ok()) else { continue };
         // It may have gone since the folder was listed.
         let (Ok(manifest), Ok(metadata)) = (fs::read_to_string(&path), fs::metadata(&path)) else { continue };
         let since = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let since = since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
         branches.push(Listed {
             branch,
-            since: utc(since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))),
+            since: utc(since),
             role: None,
             locks: Vec::new(),
             paths: claimed(&manifest),
+            decided: own.then_some(since),
             waiting: Vec::new(),
         });
     }
     branches.sort_by(|a, b| (&a.since, &a.branch).cmp(&(&b.since, &b.branch)));
-    Ok(Content { store, branches, others: Vec::new(), locks_unknown: None, rows: Rows::default() })
+    Ok(Content { store, branches, others: Vec::new(), locks_unknown: None, rows: Rows::None })
 }
 
 /// The paths that a manifest claims (docs/files-layout.md): the last field of its operations.
@@ -170,23 +187,12 @@ fn look_at_sqlite(path: &Path) -> Result<Content, String> {
             database.query_row("SELECT store FROM main.unanimous_identity", [], |row| row.get(0)).map_err(|error| {
                 format!("it has no identity of a store; was it ever one of the application's? ({error})")
             })?;
-        let mut unfinished = Vec::new();
-        {
-            let mut select = database.prepare(
-                "SELECT transaction_id FROM main.unanimous_decision WHERE outcome = 'commit' AND finished_at IS NULL \
-                 ORDER BY decided_at, transaction_id",
-            )?;
-            let ids: Vec<String> = select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-            for id in ids {
-                unfinished.push(record(&database, id.parse()?)?);
-            }
-        }
         Ok(Content {
             store: store.parse()?,
             branches: Vec::new(),
             others: Vec::new(),
             locks_unknown: None,
-            rows: Rows { unfinished, database: Some(database) },
+            rows: Rows::Sqlite(database),
         })
     };
     read().map_err(|error| format!("{}: {}", path.display(), chain(&*error)))
@@ -209,29 +215,58 @@ fn record(database: &Connection, transaction: TransactionId) -> Result<DecisionR
         let store = store.map(|store| store.parse()).transpose()?;
         participants.push(Participant { number: row.get(0)?, resource: row.get(1)?, store });
     }
-    Ok(DecisionRecord { transaction, participants, decided_at: u64::try_from(decided_at)? })
+    Ok(DecisionRecord { transaction, participants, decided_at: u64::try_from(decided_at)?, note: Note::default() })
 }
 
-impl Rows {
-    /// What the store says of a transaction that it decides; none where it keeps no rows that can be read here.
-    pub(super) fn ask(&self, transaction: TransactionId) -> Option<Result<Row, String>> {
-        let database = self.database.as_ref()?;
-        let read = || -> Result<Row, Box<dyn std::error::Error>> {
-            let outcome: Option<String> = database
-                .query_row(
-                    "SELECT outcome FROM main.unanimous_decision WHERE transaction_id = ?1",
-                    [transaction.to_string()],
-                    |row| row.get(0),
-                )
-                .optional()?;
-            Ok(match outcome.as_deref() {
-                Some("commit") => Row::Commit(record(database, transaction)?),
-                Some(_) => Row::Abort,
-                None => Row::None,
-            })
-        };
-        Some(read().map_err(|error| chain(&*error)))
+impl Content {
+    /// What the store says of a transaction that it decides; none where it can't decide any.
+    pub(super) async fn row(&self, transaction: TransactionId) -> Option<Result<Row, String>> {
+        match &self.rows {
+            Rows::None => None,
+            Rows::Postgres(postgres) => {
+                let found = postgres.decision_row(transaction).await;
+                Some(found.map_err(|error| chain(&error)).map(|found| match found {
+                    Some(Known::Commit(record)) => Row::Commit(record),
+                    Some(_) => Row::Abort,
+                    None => Row::None,
+                }))
+            }
+            Rows::Sqlite(database) => Some(sqlite_row(database, transaction).map_err(|error| chain(&*error))),
+        }
     }
+
+    /// The transactions of a log that this store decided to commit, and that are not noted as finished.
+    pub(super) async fn unfinished(&self, log: LogId) -> Result<Vec<DecisionRecord>, String> {
+        match &self.rows {
+            Rows::None => Ok(Vec::new()),
+            Rows::Postgres(postgres) => postgres.unfinished_rows(log).await.map_err(|error| chain(&error)),
+            Rows::Sqlite(database) => sqlite_unfinished(database, log).map_err(|error| chain(&*error)),
+        }
+    }
+}
+
+fn sqlite_row(database: &Connection, transaction: TransactionId) -> Result<Row, Box<dyn std::error::Error>> {
+    let outcome: Option<String> = database
+        .query_row(
+            "SELECT outcome FROM main.unanimous_decision WHERE transaction_id = ?1",
+            [transaction.to_string()],
+            |row| row.get(0),
+        )
+        .optional()?;
+    Ok(match outcome.as_deref() {
+        Some("commit") => Row::Commit(record(database, transaction)?),
+        Some(_) => Row::Abort,
+        None => Row::None,
+    })
+}
+
+fn sqlite_unfinished(database: &Connection, log: LogId) -> Result<Vec<DecisionRecord>, Box<dyn std::error::Error>> {
+    let mut select = database.prepare(
+        "SELECT transaction_id FROM main.unanimous_decision WHERE outcome = 'commit' AND finished_at IS NULL AND log = ?1 \
+         ORDER BY decided_at, transaction_id",
+    )?;
+    let ids: Vec<String> = select.query_map([log.to_string()], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    ids.into_iter().map(|id| record(database, id.parse()?)).collect()
 }
 
 #[cfg(test)]

@@ -15,11 +15,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use unanimous::DecisionRecord;
 use unanimous::log::{ReadError, holder, read};
+use unanimous::{DeciderId, DecisionRecord, StoreId};
 
-use self::look::{Listed, Seen, look};
-use self::why::{Finding, Log, why};
+use self::look::{Listed, Row, Seen, look};
+use self::why::{Finding, Log, Rows, why};
 use crate::failure::{FOUND, Failure};
 use crate::operator::{self, Records};
 use crate::stores::{Given, StoreArgs};
@@ -135,17 +135,18 @@ impl Picture {
         let branches = |seen: &Seen| -> Vec<Listed> {
             seen.state.as_ref().map(|content| content.branches.clone()).unwrap_or_default()
         };
+        let rows = rows(log.as_ref(), &stores).await;
         let findings = stores
             .iter()
             .map(|seen| {
                 let found = branches(seen).into_iter().map(|listed| {
-                    let finding = why(&listed.branch, log.as_ref(), &stores);
+                    let finding = why(&listed, log.as_ref(), &stores, &rows);
                     (listed, finding)
                 });
                 found.collect()
             })
             .collect();
-        let waiting = unfinished(log.as_ref(), &stores);
+        let waiting = unfinished(log.as_ref(), &stores).await?;
         Ok(Self { log, stores, findings, waiting, records })
     }
 
@@ -179,17 +180,49 @@ fn records(path: &Path) -> Result<Records, Failure> {
         .map_err(|error| Failure::new(format!("can't read {}", path.join(operator::FILE).display())).because(&error))
 }
 
+/// What the stores that decide say of the branches that are listed.
+async fn rows(log: Option<&Log>, stores: &[Seen]) -> Rows {
+    let own = log.map(|log| log.view.history().log());
+    let mut rows = Rows::new();
+    let contents = || stores.iter().filter_map(|seen| seen.state.as_ref().ok());
+    for listed in contents().flat_map(|content| &content.branches) {
+        let transaction = listed.branch.transaction;
+        if rows.contains_key(&transaction) {
+            continue;
+        }
+        match &listed.branch.decider {
+            DeciderId::Store(store) => {
+                if let Some(decider) = contents().find(|content| content.store == *store) {
+                    rows.insert(transaction, decider.row(transaction).await);
+                }
+            }
+            DeciderId::Log if own == Some(transaction.log) => {}
+            // Its log may be in one of the databases that were given.
+            DeciderId::Log => {
+                for content in contents() {
+                    if let Some(Ok(row @ (Row::Commit(_) | Row::Abort))) = content.row(transaction).await {
+                        rows.insert(transaction, Some(Ok(row)));
+                    }
+                }
+            }
+        }
+    }
+    rows
+}
+
 /// The decisions that may wait for stores that were not seen.
-fn unfinished(log: Option<&Log>, stores: &[Seen]) -> Vec<Unfinished> {
-    let in_log = log.map(|log| log.view.unfinished().into_iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
-    let contents = stores.iter().filter_map(|seen| seen.state.as_ref().ok());
-    let carried = contents.flat_map(|content| content.rows.unfinished.clone());
-    let own = |record: &DecisionRecord| log.is_none_or(|log| record.transaction.log == log.view.history().log());
-    let records = in_log.into_iter().chain(carried).filter(own);
-    let seen = |store: &unanimous::StoreId| {
-        stores.iter().any(|seen| seen.state.as_ref().is_ok_and(|content| content.store == *store))
-    };
-    let waiting = records.filter_map(|record| {
+async fn unfinished(log: Option<&Log>, stores: &[Seen]) -> Result<Vec<Unfinished>, Failure> {
+    let Some(log) = log else { return Ok(Vec::new()) };
+    let mut records: Vec<DecisionRecord> = log.view.unfinished().into_iter().cloned().collect();
+    for seen in stores {
+        let Ok(content) = &seen.state else { continue };
+        let carried = content.unfinished(log.view.history().log()).await;
+        records.extend(
+            carried.map_err(|error| Failure::new(format!("can't read the decisions in {:?}: {error}", seen.name)))?,
+        );
+    }
+    let waiting = records.into_iter().filter_map(|record| {
+        let seen = |store: &StoreId| stores.iter().any(|seen| seen.is(store));
         let missing = record.participants.iter().filter(|participant| !participant.store.as_ref().is_none_or(seen));
         let stores: Vec<String> = missing
             .map(|participant| {
@@ -200,5 +233,5 @@ fn unfinished(log: Option<&Log>, stores: &[Seen]) -> Vec<Unfinished> {
             .collect();
         (!stores.is_empty()).then_some(Unfinished { record, stores })
     });
-    waiting.collect()
+    Ok(waiting.collect())
 }

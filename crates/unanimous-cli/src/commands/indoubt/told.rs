@@ -72,14 +72,17 @@ fn log_text(log: &Log) -> String {
 
 /// The last line has no end, as `say` adds one.
 fn branch_text(listed: &Listed, finding: &Finding) -> String {
-    let Listed { branch, since, role, locks, paths, waiting } = listed;
+    let Listed { branch, since, role, locks, paths, waiting, .. } = listed;
     let mut text = format!("  {branch}\n    prepared    {since}");
     if let Some(role) = role {
         let _ = write!(text, " by the role {role:?}");
     }
     let _ = write!(text, "\n    decision    {}", finding.decision.word());
-    if let Decision::Commit(at) = finding.decision {
-        let _ = write!(text, ", {}", utc(at));
+    if let Decision::Commit { at, note } = &finding.decision {
+        let _ = write!(text, ", {}", utc(*at));
+        if !note.is_empty() {
+            let _ = write!(text, ", note {note:?}");
+        }
     }
     let _ = write!(text, "\n    in doubt    {}", finding.why);
     // Whatever a transaction reads, it has read the catalogs too; that is in nobody's way.
@@ -169,10 +172,10 @@ fn store_json(seen: &Seen) -> Value {
 }
 
 fn branch_json(resource: &str, listed: &Listed, finding: &Finding) -> Value {
-    let Listed { branch, since, role, locks, paths, waiting } = listed;
-    let decided_at = match finding.decision {
-        Decision::Commit(at) => Some(at),
-        _ => None,
+    let Listed { branch, since, role, locks, paths, waiting, .. } = listed;
+    let (decided_at, note) = match &finding.decision {
+        Decision::Commit { at, note } => (Some(at), Some(note).filter(|note| !note.is_empty())),
+        _ => (None, None),
     };
     json!({
         "kind": "branch",
@@ -185,6 +188,7 @@ fn branch_json(resource: &str, listed: &Listed, finding: &Finding) -> Value {
         "role": role,
         "decision": finding.decision.word(),
         "decided_at": decided_at,
+        "note": note,
         "why": finding.why,
         "advice": finding.advice,
         "locks": locks.iter().map(|lock| json!({"object": lock.object, "mode": lock.mode})).collect::<Vec<_>>(),

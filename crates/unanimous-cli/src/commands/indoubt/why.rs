@@ -5,10 +5,15 @@
 //!
 //! Must not know how stores and logs are read, nor how the answer is printed.
 
-use unanimous::log::{Holder, LogView};
-use unanimous::{BranchId, DeciderId, DecisionRecord, HoldReason, Known, StoreId};
+use std::collections::BTreeMap;
 
-use super::look::{Row, Seen};
+use unanimous::log::{Holder, LogView};
+use unanimous::{BranchId, DeciderId, DecisionRecord, HoldReason, Known, StoreId, TransactionId};
+
+use super::look::{Listed, Row, Seen};
+
+/// What stores say of the transactions that they decide.
+pub(super) type Rows = BTreeMap<TransactionId, Option<Result<Row, String>>>;
 
 /// The decision log, as it was after the stores.
 #[derive(Debug)]
@@ -20,8 +25,13 @@ pub(super) struct Log {
 /// What is known of a branch's decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Decided, then (microseconds since 1970, UTC).
-    Commit(u64),
+    /// Decided.
+    Commit {
+        /// Microseconds since 1970, UTC.
+        at: u64,
+        /// What for; for people.
+        note: String,
+    },
     /// Fenced, or presumed: it can't commit any more.
     Abort,
     /// Not yet.
@@ -33,7 +43,7 @@ pub(super) enum Decision {
 impl Decision {
     pub(super) fn word(&self) -> &'static str {
         match self {
-            Decision::Commit(_) => "commit",
+            Decision::Commit { .. } => "commit",
             Decision::Abort => "abort",
             Decision::None => "none",
             Decision::Unknown => "unknown",
@@ -68,7 +78,22 @@ pub(super) fn who(holder: Holder) -> String {
 }
 
 /// Why a branch that a store lists is in doubt.
-pub(super) fn why(branch: &BranchId, log: Option<&Log>, stores: &[Seen]) -> Finding {
+pub(super) fn why(listed: &Listed, log: Option<&Log>, stores: &[Seen], rows: &Rows) -> Finding {
+    let branch = &listed.branch;
+    if let Some(at) = listed.decided {
+        return finding(
+            Decision::Commit { at, note: String::new() },
+            "decided to commit by its own store, which has not completed it",
+            "whoever uses the store next completes it, the application or `unanimous recover`; where that fails, it says why",
+        );
+    }
+    let own = log.map(|log| log.view.history().log());
+    if branch.decider == DeciderId::Log
+        && own != Some(branch.transaction.log)
+        && let Some(Some(Ok(row))) = rows.get(&branch.transaction)
+    {
+        return by_shared_log(branch, row);
+    }
     let Some(log) = log else {
         return finding(Decision::Unknown, "no decision log was given", "give the application's log: --log DIR");
     };
@@ -83,8 +108,32 @@ pub(super) fn why(branch: &BranchId, log: Option<&Log>, stores: &[Seen]) -> Find
     }
     match &branch.decider {
         DeciderId::Log => by_log(branch, log),
-        DeciderId::Store(store) => by_store(branch, store, log, stores),
+        DeciderId::Store(store) => by_store(branch, store, log, stores, rows),
     }
+}
+
+/// A log in a database has a row for each decision.
+fn by_shared_log(branch: &BranchId, row: &Row) -> Finding {
+    const NODE: &str = "its node finishes it, at its start at the latest; where that does not come back: `unanimous recover --log-postgres URL --take-over NODE`";
+    match row {
+        Row::Commit(record) if lists(record, branch) => finding(
+            Decision::Commit { at: record.decided_at, note: record.note.to_string() },
+            "decided to commit, in a decision log in one of these databases, and its store has not finished it",
+            NODE,
+        ),
+        Row::Commit(_) => not_listed(),
+        Row::Abort | Row::None => {
+            finding(Decision::Abort, "decided to abort, in a decision log in one of these databases", NODE)
+        }
+    }
+}
+
+fn lists(record: &DecisionRecord, branch: &BranchId) -> bool {
+    record.participants.iter().any(|participant| participant.number == branch.number)
+}
+
+fn not_listed() -> Finding {
+    finding(Decision::Unknown, HoldReason::NotListed.to_string(), format!("recovery holds it; {BY_HAND}"))
 }
 
 fn by_log(branch: &BranchId, log: &Log) -> Finding {
@@ -106,12 +155,8 @@ fn by_log(branch: &BranchId, log: &Log) -> Finding {
     }
 }
 
-fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen]) -> Finding {
-    let found = stores.iter().find_map(|seen| {
-        let content = seen.state.as_ref().ok()?;
-        (content.store == *decider).then_some((seen, content))
-    });
-    let Some((seen, content)) = found else {
+fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen], rows: &Rows) -> Finding {
+    let Some(seen) = stores.iter().find(|seen| seen.is(decider)) else {
         let down: Vec<&str> = stores.iter().filter(|seen| seen.state.is_err()).map(|seen| seen.name.as_str()).collect();
         let (why, advice) = if down.is_empty() {
             let why = format!("the store {decider} decides it, and was not given");
@@ -122,8 +167,8 @@ fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen]) ->
         };
         return finding(Decision::Unknown, why, advice);
     };
-    match content.rows.ask(branch.transaction) {
-        Some(Ok(Row::Commit(record))) => decided(branch, &record, log),
+    match rows.get(&branch.transaction).and_then(Option::as_ref) {
+        Some(Ok(Row::Commit(record))) => decided(branch, record, log),
         Some(Ok(Row::Abort)) => finding(
             Decision::Abort,
             format!("{:?} decides it, and has decided to abort", seen.name),
@@ -148,11 +193,11 @@ fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen]) ->
 }
 
 fn decided(branch: &BranchId, record: &DecisionRecord, log: &Log) -> Finding {
-    if !record.participants.iter().any(|participant| participant.number == branch.number) {
-        return finding(Decision::Unknown, HoldReason::NotListed.to_string(), format!("recovery holds it; {BY_HAND}"));
+    if !lists(record, branch) {
+        return not_listed();
     }
     finding(
-        Decision::Commit(record.decided_at),
+        Decision::Commit { at: record.decided_at, note: record.note.to_string() },
         "decided to commit, and its store has not finished it",
         repeats(log, "commits it"),
     )

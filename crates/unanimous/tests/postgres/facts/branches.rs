@@ -276,7 +276,7 @@ async fn a_read_only_serializable_transaction_counts_only_where_it_commits() {
 async fn a_branch_that_only_read_ends_by_commit() {
     let place = Place::new().await;
     let report = Report::new(&place).await;
-    let two = Two { a: place, b: Place::new().await, log: unanimous_testing::memory::LogDisk::new(1) };
+    let two = Two { a: place, b: Place::new().await, log: super::disk() };
     let (a, b) = two.stores();
     let manager = two.manager(&a, &b).await;
     let tx = manager.begin();

@@ -114,7 +114,7 @@ async fn a_sessions_state_is_cleaned_by_deadpools_clean_only() {
 async fn a_connection_that_may_be_inside_a_transaction_leaves_its_pool() {
     let place = Place::new().await;
     let pool = pool(&place, RecyclingMethod::Fast);
-    let two = Two { a: Place::new().await, b: Place::new().await, log: unanimous_testing::memory::LogDisk::new(1) };
+    let two = Two { a: Place::new().await, b: Place::new().await, log: super::disk() };
     let a = Postgres::new("a", pool.clone());
     let manager = TransactionManager::builder(two.log()).resource(a.clone()).build().await.unwrap();
     let pid =

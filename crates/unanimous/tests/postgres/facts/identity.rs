@@ -5,7 +5,6 @@ use std::sync::OnceLock;
 use tokio::sync::{Mutex, MutexGuard};
 use unanimous::JoinError;
 use unanimous::postgres::{Postgres, PostgresError};
-use unanimous_testing::memory::LogDisk;
 use unanimous_testing::postgres::Cluster;
 
 use super::{Place, Raw, Two, none, sqlstate, state, why};
@@ -50,7 +49,7 @@ async fn a_server_that_cannot_prepare_is_refused_with_what_to_set() {
     let error = store.check().await.unwrap_err();
     assert!(matches!(error, PostgresError::CantPrepare), "{error:?}");
     assert!(error.to_string().contains("set max_prepared_transactions"), "{error}");
-    let two = Two { a, b, log: LogDisk::new(1) };
+    let two = Two { a, b, log: super::disk() };
     // It stops neither the start nor the others.
     let manager = two.manager(&two.a.store("a"), &store).await;
     let tx = manager.begin();
@@ -77,7 +76,7 @@ async fn with_no_slot_left_a_prepare_fails_with_53200() {
 #[tokio::test]
 async fn with_no_slot_left_the_vote_is_an_honest_no() {
     let (_turn, cluster) = one_slot().await;
-    let two = Two { a: Place::new().await, b: Place::of(cluster).await, log: LogDisk::new(1) };
+    let two = Two { a: Place::new().await, b: Place::of(cluster).await, log: super::disk() };
     assert_eq!(two.b.raw.says("begin; prepare transaction 'one'").await, none());
     let (a, b) = two.stores();
     let manager = two.manager(&a, &b).await;
@@ -107,7 +106,7 @@ async fn an_empty_transaction_takes_a_slot_too() {
 #[tokio::test]
 async fn a_branch_that_only_reads_takes_no_slot() {
     let (_turn, cluster) = one_slot().await;
-    let two = Two { a: Place::of(cluster).await, b: Place::of(cluster).await, log: LogDisk::new(1) };
+    let two = Two { a: Place::of(cluster).await, b: Place::of(cluster).await, log: super::disk() };
     assert_eq!(two.b.raw.says("begin; prepare transaction 'one'").await, none());
     let (a, b) = two.stores();
     let manager = two.manager(&a, &b).await;

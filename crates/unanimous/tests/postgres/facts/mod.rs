@@ -17,6 +17,7 @@ mod votes;
 use std::error::Error;
 use std::fmt;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -66,7 +67,8 @@ impl Raw {
                 }
             }
         });
-        let pid = client.query_one("select pg_backend_pid()", &[]).await?.get(0);
+        // A simple query, since a prepared statement is closed behind its last answer, and that would be asked when the session ends.
+        let pid = said(client.simple_query("select pg_backend_pid()").await).unwrap()[0].parse().unwrap();
         Ok(Self { client, pid, warnings, task })
     }
 
@@ -115,8 +117,8 @@ impl Raw {
     }
 
     /// Why the server ended the connection, which it must have done or be about to.
-    async fn ended(self) -> String {
-        match within(self.task).await.unwrap() {
+    async fn ended(&mut self) -> String {
+        match within(&mut self.task).await.unwrap() {
             Some(error) => code(&error),
             None => "closed".into(),
         }
@@ -235,6 +237,12 @@ impl Gate {
     }
 }
 
+/// An empty log of a program of its own: ids are unique in a whole server, and the tests share one.
+fn disk() -> LogDisk {
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    LogDisk::new(u128::from(COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
 /// Two databases as the resources `a` and `b` of a manager.
 struct Two {
     a: Place,
@@ -244,7 +252,7 @@ struct Two {
 
 impl Two {
     async fn new() -> Self {
-        Self { a: Place::new().await, b: Place::new().await, log: LogDisk::new(1) }
+        Self { a: Place::new().await, b: Place::new().await, log: disk() }
     }
 
     fn stores(&self) -> (Postgres, Postgres) {
