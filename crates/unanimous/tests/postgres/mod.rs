@@ -3,6 +3,7 @@
 // Clippy knows test functions, but not what helps them.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod ancestor;
 mod branch;
 mod conformance;
 mod decisions;
@@ -10,8 +11,9 @@ mod facts;
 mod join;
 mod listener;
 mod notify;
-mod shared_log;
 mod plain_thread;
+mod pools;
+mod shared_log;
 mod survey;
 mod tls;
 
