@@ -16,6 +16,8 @@ use unanimous_core::{BranchError, FailureKind};
 pub enum PostgresError {
     /// A connection string that can't be understood.
     Config(tokio_postgres::Error),
+    /// No TLS, though the connection asks for it; why.
+    Tls(String),
     /// No connection: the server is down or starting, or refused the role.
     Connect(tokio_postgres::Error),
     /// No connection of the pool was free in time, or the pool is closed; its text.
@@ -124,6 +126,7 @@ impl fmt::Display for PostgresError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(_) => f.write_str("the connection string can't be understood"),
+            Self::Tls(why) => write!(f, "no TLS: {why}"),
             Self::Connect(_) => f.write_str("can't connect to PostgreSQL"),
             Self::Pool(text) => write!(f, "no connection from the pool: {text}"),
             Self::Postgres { doing, .. } => write!(f, "PostgreSQL failed while {doing}"),

@@ -6,19 +6,20 @@
 //! Knows the transaction's handle, as the only module of this adapter. Must not know the manager.
 
 use std::future::Future;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config};
 use unanimous_core::{BranchError, ResourceManager};
 
-use super::Postgres;
 use super::branch::PostgresBranch;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
-use super::session::{CONNECT_LIMIT, Nowhere, WHO, Who, by_url, within};
+use super::session::{CONNECT_LIMIT, Connect, Nowhere, WHO, Who, within};
 use super::store::{Store, Url, pool};
+use super::{Postgres, tls};
 use crate::{JoinError, Joined, Tx};
 
 /// Joins connections that are there already, or that a connection string names, to a transaction: `use` this, and [`Tx`] has it.
@@ -145,7 +146,7 @@ impl JoinPostgres for Tx {
         let (resource, pool) = match kept {
             Some(kept) => kept,
             None => {
-                let pool = pool(by_url(url).map_err(unknown)?, 1);
+                let pool = pool(connect(url).map_err(unknown)?, 1);
                 let session = pool.get().await.map_err(|error| unknown(error.into()))?;
                 let resource = find(&resources, &session.who).await?;
                 let pool = resource.store.keep_url_pool(url, pool);
@@ -160,11 +161,15 @@ impl JoinPostgres for Tx {
         if let Some(joined) = self.joined::<PostgresBranch>(name)? {
             return if joined.url() == Some(url) { Ok(joined) } else { Err(other(name)) };
         }
-        let connect = by_url(url).map_err(|error| refused(name, error))?;
+        let connect = connect(url).map_err(|error| refused(name, error))?;
         let pool = pool(connect.clone(), 1);
         let store = Store::volatile(name, connect, Some(pool.clone()));
         begin(self, name, store, PostgresOptions::new().url(Url { text: url.into(), pool })).await
     }
+}
+
+fn connect(url: &str) -> Result<Arc<dyn Connect>, PostgresError> {
+    tls::by_config(Config::from_str(url).map_err(PostgresError::Config)?, true)
 }
 
 async fn begin<'t>(

@@ -33,6 +33,10 @@
 //! sessions read only by default, so that `BEGIN` can travel with the first statement: joining costs no round trip. A session
 //! is cleaned (settings, advisory locks, temporary objects) behind each transaction, without anybody waiting for it.
 //!
+//! `sslmode=require` in a string or configuration verifies the server's certificate, with the feature `postgres-rustls`: against the roots
+//! that the machine trusts, or given ones (`PostgresBuilder::root_certificates`); without the feature it is an error. `prefer`, the default, uses
+//! TLS where the server and the feature offer it, and verifies nothing, as with libpq.
+//!
 //! On a [pool of the application's](Postgres::new), and on [a client of its own](PostgresOptions::client), a join waits for three answers:
 //! whether the connection is inside a transaction, where it leads, and `BEGIN`.
 //!
@@ -53,6 +57,7 @@ mod session;
 mod sql;
 mod store;
 mod survey;
+mod tls;
 mod writer;
 
 use std::fmt;
@@ -73,7 +78,7 @@ pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{Config, NoTls, Socket};
+use tokio_postgres::{Config, Socket};
 use unanimous_core::{
     BranchContext, BranchError, BranchId, Capability, DecisionRecord, Known, Owner, ResourceManager, StoreError,
     StoreId, TransactionId,
@@ -172,7 +177,7 @@ impl PostgresBuilder {
         Self { pool_timeout: timeout, ..self }
     }
 
-    /// Connects with this TLS connector, as the configuration's `sslmode` says. Counts where the pool is the store's own.
+    /// Connects with this TLS connector of the application's, as the configuration's `sslmode` says. Counts where the pool is the store's own.
     pub fn tls<T>(self, tls: T) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -181,6 +186,17 @@ impl PostgresBuilder {
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
         Self { connect: Box::new(|config, guard| Arc::new(ByConfig::new(config, tls, guard))), ..self }
+    }
+
+    /// Trusts servers whose certificates lead to one of these root certificates (PEM), instead of those that the machine trusts. They
+    /// count with `sslmode=require`, which is made the configuration's.
+    ///
+    /// # Errors
+    ///
+    /// When there is none among them, or one can't be used.
+    #[cfg(feature = "postgres-rustls")]
+    pub fn root_certificates(self, pem: &[u8]) -> Result<Self, PostgresError> {
+        Ok(Self { connect: Box::new(tls::by_roots(pem)?), ..self })
     }
 
     /// The configuration leads to a connection pooler (PgBouncer) that shares sessions among clients by the transaction: nothing is left
@@ -239,10 +255,12 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// When the string can't be understood. Nothing is connected yet.
+    /// When the string can't be understood, or asks for TLS and there is none. Nothing is connected yet.
     pub fn from_url(name: impl Into<String>, url: &str) -> Result<Self, PostgresError> {
         let config = Config::from_str(url).map_err(PostgresError::Config)?;
-        Ok(Self::builder(name, config).build())
+        let connect = tls::by_config(config.clone(), true)?;
+        let builder = Self::builder(name, config);
+        Ok(PostgresBuilder { connect: Box::new(|_, _| connect), ..builder }.build())
     }
 
     /// A builder for other than the defaults.
@@ -250,7 +268,7 @@ impl Postgres {
         PostgresBuilder {
             name: name.into(),
             connections: connections.into(),
-            connect: Box::new(|config, guard| Arc::new(ByConfig::new(config, NoTls, guard))),
+            connect: Box::new(tls::by_config_or_never),
             guard: true,
             max_connections: 16,
             lock_timeout: Duration::from_secs(5),

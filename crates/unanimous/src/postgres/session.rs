@@ -8,7 +8,6 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::DbError;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, SimpleQueryRow, Socket};
 use unanimous_core::StoreId;
 
 use super::error::PostgresError;
@@ -311,10 +310,13 @@ impl Connect for Nowhere {
     }
 }
 
-/// What makes connections by a connection string.
-pub(super) fn by_url(url: &str) -> Result<Arc<dyn Connect>, PostgresError> {
-    let config = Config::from_str(url).map_err(PostgresError::Config)?;
-    Ok(Arc::new(ByConfig::new(config, NoTls, true)))
+/// Where the configuration asks for TLS and there can't be any.
+pub(super) struct Never(pub(super) PostgresError);
+
+impl Connect for Never {
+    fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>> {
+        Box::pin(std::future::ready(Err(PostgresError::Tls(self.0.to_string()))))
+    }
 }
 
 /// An answer within the limit.

@@ -3,6 +3,7 @@
 // Clippy knows test functions, but not what helps them.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod ancestor;
 mod branch;
 mod conformance;
 mod decisions;
@@ -11,8 +12,10 @@ mod join;
 mod listener;
 mod notify;
 mod plain_thread;
+mod pools;
 mod shared_log;
 mod survey;
+mod tls;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
