@@ -75,6 +75,7 @@ fn postgres(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io
     for (fault, count) in &summary.faults {
         say(&format!("{count:5} times: {fault}"));
     }
+    say(&format!("prepared when the demo was killed, and finished by its next start: {} branches", summary.left));
     say(&format!(
         "notified: {} orders were heard of, {} deliveries by nobody who listened; finished {:.1} s after the last fault at the latest",
         summary.heard,

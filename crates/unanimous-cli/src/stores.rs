@@ -105,19 +105,22 @@ impl StoreArgs {
 }
 
 fn postgres(name: &str, value: &str, carrier: bool) -> Result<Postgres, Failure> {
-    let url = match value.strip_prefix("env:") {
-        None => value.to_owned(),
-        Some(variable) => std::env::var(variable).map_err(|error| {
-            Failure::new(format!("the environment variable {variable:?} has no connection string for {name:?}"))
-                .because(&error)
-        })?,
-    };
+    let url = connection_string(value, &format!("{name:?}"))?;
     let config = url.parse::<Config>().map_err(PostgresError::Config).map_err(|error| {
         let failure = Failure::new(format!("can't understand the connection string for {name:?}")).because(&error);
         failure.hint("give a name first: --postgres 'orders=host=127.0.0.1 user=app dbname=orders'")
     })?;
     let builder = Postgres::builder(name, config);
     Ok(if carrier { builder.carrier().build() } else { builder.build() })
+}
+
+/// As it was given, or, for `env:VARIABLE`, what that has.
+pub(crate) fn connection_string(value: &str, whose: &str) -> Result<String, Failure> {
+    let Some(variable) = value.strip_prefix("env:") else { return Ok(value.to_owned()) };
+    std::env::var(variable).map_err(|error| {
+        Failure::new(format!("the environment variable {variable:?} has no connection string for {whose}"))
+            .because(&error)
+    })
 }
 
 #[cfg(test)]

@@ -41,6 +41,10 @@ const COMMANDS: &[&[&str]] = &[
     &["indoubt", "commit", "theirs", "--files", "a=x"],
     &["recover"],
     &["recover", "--log", "x"],
+    &["recover", "--log", "x", "--log-postgres", "host=y", "--node", "z"],
+    &["recover", "--log-postgres", "host=y", "--files", "a=x"],
+    &["recover", "--log", "x", "--take-over", "z"],
+    &["recover", "--log-postgres", "host=y", "--take-over", "z", "--node", "z"],
     &["sql"],
 ];
 

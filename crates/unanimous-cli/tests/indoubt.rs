@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use unanimous::files::Files;
 use unanimous::log::FileLog;
-use unanimous::postgres::{Postgres, tokio_postgres};
+use unanimous::postgres::{Postgres, PostgresLog, tokio_postgres};
 use unanimous::sqlite::{Sqlite, rusqlite};
 use unanimous::{
     Branch as _, BranchContext, BranchId, Capability, DeciderId, DecisionLog as _, DecisionRecord, HoldReason,
@@ -709,4 +709,69 @@ fn a_branch_that_a_postgres_database_decides() {
     let expected = format!("committed {id} in \"billing\"\nfinished 1, in doubt 0\n");
     assert_eq!(place.run(&["recover"], &stores), (Some(0), expected, String::new()));
     assert_eq!(values(&two), "1");
+}
+
+/// What a node left whose machine is gone: decided in the database that all nodes share, and taken over there.
+#[test]
+fn a_node_that_does_not_come_back_is_taken_over() {
+    let (decisions, database) = (database(), database());
+    let (orders, shared) = (postgres("orders", &database), postgres("decisions", &decisions));
+    let participants = participants(&[("orders", &database)]);
+    let (decided, undecided) = runtime().block_on(async {
+        let log = PostgresLog::open(&decisions.url(), "web-1").await.unwrap();
+        let [decided, undecided] = [1, 2].map(|sequence| log.owner().transaction(sequence));
+        let note = Note::new("order 7");
+        log.decide(DecisionRecord { transaction: decided, participants, decided_at: 1_600_000_000_000_000, note })
+            .await
+            .unwrap();
+        log.close().await;
+        (decided, undecided)
+    });
+    let [first, second] = [decided, undecided].map(|transaction| branch(transaction, 0));
+    prepare(&database, &first);
+    prepare(&database, &second);
+
+    let (code, out, err) = told(&unanimous(["indoubt", &orders, &shared]));
+    assert_eq!((code, err.as_str()), (Some(1), ""), "{out}");
+    let lines: Vec<String> = masked(&out).lines().map(|line| line.trim().to_owned()).collect();
+    let at = lines.iter().position(|line| *line == first.to_string()).unwrap();
+    assert_eq!(
+        lines[at + 2..at + 4],
+        [
+            "decision    commit, TIME, note \"order 7\"",
+            "in doubt    decided to commit, in a decision log in one of these databases, and its store has not finished it",
+        ]
+    );
+
+    let url = format!("--log-postgres={}", decisions.url());
+    let wrong = told(&unanimous(["recover", &url, "--take-over=web-2", &orders]));
+    let expected = "error: there is no node \"web-2\" in that database\nhint: the nodes that there are: web-1\n";
+    assert_eq!(wrong, (Some(2), String::new(), expected.to_owned()));
+
+    let runtime = runtime();
+    let alive = runtime.block_on(PostgresLog::open(&decisions.url(), "web-1")).unwrap();
+    let (code, out, err) = told(&unanimous(["recover", &url, "--node=web-1", &orders]));
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert!(err.starts_with("error: can't open the decision log of the node \"web-1\"\ncaused by: "), "{err}");
+    assert!(
+        err.ends_with(
+            "hint: that process recovers by itself; where it does not come back, and only then: --take-over\n"
+        ),
+        "{err}"
+    );
+
+    let (code, out, err) = told(&unanimous(["recover", &url, "--take-over=web-1", &orders]));
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    let mut lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.pop(), Some("finished 2, in doubt 0"));
+    lines.sort_unstable();
+    assert_eq!(lines, [format!("committed {first} in \"orders\""), format!("rolled back {second} in \"orders\"")]);
+    let record = DecisionRecord {
+        transaction: alive.owner().transaction(1),
+        participants: Vec::new(),
+        decided_at: 0,
+        note: Note::default(),
+    };
+    assert!(runtime.block_on(alive.decide(record)).is_err(), "who was taken over can't decide any more");
+    runtime.block_on(alive.close());
 }

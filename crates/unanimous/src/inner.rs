@@ -90,6 +90,10 @@ impl Inner {
         self.resources.get(name).cloned()
     }
 
+    pub(crate) fn all_registered(&self) -> impl Iterator<Item = &Arc<Registered>> {
+        self.resources.values()
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }

@@ -532,6 +532,23 @@ impl Tx {
         Ok(Joined { branch, lease, tx: self })
     }
 
+    /// The registered resources of this type, by their names: for adapters that are given a connection, and must find the resource that it
+    /// belongs to.
+    pub fn registered<R: ResourceManager>(&self) -> Vec<Arc<R>> {
+        self.shared.manager.all_registered().filter_map(|registered| registered.typed()).collect()
+    }
+
+    /// Whether a resource of this name is registered.
+    pub(crate) fn is_registered(&self, name: &str) -> bool {
+        self.shared.manager.registered(name).is_some()
+    }
+
+    /// The branch of this name, where one has joined.
+    pub(crate) fn joined<B: Branch>(&self, name: &str) -> Result<Option<Joined<'_, B>>, JoinError> {
+        let lease = self.shared.lease()?;
+        Ok(self.shared.joined(name)?.map(|branch| Joined { branch, lease, tx: self }))
+    }
+
     /// Tells the synchronizers that it has begun.
     pub(crate) fn announce(&self) {
         self.shared.manager.synchronizers.new_transaction(self);

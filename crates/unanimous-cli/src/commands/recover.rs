@@ -10,12 +10,14 @@ use std::time::Duration;
 use clap::Args;
 use unanimous::files::Files;
 use unanimous::log::{FileLog, OpenError, ReadError, holder, read};
+use unanimous::postgres::tokio_postgres::{self, NoTls};
+use unanimous::postgres::{PostgresError, PostgresLog};
 use unanimous::sqlite::Sqlite;
 use unanimous::{Builder, Decision, InDoubt, TransactionManager};
 
 use crate::failure::{FOUND, Failure};
 use crate::output::say;
-use crate::stores::{Given, Store, StoreArgs};
+use crate::stores::{Given, Store, StoreArgs, connection_string};
 
 /// How long the log may take to close.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -25,15 +27,42 @@ const CLOSE: Duration = Duration::from_secs(10);
 /// For when the application can't be started: a running one recovers by itself. Opens the log as the application does, and is refused
 /// while a process has it open. Give every store that the application has, under its names.
 ///
+/// For a decision log in a PostgreSQL database: --log-postgres, with --node for the application's own node, or with --take-over for one whose
+/// process does not come back. That is fenced first: should it live, it can't decide any more.
+///
 /// Exits with 0 where nothing is left in doubt, with 1 where something is (each is printed, with why), with 2 where the command could not
 /// be done.
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
-    /// The decision log's folder
-    #[arg(long, value_name = "DIR")]
-    log: PathBuf,
+    #[command(flatten)]
+    log: LogArgs,
     #[command(flatten)]
     stores: StoreArgs,
+}
+
+/// Where the decision log is.
+#[derive(Debug, Args)]
+struct LogArgs {
+    /// The decision log's folder
+    #[arg(long, value_name = "DIR", required_unless_present = "log_postgres", conflicts_with = "log_postgres")]
+    log: Option<PathBuf>,
+    /// The database that the decision log is in; env:VARIABLE takes the connection string from the environment
+    #[arg(long, value_name = "URL", requires = "which")]
+    log_postgres: Option<String>,
+    #[command(flatten)]
+    which: Option<Which>,
+}
+
+/// Which node's log.
+#[derive(Debug, Args)]
+#[group(id = "which", multiple = false)]
+struct Which {
+    /// The node whose log it is; refused while its process has it open
+    #[arg(long, value_name = "NODE", requires = "log_postgres", conflicts_with = "log")]
+    node: Option<String>,
+    /// A node whose process does not come back: fence it, and recover what it left
+    #[arg(long, value_name = "NODE", requires = "log_postgres", conflicts_with = "log")]
+    take_over: Option<String>,
 }
 
 impl Recover {
@@ -45,15 +74,25 @@ impl Recover {
             ));
         }
         let given = stores.given()?;
-        let ended = crate::runtime()?.block_on(recover(&log, given))?;
+        let ended = crate::runtime()?.block_on(async { recover(log.builder().await?, given).await })?;
         Ok(if ended { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
     }
 }
 
+impl LogArgs {
+    /// A manager over the log, which is opened.
+    async fn builder(self) -> Result<Builder, Failure> {
+        match (self.log, self.log_postgres, self.which) {
+            (Some(path), ..) => Ok(TransactionManager::builder(open(&path).await?)),
+            (None, Some(url), Some(which)) => Ok(TransactionManager::builder(open_node(&url, which).await?)),
+            (None, ..) => Err(Failure::new("no decision log was given").hint("give its folder, --log DIR")),
+        }
+    }
+}
+
 /// Whether nothing is left.
-async fn recover(path: &Path, given: Vec<Given>) -> Result<bool, Failure> {
-    let builder = TransactionManager::builder(open(path).await?);
-    let (mut builder, mut down) = (builder, Vec::new());
+async fn recover(mut builder: Builder, given: Vec<Given>) -> Result<bool, Failure> {
+    let mut down = Vec::new();
     for given in given {
         match register(builder, &given).await {
             (same, Ok(())) => builder = same,
@@ -103,6 +142,48 @@ async fn open(path: &Path) -> Result<FileLog, Failure> {
         }
         error => failed().because(&error),
     })
+}
+
+/// A node's log, which must be there: one of another name would be a new one, and know of nothing.
+async fn open_node(url: &str, Which { node, take_over }: Which) -> Result<PostgresLog, Failure> {
+    let name = take_over.as_ref().or(node.as_ref()).expect("the group has one of them");
+    let url = connection_string(url, "the decision log")?;
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(format!("can't open the decision log of the node {name:?}")).because(error)
+    };
+    let nodes = nodes(&url).await.map_err(|error| failed(&*error))?;
+    if !nodes.contains(name) {
+        let known = if nodes.is_empty() { "none".to_owned() } else { nodes.join(", ") };
+        return Err(Failure::new(format!("there is no node {name:?} in that database"))
+            .hint(format!("the nodes that there are: {known}")));
+    }
+    let opened = match &take_over {
+        Some(node) => PostgresLog::take_over(&url, node).await,
+        None => PostgresLog::open(&url, name).await,
+    };
+    opened.map_err(|error| {
+        let held = matches!(error, PostgresError::NodeHeld { .. });
+        let failure = failed(&error);
+        if held {
+            failure.hint("that process recovers by itself; where it does not come back, and only then: --take-over")
+        } else {
+            failure
+        }
+    })
+}
+
+/// The nodes whose logs are in a database.
+async fn nodes(url: &str) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    let driven = tokio::spawn(connection);
+    let there = client.query_one("SELECT to_regclass('unanimous.node') IS NOT NULL", &[]).await?;
+    let rows = match there.get(0) {
+        true => client.query("SELECT node FROM unanimous.node ORDER BY node", &[]).await?,
+        false => Vec::new(),
+    };
+    drop(client);
+    driven.abort();
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn register(builder: Builder, given: &Given) -> (Builder, Result<(), String>) {

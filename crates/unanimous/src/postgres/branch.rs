@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use deadpool::managed::Object;
+use futures_util::FutureExt;
 use futures_util::future::join;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -80,6 +81,8 @@ pub(super) struct Begun {
     pub(super) transaction: TransactionId,
     pub(super) read_only: bool,
     pub(super) notifications: Vec<Notification>,
+    pub(super) url: Option<Arc<str>>,
+    pub(super) close: bool,
 }
 
 /// What has become of the branch.
@@ -120,6 +123,10 @@ pub struct PostgresBranch {
     begun: tokio::sync::Mutex<Option<Sent>>,
     stage: Mutex<Stage>,
     notifications: Notifications,
+    /// The connection string that its connection was opened by, where a join named one.
+    url: Option<Arc<str>>,
+    /// Whether its connection is closed at the end.
+    close: bool,
     /// The server's id of the transaction, as it was at the flush; none where nothing was written.
     xid: OnceLock<String>,
     /// The application may still use the connection after the end, or nobody knows what is open on it.
@@ -134,7 +141,7 @@ impl PostgresBranch {
         work: Begun,
         begun: Option<Sent>,
     ) -> Self {
-        let Begun { transaction, read_only, notifications } = work;
+        let Begun { transaction, read_only, notifications, url, close } = work;
         Self {
             link: Some(link),
             backend: backend.map(OnceLock::from).unwrap_or_default(),
@@ -144,6 +151,8 @@ impl PostgresBranch {
             begun: tokio::sync::Mutex::new(begun),
             stage: Mutex::new(Stage::Open),
             notifications: Notifications::new(notifications),
+            url,
+            close,
             xid: OnceLock::new(),
             spoiled: std::sync::atomic::AtomicBool::new(false),
         }
@@ -191,6 +200,16 @@ impl PostgresBranch {
         }
         self.notifications.add(notification);
         Ok(())
+    }
+
+    /// Whether it works on this connection of the application's.
+    pub(super) fn is_on(&self, client: &Arc<Client>) -> bool {
+        matches!(self.link(), Link::Client(ours) if Arc::ptr_eq(ours, client))
+    }
+
+    /// The connection string that its connection was opened by, where a join named one.
+    pub(super) fn url(&self) -> Option<&str> {
+        self.url.as_deref()
     }
 
     /// Known once `BEGIN` was answered, where a pooler may choose another session for each transaction.
@@ -244,7 +263,7 @@ impl PostgresBranch {
                 (Err(_), Err(lost)) if error::kind(&lost) == FailureKind::Lost => Err(PostgresError::of(doing)(lost)),
                 // Nothing was sent, and the rest went through without it: no answer that could be believed.
                 (Err(failed), Ok(_)) => Err(PostgresError::Unsent(failed.to_string())),
-                (Err(failed), Err(_)) => Err(PostgresError::of("notifying")(failed)),
+                (Err(failed), Err(_)) => Err(outbox::failed(failed)),
             }
         });
         asked.await.inspect_err(|error| {
@@ -315,7 +334,7 @@ impl PostgresBranch {
 
     async fn vote(&self, id: &BranchId) -> Result<(), PostgresError> {
         self.begun().await?;
-        if !self.notifications.is_empty() {
+        if !self.notifications.is_empty() && !self.store.control.leads_nowhere() {
             self.store.ensure_outbox().await?;
         }
         *lock(&self.stage) = Stage::Voting(id.clone());
@@ -456,7 +475,8 @@ impl PostgresBranch {
     /// Gives up what can't have committed. Ok also where the connection is gone: the server rolls back what it held.
     async fn give_up(&self) {
         let link = self.link();
-        if !self.is_spoiled() {
+        // Where nothing else leads to the session it is asked in any case.
+        if !self.is_spoiled() || self.store.control.leads_nowhere() {
             let rollback = link.client().simple_query("ROLLBACK");
             match tokio::time::timeout(ROLLBACK_WAIT, rollback).await {
                 Ok(Ok(_)) => return,
@@ -615,8 +635,14 @@ impl Drop for PostgresBranch {
         let stage = std::mem::replace(&mut *lock(&self.stage), Stage::RolledBack);
         let ended = matches!(stage, Stage::Delivering(_) | Stage::Committed | Stage::RolledBack) && !self.is_spoiled();
         match link {
-            Link::Own(session) if ended => session.clean(),
+            Link::Own(session) if ended && !self.close => session.clean(),
+            Link::Own(session) if ended => drop(Object::take(session)),
+            Link::Pool(object) if ended && self.close => drop(deadpool_postgres::Object::take(object)),
             Link::Pool(_) | Link::Client(_) if ended => {}
+            // Sent by its first poll, and not waited for.
+            Link::Client(client) if self.store.control.leads_nowhere() => {
+                drop(client.simple_query("ROLLBACK").now_or_never())
+            }
             link => {
                 match link {
                     // Taken out of its pool: it may be inside a transaction.

@@ -126,6 +126,21 @@ impl Control {
         Ok(())
     }
 
+    /// Whether the store was reached before, and a session leads to it.
+    pub(super) fn is(&self, who: &Who) -> bool {
+        self.known.get().is_some_and(|known| known.store == who.store)
+    }
+
+    /// Whether the store was reached before.
+    pub(super) fn is_known(&self) -> bool {
+        self.known.get().is_some()
+    }
+
+    /// Whether there can't be any connection here.
+    pub(super) fn leads_nowhere(&self) -> bool {
+        self.connect.leads_nowhere()
+    }
+
     /// A connection that was asked who it leads to.
     pub(super) async fn session(&self) -> Result<Session, PostgresError> {
         loop {

@@ -16,6 +16,8 @@ use unanimous_core::{BranchError, FailureKind};
 pub enum PostgresError {
     /// A connection string that can't be understood.
     Config(tokio_postgres::Error),
+    /// No TLS, though the connection asks for it; why.
+    Tls(String),
     /// No connection: the server is down or starting, or refused the role.
     Connect(tokio_postgres::Error),
     /// No connection of the pool was free in time, or the pool is closed; its text.
@@ -52,6 +54,15 @@ pub enum PostgresError {
     },
     /// The server replicates synchronously, and warnings that a replica has not confirmed can't be seen through this pool.
     WarningsUnseen,
+    /// The connection's database is not registered with the transaction's manager.
+    NotRegistered {
+        /// Where the connection leads.
+        store: String,
+    },
+    /// Another connection of the same store has joined the transaction.
+    OtherConnection,
+    /// The application's connection is the only way to a volatile branch's database.
+    OnlyConnection,
     /// The connection is inside a transaction that somebody else began.
     InTransaction,
     /// The work ended the branch's transaction, or began another: what it did then is not ours to commit.
@@ -115,6 +126,7 @@ impl fmt::Display for PostgresError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(_) => f.write_str("the connection string can't be understood"),
+            Self::Tls(why) => write!(f, "no TLS: {why}"),
             Self::Connect(_) => f.write_str("can't connect to PostgreSQL"),
             Self::Pool(text) => write!(f, "no connection from the pool: {text}"),
             Self::Postgres { doing, .. } => write!(f, "PostgreSQL failed while {doing}"),
@@ -132,6 +144,16 @@ impl fmt::Display for PostgresError {
             Self::TooOld { version } => write!(f, "the server's version is {version}; 14 (140000) is the oldest that is supported"),
             Self::WarningsUnseen => f.write_str(
                 "the server replicates synchronously, and through a pool made elsewhere its warnings that a replica has not confirmed can't be seen; make the store from a connection string",
+            ),
+            Self::NotRegistered { store } => write!(
+                f,
+                "the connection leads to the store {store}, which is not registered with the transaction's manager; register it (Builder::resource), or join it as volatile under a name (join_client_volatile, join_url_volatile)"
+            ),
+            Self::OtherConnection => f.write_str(
+                "another connection of the same store has joined the transaction already; work on that one, or in another transaction",
+            ),
+            Self::OnlyConnection => f.write_str(
+                "no connection but the application's own leads to the database of this volatile branch; where that one is broken, finish what is prepared there by hand",
             ),
             Self::InTransaction => f.write_str(
                 "the connection is inside a transaction already; commit it or roll it back before the connection joins",
@@ -211,7 +233,9 @@ impl PostgresError {
     pub(super) fn kind(&self) -> FailureKind {
         match self {
             Self::Postgres { source, .. } => kind(source),
-            Self::NotReplicated(_) | Self::Unsent(_) | Self::NoAnswer { .. } => FailureKind::Lost,
+            Self::NotReplicated(_) | Self::Unsent(_) | Self::NoAnswer { .. } | Self::OnlyConnection => {
+                FailureKind::Lost
+            }
             _ => FailureKind::Refused,
         }
     }
@@ -258,5 +282,14 @@ pub(super) fn is_retryable(error: &(dyn Error + 'static)) -> bool {
 impl From<tokio_postgres::Error> for PostgresError {
     fn from(source: tokio_postgres::Error) -> Self {
         Self::Connect(source)
+    }
+}
+
+impl From<deadpool::managed::PoolError<Self>> for PostgresError {
+    fn from(error: deadpool::managed::PoolError<Self>) -> Self {
+        match error {
+            deadpool::managed::PoolError::Backend(error) => error,
+            error => Self::Pool(error.to_string()),
+        }
     }
 }

@@ -33,6 +33,10 @@
 //! sessions read only by default, so that `BEGIN` can travel with the first statement: joining costs no round trip. A session
 //! is cleaned (settings, advisory locks, temporary objects) behind each transaction, without anybody waiting for it.
 //!
+//! `sslmode=require` in a string or configuration verifies the server's certificate, with the feature `postgres-rustls`: against the roots
+//! that the machine trusts, or given ones (`PostgresBuilder::root_certificates`); without the feature it is an error. `prefer`, the default, uses
+//! TLS where the server and the feature offer it, and verifies nothing, as with libpq.
+//!
 //! On a [pool of the application's](Postgres::new), and on [a client of its own](PostgresOptions::client), a join waits for three answers:
 //! whether the connection is inside a transaction, where it leads, and `BEGIN`.
 //!
@@ -42,6 +46,7 @@ mod branch;
 mod carrier;
 mod control;
 mod error;
+mod join;
 mod log;
 mod node;
 mod options;
@@ -52,6 +57,7 @@ mod session;
 mod sql;
 mod store;
 mod survey;
+mod tls;
 mod writer;
 
 use std::fmt;
@@ -61,10 +67,10 @@ use std::time::Duration;
 
 pub use branch::PostgresBranch;
 pub use control::Prepared;
-use deadpool::managed;
 /// The pool that a store can be made on.
 pub use deadpool_postgres;
 pub use error::PostgresError;
+pub use join::JoinPostgres;
 pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
 pub use schema::schema_sql;
@@ -72,15 +78,15 @@ pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{Config, NoTls, Socket};
+use tokio_postgres::{Config, Socket};
 use unanimous_core::{
     BranchContext, BranchError, BranchId, Capability, DecisionRecord, Known, Owner, ResourceManager, StoreError,
     StoreId, TransactionId,
 };
 
 use self::carrier::Decisions;
-use self::control::{Control, Finish};
-use self::session::{ByConfig, ByPool, Connect, Sessions};
+use self::control::Finish;
+use self::session::{ByConfig, ByPool, Connect};
 use self::store::{Source, Store};
 
 /// A PostgreSQL database that takes part in transactions. Cheap to clone; all clones are one store.
@@ -171,7 +177,7 @@ impl PostgresBuilder {
         Self { pool_timeout: timeout, ..self }
     }
 
-    /// Connects with this TLS connector, as the configuration's `sslmode` says. Counts where the pool is the store's own.
+    /// Connects with this TLS connector of the application's, as the configuration's `sslmode` says. Counts where the pool is the store's own.
     pub fn tls<T>(self, tls: T) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -180,6 +186,17 @@ impl PostgresBuilder {
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
         Self { connect: Box::new(|config, guard| Arc::new(ByConfig::new(config, tls, guard))), ..self }
+    }
+
+    /// Trusts servers whose certificates lead to one of these root certificates (PEM), instead of those that the machine trusts. They
+    /// count with `sslmode=require`, which is made the configuration's.
+    ///
+    /// # Errors
+    ///
+    /// When there is none among them, or one can't be used.
+    #[cfg(feature = "postgres-rustls")]
+    pub fn root_certificates(self, pem: &[u8]) -> Result<Self, PostgresError> {
+        Ok(Self { connect: Box::new(tls::by_roots(pem)?), ..self })
     }
 
     /// The configuration leads to a connection pooler (PgBouncer) that shares sessions among clients by the transaction: nothing is left
@@ -206,8 +223,7 @@ impl PostgresBuilder {
         let (source, connect) = match connections {
             Connections::Config(config) => {
                 let connect = connect(*config, guard);
-                let pool = managed::Pool::builder(Sessions(connect.clone())).max_size(max_connections).build();
-                (Source::Own(pool.expect("a pool without timeouts needs no runtime")), connect)
+                (Source::Own(store::pool(connect.clone(), max_connections)), connect)
             }
             Connections::Pool(pool) => {
                 let connect: Arc<dyn Connect> = Arc::new(ByPool(pool.clone()));
@@ -215,11 +231,9 @@ impl PostgresBuilder {
             }
         };
         let capability = if carrier { Capability::Carrier } else { Capability::TwoPhase };
-        let control = Control::new(connect, carrier);
+        let store = Store::new(name, capability, source, connect);
         let decisions = Decisions::new(horizon);
-        let outbox = tokio::sync::OnceCell::new();
-        let store =
-            Store { name, capability, source, control, decisions, lock_timeout, vote_timeout, pool_timeout, outbox };
+        let store = Store { decisions, lock_timeout, vote_timeout, pool_timeout, max_connections, ..store };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -241,10 +255,12 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// When the string can't be understood. Nothing is connected yet.
+    /// When the string can't be understood, or asks for TLS and there is none. Nothing is connected yet.
     pub fn from_url(name: impl Into<String>, url: &str) -> Result<Self, PostgresError> {
         let config = Config::from_str(url).map_err(PostgresError::Config)?;
-        Ok(Self::builder(name, config).build())
+        let connect = tls::by_config(config.clone(), true)?;
+        let builder = Self::builder(name, config);
+        Ok(PostgresBuilder { connect: Box::new(|_, _| connect), ..builder }.build())
     }
 
     /// A builder for other than the defaults.
@@ -252,14 +268,14 @@ impl Postgres {
         PostgresBuilder {
             name: name.into(),
             connections: connections.into(),
-            connect: Box::new(|config, guard| Arc::new(ByConfig::new(config, NoTls, guard))),
+            connect: Box::new(tls::by_config_or_never),
             guard: true,
             max_connections: 16,
             lock_timeout: Duration::from_secs(5),
             vote_timeout: Duration::from_secs(60),
             pool_timeout: Duration::from_secs(30),
             carrier: false,
-            horizon: Duration::from_secs(24 * 60 * 60),
+            horizon: store::HORIZON,
         }
     }
 
@@ -319,10 +335,7 @@ impl Postgres {
     /// Closes the connections that are idle. Branches that are open go on to their end; decisions that are finished are still marked.
     pub fn close(&self) {
         self.store.flush_soon();
-        if let Source::Own(pool) = &self.store.source {
-            pool.close();
-        }
-        self.store.control.close();
+        self.store.close();
     }
 }
 

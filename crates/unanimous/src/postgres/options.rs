@@ -12,6 +12,7 @@ use unanimous_core::TransactionId;
 
 use super::error::PostgresError;
 use super::outbox::Notification;
+use super::store::Url;
 
 /// What a join may ask for. By default: the server's default isolation level, read and write, the store's lock timeout, no statement
 /// timeout of its own, a connection of the store's pool.
@@ -25,6 +26,8 @@ pub struct PostgresOptions {
     pub(super) lock_timeout: Option<Duration>,
     pub(super) client: Option<Arc<Client>>,
     pub(super) notify: Vec<(String, String)>,
+    pub(super) url: Option<Url>,
+    pub(super) close: bool,
 }
 
 impl PostgresOptions {
@@ -71,6 +74,17 @@ impl PostgresOptions {
     #[must_use]
     pub fn client(self, client: Arc<Client>) -> Self {
         Self { client: Some(client), ..self }
+    }
+
+    /// Closes the connection when the transaction has ended, instead of giving it back to its pool. Not one that the application made.
+    #[must_use]
+    pub fn close_at_end(self) -> Self {
+        Self { close: true, ..self }
+    }
+
+    /// Works on a connection of this pool.
+    pub(super) fn url(self, url: Url) -> Self {
+        Self { url: Some(url), ..self }
     }
 
     /// Notifies this channel when the transaction has committed, as [`PostgresBranch::notify`](super::PostgresBranch::notify); several
@@ -135,6 +149,7 @@ impl std::fmt::Debug for PostgresOptions {
             .field("lock_timeout", &self.lock_timeout)
             .field("own_client", &self.client.is_some())
             .field("notify", &self.notify)
+            .field("close", &self.close)
             .finish()
     }
 }

@@ -141,6 +141,11 @@ async fn execute(
     client.execute_typed(sql, parameters).await.map(drop)
 }
 
+/// Why notifications could not be sent or kept.
+pub(super) fn failed(error: tokio_postgres::Error) -> PostgresError {
+    schema::may_not(PostgresError::of("notifying")(error))
+}
+
 /// Whether to wait for somebody who delivers the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Busy {

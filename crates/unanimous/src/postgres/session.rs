@@ -24,7 +24,7 @@ use crate::env::BoxFuture;
 use crate::sync::lock;
 
 /// How long a server may take to accept a connection and say who it is.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Asks the server who it is. One row.
 ///
@@ -244,6 +244,11 @@ where
 /// Makes connections, whatever their transport.
 pub(super) trait Connect: Send + Sync {
     fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>>;
+
+    /// Whether no connection can ever be made.
+    fn leads_nowhere(&self) -> bool {
+        false
+    }
 }
 
 /// By a configuration, and TLS where it asks for it.
@@ -289,6 +294,28 @@ impl Connect for ByPool {
             let made = managed::Manager::create(self.0.manager()).await.map_err(PostgresError::Connect)?;
             Session::new(Line::Made(made), None).await
         }))
+    }
+}
+
+/// To a database of which nothing is known but a connection of the application's.
+pub(super) struct Nowhere;
+
+impl Connect for Nowhere {
+    fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>> {
+        Box::pin(std::future::ready(Err(PostgresError::OnlyConnection)))
+    }
+
+    fn leads_nowhere(&self) -> bool {
+        true
+    }
+}
+
+/// Where the configuration asks for TLS and there can't be any.
+pub(super) struct Never(pub(super) PostgresError);
+
+impl Connect for Never {
+    fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>> {
+        Box::pin(std::future::ready(Err(PostgresError::Tls(self.0.to_string()))))
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Must not know what is done with a branch.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deadpool::managed;
@@ -15,8 +16,9 @@ use super::carrier::Decisions;
 use super::control::Control;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
-use super::session::{Sessions, WHO, Who};
+use super::session::{Connect, Sessions, WHO, Who};
 use super::{outbox, schema};
+use crate::sync::lock;
 
 /// Where connections for branches come from.
 pub(super) enum Source {
@@ -35,9 +37,44 @@ pub(super) struct Store {
     pub(super) pool_timeout: Duration,
     /// The outbox is known to be there.
     pub(super) outbox: tokio::sync::OnceCell<()>,
+    /// How many connections a pool may have.
+    pub(super) max_connections: usize,
+    /// Of connections that lead here by a connection string, which is the key.
+    pub(super) urls: Mutex<BTreeMap<String, managed::Pool<Sessions>>>,
+}
+
+/// How long a carrier keeps its rows where nothing else is said.
+pub(super) const HORIZON: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A connection string, and the pool that is kept for it.
+#[derive(Clone)]
+pub(super) struct Url {
+    pub(super) text: Arc<str>,
+    pub(super) pool: managed::Pool<Sessions>,
+}
+
+/// A pool of sessions that are made so.
+pub(super) fn pool(connect: Arc<dyn Connect>, most: usize) -> managed::Pool<Sessions> {
+    managed::Pool::builder(Sessions(connect)).max_size(most).build().expect("a pool without timeouts needs no runtime")
 }
 
 impl Store {
+    pub(super) fn new(name: String, capability: Capability, source: Source, connect: Arc<dyn Connect>) -> Self {
+        Self {
+            name,
+            capability,
+            source,
+            control: Control::new(connect, capability == Capability::Carrier),
+            lock_timeout: Duration::from_secs(5),
+            vote_timeout: Duration::from_secs(60),
+            pool_timeout: Duration::from_secs(30),
+            outbox: tokio::sync::OnceCell::new(),
+            decisions: Decisions::new(HORIZON),
+            max_connections: 16,
+            urls: Mutex::default(),
+        }
+    }
+
     pub(super) async fn begin(
         self: &Arc<Self>,
         transaction: TransactionId,
@@ -47,12 +84,18 @@ impl Store {
             self.register(transaction.owner()).await?;
         }
         let begin = options.begin(transaction, self.lock_timeout);
-        let work = Begun { transaction, read_only: options.read_only, notifications: options.notifications()? };
+        let work = Begun {
+            transaction,
+            read_only: options.read_only,
+            notifications: options.notifications()?,
+            url: options.url.as_ref().map(|url| url.text.clone()),
+            close: options.close,
+        };
         if let Some(client) = options.client {
             return self.begin_on(Link::Client(client), work, &begin).await;
         }
-        match &self.source {
-            Source::Own(pool) => {
+        match (&options.url, &self.source) {
+            (Some(Url { pool, .. }), _) | (None, Source::Own(pool)) => {
                 let session = self.take_from(pool.get()).await?;
                 if let Err(error) = self.control.check(&session.who, session.warnings.is_some()) {
                     // It leads elsewhere, or its server was a standby when it was made.
@@ -67,11 +110,40 @@ impl Store {
                 let link = Link::Own(session);
                 Ok(PostgresBranch::new(link, Some(backend), self.clone(), work, begun))
             }
-            Source::Pool(pool) => {
+            (None, Source::Pool(pool)) => {
                 let object = self.take_from(pool.get()).await?;
                 self.begin_on(Link::Pool(object), work, &begin).await
             }
         }
+    }
+
+    /// The store of one volatile branch, over these connections.
+    pub(super) fn volatile(name: &str, connect: Arc<dyn Connect>, pool: Option<managed::Pool<Sessions>>) -> Self {
+        let pool = pool.unwrap_or_else(|| self::pool(connect.clone(), 1));
+        Self::new(name.to_owned(), Capability::Volatile, Source::Own(pool), connect)
+    }
+
+    /// The pool that is kept for a connection string.
+    pub(super) fn url_pool(&self, url: &str) -> Option<managed::Pool<Sessions>> {
+        lock(&self.urls).get(url).cloned()
+    }
+
+    /// Keeps a pool for a connection string, where there is none yet; gives the one that is kept.
+    pub(super) fn keep_url_pool(&self, url: &str, pool: managed::Pool<Sessions>) -> managed::Pool<Sessions> {
+        let pool = lock(&self.urls).entry(url.to_owned()).or_insert(pool).clone();
+        pool.resize(self.max_connections);
+        pool
+    }
+
+    /// Closes what is idle.
+    pub(super) fn close(&self) {
+        if let Source::Own(pool) = &self.source {
+            pool.close();
+        }
+        for pool in lock(&self.urls).values() {
+            pool.close();
+        }
+        self.control.close();
     }
 
     /// The outbox is there, or was made.

@@ -51,7 +51,8 @@ static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
 ///
 /// See the [module](super) for what runs where. It must not be used within async tasks, where it would block the runtime's threads.
 ///
-/// A thread that ends with an open transaction aborts it, with a warning.
+/// A thread that ends with an open transaction aborts it, with a warning. Until then a thread's transaction keeps the manager and its log,
+/// also one whose commit has failed: commit or abort before the last handle goes.
 #[derive(Clone)]
 pub struct ThreadManager {
     manager: TransactionManager,

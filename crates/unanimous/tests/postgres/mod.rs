@@ -3,14 +3,19 @@
 // Clippy knows test functions, but not what helps them.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod ancestor;
 mod branch;
 mod conformance;
 mod decisions;
 mod facts;
+mod join;
 mod listener;
 mod notify;
+mod plain_thread;
+mod pools;
 mod shared_log;
 mod survey;
+mod tls;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;

@@ -82,6 +82,33 @@ async fn one_that_is_prepared_notifies_after_commit_prepared() {
 }
 
 #[tokio::test]
+async fn a_carrier_notifies_in_the_transaction_that_carries_the_decision() {
+    let pair = Pair::new();
+    let orders =
+        Postgres::builder("orders", pair.orders.url().parse::<tokio_postgres::Config>().unwrap()).carrier().build();
+    let (_, billing) = pair.stores();
+    let manager = super::builder(&orders, &billing).build().await.unwrap();
+    let mut listener = Listener::new(&pair.orders.url(), &["jobs"]).await;
+    pair.orders.psql("create table d (id int references t (id) deferrable initially deferred)").unwrap();
+    for (work, v, committed) in
+        [("insert into t (v) values ('a')", "b", true), ("insert into d values (7)", "c", false)]
+    {
+        let tx = manager.begin();
+        let branch = tx.join(&orders).await.unwrap();
+        branch.batch_execute(work).await.unwrap();
+        branch.notify_with("jobs", "1").unwrap();
+        branch.notify_with("jobs", "2").unwrap();
+        drop(branch);
+        tx.join(&billing).await.unwrap().execute("insert into t (v) values ($1)", &[&v]).await.unwrap();
+        assert_eq!(tx.commit().await.is_ok(), committed);
+        let expected = if committed { pairs(&[("jobs", "1"), ("jobs", "2")]) } else { Vec::new() };
+        assert_eq!(listener.heard().await, expected, "{work}");
+        assert_eq!(outbox(&pair.orders), "", "no row was needed");
+    }
+    assert_eq!(pair.values(), ["a", "b"]);
+}
+
+#[tokio::test]
 async fn one_that_aborts_notifies_nobody() {
     let pair = Pair::new();
     let (manager, orders, billing) = pair.open().await;

@@ -18,7 +18,7 @@ use clap::{Args, Subcommand};
 use unanimous::log::{ReadError, holder, read};
 use unanimous::{DeciderId, DecisionRecord, StoreId};
 
-use self::look::{Listed, Seen, look};
+use self::look::{Listed, Row, Seen, look};
 use self::why::{Finding, Log, Rows, why};
 use crate::failure::{FOUND, Failure};
 use crate::operator::{self, Records};
@@ -135,7 +135,7 @@ impl Picture {
         let branches = |seen: &Seen| -> Vec<Listed> {
             seen.state.as_ref().map(|content| content.branches.clone()).unwrap_or_default()
         };
-        let rows = rows(&stores).await;
+        let rows = rows(log.as_ref(), &stores).await;
         let findings = stores
             .iter()
             .map(|seen| {
@@ -181,16 +181,30 @@ fn records(path: &Path) -> Result<Records, Failure> {
 }
 
 /// What the stores that decide say of the branches that are listed.
-async fn rows(stores: &[Seen]) -> Rows {
+async fn rows(log: Option<&Log>, stores: &[Seen]) -> Rows {
+    let own = log.map(|log| log.view.history().log());
     let mut rows = Rows::new();
     let contents = || stores.iter().filter_map(|seen| seen.state.as_ref().ok());
     for listed in contents().flat_map(|content| &content.branches) {
         let transaction = listed.branch.transaction;
-        if let DeciderId::Store(store) = &listed.branch.decider
-            && let Some(decider) = contents().find(|content| content.store == *store)
-            && !rows.contains_key(&transaction)
-        {
-            rows.insert(transaction, decider.row(transaction).await);
+        if rows.contains_key(&transaction) {
+            continue;
+        }
+        match &listed.branch.decider {
+            DeciderId::Store(store) => {
+                if let Some(decider) = contents().find(|content| content.store == *store) {
+                    rows.insert(transaction, decider.row(transaction).await);
+                }
+            }
+            DeciderId::Log if own == Some(transaction.log) => {}
+            // Its log may be in one of the databases that were given.
+            DeciderId::Log => {
+                for content in contents() {
+                    if let Some(Ok(row @ (Row::Commit(_) | Row::Abort))) = content.row(transaction).await {
+                        rows.insert(transaction, Some(Ok(row)));
+                    }
+                }
+            }
         }
     }
     rows

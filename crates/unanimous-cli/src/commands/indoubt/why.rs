@@ -87,6 +87,13 @@ pub(super) fn why(listed: &Listed, log: Option<&Log>, stores: &[Seen], rows: &Ro
             "whoever uses the store next completes it, the application or `unanimous recover`; where that fails, it says why",
         );
     }
+    let own = log.map(|log| log.view.history().log());
+    if branch.decider == DeciderId::Log
+        && own != Some(branch.transaction.log)
+        && let Some(Some(Ok(row))) = rows.get(&branch.transaction)
+    {
+        return by_shared_log(branch, row);
+    }
     let Some(log) = log else {
         return finding(Decision::Unknown, "no decision log was given", "give the application's log: --log DIR");
     };
@@ -103,6 +110,30 @@ pub(super) fn why(listed: &Listed, log: Option<&Log>, stores: &[Seen], rows: &Ro
         DeciderId::Log => by_log(branch, log),
         DeciderId::Store(store) => by_store(branch, store, log, stores, rows),
     }
+}
+
+/// A log in a database has a row for each decision.
+fn by_shared_log(branch: &BranchId, row: &Row) -> Finding {
+    const NODE: &str = "its node finishes it, at its start at the latest; where that does not come back: `unanimous recover --log-postgres URL --take-over NODE`";
+    match row {
+        Row::Commit(record) if lists(record, branch) => finding(
+            Decision::Commit { at: record.decided_at, note: record.note.to_string() },
+            "decided to commit, in a decision log in one of these databases, and its store has not finished it",
+            NODE,
+        ),
+        Row::Commit(_) => not_listed(),
+        Row::Abort | Row::None => {
+            finding(Decision::Abort, "decided to abort, in a decision log in one of these databases", NODE)
+        }
+    }
+}
+
+fn lists(record: &DecisionRecord, branch: &BranchId) -> bool {
+    record.participants.iter().any(|participant| participant.number == branch.number)
+}
+
+fn not_listed() -> Finding {
+    finding(Decision::Unknown, HoldReason::NotListed.to_string(), format!("recovery holds it; {BY_HAND}"))
 }
 
 fn by_log(branch: &BranchId, log: &Log) -> Finding {
@@ -162,8 +193,8 @@ fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen], ro
 }
 
 fn decided(branch: &BranchId, record: &DecisionRecord, log: &Log) -> Finding {
-    if !record.participants.iter().any(|participant| participant.number == branch.number) {
-        return finding(Decision::Unknown, HoldReason::NotListed.to_string(), format!("recovery holds it; {BY_HAND}"));
+    if !lists(record, branch) {
+        return not_listed();
     }
     finding(
         Decision::Commit { at: record.decided_at, note: record.note.to_string() },

@@ -6,7 +6,7 @@
 //!
 //! What must hold, each round: within 30 seconds after the last fault no prepared transaction is left on either server, and `demo check`
 //! is clean; it never tells of a mismatch. Then, of each order, what the rounds on SQLite ask for: answered 201, it is there with its
-//! content, once; answered as aborted, it is nowhere. And each committed order was notified: see [`notifications`].
+//! content, once; answered as aborted, it is nowhere. And each committed order was notified; `notifications` says what that means.
 //!
 //! Must not know how the demo keeps its word: it posts, kills, and reads what is there.
 
@@ -58,6 +58,8 @@ pub struct PostgresSummary {
     pub orders: Summary,
     /// How often each kind of fault was done.
     pub faults: BTreeMap<&'static str, u32>,
+    /// Branches that were prepared when the demo was killed while both servers ran: what its next start had to finish.
+    pub left: usize,
     /// Orders that a listener has heard of.
     pub heard: usize,
     /// Deliveries that no listener was connected for, or whose listener was cut off before it could hear of them.
@@ -146,6 +148,9 @@ impl<'p> Rounds<'p> {
             counts = (counts.0 + acknowledged, counts.1 + aborted, counts.2 + unanswered);
             if fault.kills_the_demo() {
                 self.summary.orders.kills += 1;
+                if !fault.leaves_a_server_down() {
+                    self.summary.left += self.servers.prepared()?.len();
+                }
                 self.demo = started(&self.place, &mut self.summary.orders)?;
             } else {
                 self.demo = Some((demo, client));

@@ -39,8 +39,8 @@ pub(super) struct Delivered {
     /// All that sessions which are done with have heard.
     heard: BTreeSet<String>,
     unheard: usize,
-    /// The first orders: they were delivered before anybody watched.
-    before: BTreeSet<u64>,
+    /// The orders that were looked at, and the first ones: they were delivered before anybody watched.
+    seen: BTreeSet<u64>,
 }
 
 impl Delivered {
@@ -48,7 +48,7 @@ impl Delivered {
     pub(super) fn watch(servers: &Servers) -> io::Result<Self> {
         servers.orders(WATCH)?;
         let ids = servers.orders("select id from unanimous_demo.orders")?;
-        Ok(Self { before: ids.lines().filter_map(|id| id.parse().ok()).collect(), ..Self::default() })
+        Ok(Self { seen: ids.lines().filter_map(|id| id.parse().ok()).collect(), ..Self::default() })
     }
 
     /// Looks at what was delivered and heard since the last look; `orders`: the committed ones since then; `caught_up`: the last
@@ -73,12 +73,13 @@ impl Delivered {
             violations.push("the listener heard nothing of what was said to it".to_owned());
         }
         let delivered: BTreeSet<&str> = self.all.iter().map(|(_, payload)| payload.as_str()).collect();
-        for order in orders.difference(&self.before).map(u64::to_string) {
+        for order in orders.difference(&self.seen).map(u64::to_string) {
             if !delivered.contains(order.as_str()) && !kept.contains(&order) {
                 violations
                     .push(format!("the order {order} is committed, and its notification is neither sent nor kept"));
             }
         }
+        self.seen.extend(orders);
         let sessions = listener.sessions();
         let alive = sessions.len().saturating_sub(1);
         for (number, session) in sessions.iter().enumerate().skip(self.judged) {
