@@ -43,8 +43,19 @@ pub(super) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_comm
 /// Begins a transaction of our own: whatever the defaults are, it writes, each statement sees what is committed before it, and its
 /// commit lasts.
 pub(super) fn begin(lock_timeout: Duration) -> String {
-    let lock_timeout = lock_timeout.as_millis().clamp(1, i32::MAX as u128);
+    let lock_timeout = milliseconds(lock_timeout);
     format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = {lock_timeout}; {DURABLE}")
+}
+
+/// A query that changes nothing, and waits for its tables no longer than this: somebody may hold them, or queue for them, for long.
+pub(super) fn look(query: &str, lock_timeout: Duration) -> String {
+    let lock_timeout = milliseconds(lock_timeout);
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL lock_timeout = {lock_timeout}; {query}; COMMIT")
+}
+
+/// For `lock_timeout`, where 0 would be for ever.
+pub(super) fn milliseconds(lock_timeout: Duration) -> u128 {
+    lock_timeout.as_millis().clamp(1, i32::MAX as u128)
 }
 
 /// PostgreSQL's bigint is signed; times, counters and sequences are far below the bound.
