@@ -199,9 +199,9 @@ impl PostgresBuilder {
         Ok(Self { connect: Box::new(tls::by_roots(pem)?), ..self })
     }
 
-    /// The configuration leads to a connection pooler (PgBouncer) that shares sessions among clients by the transaction: nothing is left
-    /// set on a session, and each join waits for its `BEGIN`. Without it such a pooler refuses the connection, as it takes no
-    /// `options`. A pooler that shares sessions by the statement can't be used.
+    /// The configuration leads to a connection pooler (PgBouncer) that shares sessions among clients, by the transaction or by the
+    /// connection: nothing is left set on a session, and each join waits for its `BEGIN`. Without it such a pooler refuses the connection, as
+    /// it takes no `options`. A pooler that shares sessions by the statement can't be used.
     pub fn pooler(self) -> Self {
         Self { guard: false, ..self }
     }

@@ -98,8 +98,14 @@ pub(super) async fn open(
     if name.is_empty() || name.len() > 255 || name.contains('\0') {
         return Err(PostgresError::NodeName(name.to_owned()));
     }
-    schema::ensure_decisions(control).await?;
     let session = control.session().await?;
+    // The lock needs a session of its own; what drops the connection's options shares sessions.
+    if !session.who.guarded {
+        return Err(PostgresError::Unwritable(
+            "the connection leads through a pooler, which may share sessions; connect to the server itself".to_owned(),
+        ));
+    }
+    schema::ensure_decisions(control).await?;
     for _ in 0..TRIES {
         let now = env.wall_clock();
         let node = read(control, &session, name, now, lock_timeout, env).await?;
