@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use std::error::Error as _;
@@ -29,9 +30,12 @@ impl Pooler {
 
     async fn start_with(place: &Place, mode: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // The port is free at this moment, and below those that outgoing connections get.
-        let port =
-            (20_000..32_000).rev().find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
+        // The port is free at this moment, below those that outgoing connections get, and not what a test beside this one found.
+        static NEXT: AtomicU16 = AtomicU16::new(32_000);
+        let port = std::iter::repeat_with(|| NEXT.fetch_sub(1, Ordering::Relaxed) - 1)
+            .take(12_000)
+            .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .unwrap();
         let users = folder.path().join("users");
         let settings = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
