@@ -87,8 +87,8 @@ impl Store {
     pub(super) async fn has_commit_row(&self, transaction: TransactionId) -> Result<bool, PostgresError> {
         let session = self.control.session().await?;
         let id = literal(&transaction.to_string());
-        let sql = format!("SELECT outcome FROM unanimous.decision WHERE transaction_id = {id}");
-        let answer = ask(&session, "reading the decision row", &sql).await?;
+        let query = format!("SELECT outcome FROM unanimous.decision WHERE transaction_id = {id}");
+        let answer = ask(&session, "reading the decision row", &rows::look(&query, self.lock_timeout)).await?;
         self.control.give_back(session);
         Ok(row(&answer).and_then(|row| row.get(0)) == Some("commit"))
     }
@@ -221,7 +221,8 @@ pub(super) async fn unfinished(
         control.give_back(session);
         return Ok(Vec::new());
     }
-    let answer = ask(&session, "listing unfinished decisions", &query).await.map_err(schema::may_not)?;
+    let look = rows::look(&query, lock_timeout);
+    let answer = ask(&session, "listing unfinished decisions", &look).await.map_err(schema::may_not)?;
     control.give_back(session);
     if rows(&answer).next().is_none() {
         return Ok(Vec::new());

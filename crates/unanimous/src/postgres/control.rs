@@ -1,7 +1,8 @@
 //! What recovery and phase two do on connections of their own (rule 14): list, finish, end a session, deliver.
 //!
 //! Each connection here leads to the primary of the right store, under the right role: that was asked when it was made, and a server
-//! becomes a standby or another one only by a restart, which ends its connections.
+//! becomes a standby or another one only by a restart, which ends its connections. A pooler in between can send each statement to another
+//! server; so what is concluded from a branch's absence says itself where it was seen.
 //!
 //! Must not know branches, nor why something is finished.
 
@@ -29,6 +30,31 @@ const TERMINATE_WAIT: Duration = Duration::from_secs(5);
 
 /// The oldest server that is supported: `pg_terminate_backend` waits from 14 on.
 const OLDEST: i32 = 140_000;
+
+/// Where a statement is answered, in one row: to be joined with what it asks.
+const HERE: &str = "SELECT pg_catalog.pg_is_in_recovery() AS standby, \
+    (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS system, \
+    (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) AS database";
+
+/// What [`HERE`] says.
+struct Here {
+    standby: bool,
+    store: StoreId,
+}
+
+impl Here {
+    fn parse(row: Option<&SimpleQueryRow>) -> Result<Self, PostgresError> {
+        let damaged = || PostgresError::Damaged("the server does not say who it is".to_owned());
+        let text = |name: &str| row.and_then(|row| row.get(name)).ok_or_else(damaged);
+        let system = text("system")?.parse().map_err(|_| damaged())?;
+        let database = text("database")?.parse().map_err(|_| damaged())?;
+        Ok(Self { standby: text("standby")? != "f", store: store_id(system, database).ok_or_else(damaged)? })
+    }
+}
+
+fn store_id(system: i64, database: u32) -> Option<StoreId> {
+    format!("pg-{system:016x}-{database}").parse().ok()
+}
 
 /// How a prepared branch is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,13 +229,14 @@ impl Control {
     /// The branches of ours that are prepared in this database, whoever prepared them.
     pub(super) async fn list(&self) -> Result<Vec<Prepared>, PostgresError> {
         let session = self.session().await?;
-        let answer = ask(
-            &session,
-            "listing prepared branches",
-            "SELECT gid, owner, pg_catalog.to_char(prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS since \
-             FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() ORDER BY prepared, gid",
-        )
-        .await?;
+        let sql = format!(
+            "SELECT here.*, p.gid, p.owner, \
+             pg_catalog.to_char(p.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS since \
+             FROM ({HERE}) AS here LEFT JOIN pg_catalog.pg_prepared_xacts AS p ON p.database = pg_catalog.current_database() \
+             ORDER BY p.prepared, p.gid"
+        );
+        let answer = ask(&session, "listing prepared branches", &sql).await?;
+        self.is_here(&answer)?;
         self.give_back(session);
         Ok(rows(&answer).filter_map(prepared).collect())
     }
@@ -249,10 +276,23 @@ impl Control {
 
     /// Says it aloud where a branch that is decided to commit was rolled back by somebody else. To be asked when its server does not list
     /// the branch any more, by the transaction id that it was prepared under: for what was prepared that id is used up, so that it can't be
-    /// another's (PostgreSQL 15, 9.27.9 for `pg_xact_status`).
+    /// another's (PostgreSQL 15, 9.27.9 for `pg_xact_status`). A server that was promoted meanwhile may have lost the branch, and given its
+    /// transaction id to another: it is not asked.
     pub(super) async fn look_for_heuristic(&self, branch: &BranchId, xid: &str) {
         let asked = async {
             let session = self.session().await?;
+            let server = session.who.server();
+            if let Some(known) = self.known.get().filter(|known| known.server != server) {
+                tracing::error!(
+                    %branch,
+                    xid,
+                    "the branch is decided to commit, and its store does not list it; the store was promoted or restored (it is {server} and \
+                     was {}), and may have lost it: look whether its work is there (docs/operating/heuristics.md)",
+                    known.server
+                );
+                self.give_back(session);
+                return Ok(None);
+            }
             let sql = format!("SELECT pg_catalog.pg_xact_status({}::pg_catalog.xid8)", literal(xid));
             let answer = ask(&session, "asking what became of a branch", &sql).await?;
             self.give_back(session);
@@ -271,13 +311,29 @@ impl Control {
         }
     }
 
+    /// Whether an answer with [`HERE`] in it is the store's primary's.
+    fn is_here(&self, answer: &[SimpleQueryMessage]) -> Result<(), PostgresError> {
+        let here = Here::parse(row(answer))?;
+        if here.standby {
+            return Err(PostgresError::Standby);
+        }
+        match self.known.get() {
+            Some(known) if known.store != here.store => {
+                Err(PostgresError::OtherStore { expected: known.store.to_string(), found: here.store.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Who prepared the branch; none where it is not listed.
     async fn owner(&self, session: &Session, gid: &str) -> Result<Option<String>, PostgresError> {
         let sql = format!(
-            "SELECT owner FROM pg_catalog.pg_prepared_xacts WHERE gid = {gid} AND database = pg_catalog.current_database()"
+            "SELECT here.*, p.owner FROM ({HERE}) AS here LEFT JOIN pg_catalog.pg_prepared_xacts AS p \
+             ON p.gid = {gid} AND p.database = pg_catalog.current_database()"
         );
         let answer = ask(session, "looking for a prepared branch", &sql).await?;
-        Ok(row(&answer).and_then(|row| row.get(0)).map(str::to_owned))
+        self.is_here(&answer)?;
+        Ok(row(&answer).and_then(|row| row.get("owner")).map(str::to_owned))
     }
 
     /// Ends a session of the server, and waits until it is gone: what it was told to do has happened by then, or never will.

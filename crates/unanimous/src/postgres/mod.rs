@@ -199,9 +199,9 @@ impl PostgresBuilder {
         Ok(Self { connect: Box::new(tls::by_roots(pem)?), ..self })
     }
 
-    /// The configuration leads to a connection pooler (PgBouncer) that shares sessions among clients by the transaction: nothing is left
-    /// set on a session, and each join waits for its `BEGIN`. Without it such a pooler refuses the connection, as it takes no
-    /// `options`. A pooler that shares sessions by the statement can't be used.
+    /// The configuration leads to a connection pooler (PgBouncer) that shares sessions among clients, by the transaction or by the
+    /// connection: nothing is left set on a session, and each join waits for its `BEGIN`. Without it such a pooler refuses the connection, as
+    /// it takes no `options`. A pooler that shares sessions by the statement can't be used.
     pub fn pooler(self) -> Self {
         Self { guard: false, ..self }
     }
@@ -362,17 +362,17 @@ impl ResourceManager for Postgres {
         self.store.begin(context.transaction, options).await.map_err(PostgresError::into_branch)
     }
 
-    /// Delivers first what the outbox has: what can be seen there is committed.
+    /// Delivers then what the outbox has (what can be seen there is committed), within 2 s; the rest in the next pass.
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        // First the list: a listed branch may itself hold what the delivery waits for.
+        let prepared = self.store.control.list().await.map_err(StoreError::new)?;
         if let Err(error) = outbox::deliver_all(&self.store.control).await {
-            // Branches hold locks, and rows don't: recovery goes on, and delivers in the next pass.
             tracing::warn!(
                 store = self.store.name,
                 error = &error as &(dyn std::error::Error + 'static),
                 "notifications of committed transactions were not delivered; they are tried again"
             );
         }
-        let prepared = self.store.control.list().await.map_err(StoreError::new)?;
         Ok(prepared.into_iter().map(|prepared| prepared.branch).collect())
     }
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 use unanimous_core::{Incarnation, LogId, Owner};
 
 use super::branch::Backend;
-use super::control::{Control, ask, rows};
+use super::control::{self, Control, ask};
 use super::error::PostgresError;
-use super::rows::{begin, nonce, number};
+use super::rows::{self, begin, nonce, number};
 use super::schema;
 use super::session::{Session, row};
 use super::sql::literal;
@@ -98,8 +98,14 @@ pub(super) async fn open(
     if name.is_empty() || name.len() > 255 || name.contains('\0') {
         return Err(PostgresError::NodeName(name.to_owned()));
     }
-    schema::ensure_decisions(control).await?;
     let session = control.session().await?;
+    // The lock needs a session of its own; what drops the connection's options shares sessions.
+    if !session.who.guarded {
+        return Err(PostgresError::Unwritable(
+            "the connection leads through a pooler, which may share sessions; connect to the server itself".to_owned(),
+        ));
+    }
+    schema::ensure_decisions(control).await?;
     for _ in 0..TRIES {
         let now = env.wall_clock();
         let node = read(control, &session, name, now, lock_timeout, env).await?;
@@ -127,6 +133,7 @@ async fn read(
 ) -> Result<Node, PostgresError> {
     let quoted = literal(name);
     let look = format!("SELECT log, counter, nonce FROM unanimous.node WHERE node = {quoted}");
+    let look = rows::look(&look, lock_timeout);
     let mut answer = ask(session, "reading the node's row", &look).await.map_err(schema::may_not)?;
     if row(&answer).is_none() {
         let log = LogId(u128::from(env.random()) << 64 | u128::from(env.random()));
@@ -206,7 +213,7 @@ async fn fence(
         now = number(now),
     );
     let answer = control.forced("beginning a run of the node's log", &sql).await.map_err(schema::may_not)?;
-    let begun = rows(&answer).any(|row| matches!(row.try_get("run"), Ok(Some(_))));
+    let begun = control::rows(&answer).any(|row| matches!(row.try_get("run"), Ok(Some(_))));
     Ok(begun.then(|| Node { name: node.name.clone(), owner }))
 }
 

@@ -8,14 +8,17 @@
 //! Must not know when a branch ends, nor how it ends.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 use unanimous_core::{BranchId, SavepointId};
 
-use super::control::{Control, ask, rows};
+use super::control::{self, Control, ask};
 use super::error::PostgresError;
+use super::rows;
 use super::schema;
+use super::session::within;
 use super::sql::literal;
 use crate::sync::lock;
 
@@ -146,6 +149,15 @@ pub(super) fn failed(error: tokio_postgres::Error) -> PostgresError {
     schema::may_not(PostgresError::of("notifying")(error))
 }
 
+/// How long the delivery of one branch's rows waits for others.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long each step of [`deliver_all`] waits for others: the table may be held, or queued for, by whom recovery ends next.
+const BRIEFLY: Duration = Duration::from_millis(500);
+
+/// How long [`deliver_all`] takes at most; what is left is delivered in the next pass.
+const ALL_LIMIT: Duration = Duration::from_secs(2);
+
 /// Whether to wait for somebody who delivers the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Busy {
@@ -162,14 +174,18 @@ pub(super) fn deliver_sql(branch: &BranchId) -> String {
 
 fn delivery(branch: &str, busy: Busy) -> String {
     let branch = literal(branch);
-    let busy = if busy == Busy::Leave { " SKIP LOCKED" } else { "" };
+    let (busy, wait) = match busy {
+        Busy::Wait => ("", LOCK_TIMEOUT),
+        Busy::Leave => (" SKIP LOCKED", BRIEFLY),
+    };
     let outbox = format!("{}.{TABLE}", schema::SCHEMA);
     format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = {}; \
          WITH first AS MATERIALIZED (SELECT FROM {outbox} WHERE branch = {branch} AND n = 1 FOR UPDATE{busy}), \
          delivered AS (DELETE FROM {outbox} WHERE branch = {branch} AND EXISTS (SELECT FROM first) RETURNING n, channel, payload) \
          SELECT pg_catalog.pg_notify(channel, payload) FROM (SELECT channel, payload FROM delivered ORDER BY n) AS delivered; \
-         COMMIT"
+         COMMIT",
+        rows::milliseconds(wait)
     )
 }
 
@@ -184,17 +200,29 @@ pub(super) async fn deliver(control: &Control, branch: &BranchId) -> Result<(), 
 }
 
 /// Delivers what was committed and not delivered: what can be seen in the outbox. What somebody else is delivering is left to them.
+/// Where a branch's rows can't be delivered those of the others are; the first failure is told at the end.
 pub(super) async fn deliver_all(control: &Control) -> Result<(), PostgresError> {
-    let session = control.session().await?;
-    if schema::has(&session, TABLE).await? {
-        let sql = format!("SELECT branch FROM {}.{TABLE} WHERE n = 1 ORDER BY branch", schema::SCHEMA);
-        let answer = ask(&session, "looking into the outbox", &sql).await?;
-        for branch in rows(&answer).filter_map(|row| row.get(0)) {
-            ask(&session, DELIVERING, &delivery(branch, Busy::Leave)).await?;
+    within(DELIVERING, ALL_LIMIT, deliver_each(control)).await
+}
+
+async fn deliver_each(control: &Control) -> Result<(), PostgresError> {
+    let mut session = control.session().await?;
+    if !schema::has(&session, TABLE).await? {
+        control.give_back(session);
+        return Ok(());
+    }
+    let query = format!("SELECT branch FROM {}.{TABLE} WHERE n = 1 ORDER BY branch", schema::SCHEMA);
+    let answer = ask(&session, "looking into the outbox", &rows::look(&query, BRIEFLY)).await?;
+    let mut delivered = Ok(());
+    for branch in control::rows(&answer).filter_map(|row| row.get(0)) {
+        if let Err(error) = ask(&session, DELIVERING, &delivery(branch, Busy::Leave)).await {
+            // It may be inside of a transaction that has failed.
+            session = control.session().await?;
+            delivered = delivered.and(Err(error));
         }
     }
     control.give_back(session);
-    Ok(())
+    delivered
 }
 
 const DELIVERING: &str = "delivering notifications";

@@ -43,8 +43,19 @@ pub(super) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_comm
 /// Begins a transaction of our own: whatever the defaults are, it writes, each statement sees what is committed before it, and its
 /// commit lasts.
 pub(super) fn begin(lock_timeout: Duration) -> String {
-    let lock_timeout = lock_timeout.as_millis().clamp(1, i32::MAX as u128);
+    let lock_timeout = milliseconds(lock_timeout);
     format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = {lock_timeout}; {DURABLE}")
+}
+
+/// A query that changes nothing, and waits for its tables no longer than this: somebody may hold them, or queue for them, for long.
+pub(super) fn look(query: &str, lock_timeout: Duration) -> String {
+    let lock_timeout = milliseconds(lock_timeout);
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL lock_timeout = {lock_timeout}; {query}; COMMIT")
+}
+
+/// For `lock_timeout`, where 0 would be for ever.
+pub(super) fn milliseconds(lock_timeout: Duration) -> u128 {
+    lock_timeout.as_millis().clamp(1, i32::MAX as u128)
 }
 
 /// PostgreSQL's bigint is signed; times, counters and sequences are far below the bound.
@@ -56,6 +67,13 @@ pub(super) fn number(value: u64) -> i64 {
 pub(super) fn nonce(owner: Owner) -> String {
     let text = owner.incarnation.to_string();
     literal(text.rsplit_once('.').map_or(text.as_str(), |(_, nonce)| nonce))
+}
+
+/// Which rows of incarnations and floors are a run's.
+fn run(by: By, owner: Owner) -> String {
+    let Owner { log, incarnation } = owner;
+    let (decider, nonce) = (by.text(), nonce(owner));
+    format!("decider = '{decider}' AND log = '{log}' AND counter = {} AND nonce = {nonce}", incarnation.counter)
 }
 
 /// Decides transactions for a node: see [`node`](super::node) for the guard. Gives the rows that are there then, of whichever outcome.
@@ -146,13 +164,15 @@ pub(super) fn participants<'r>(records: impl IntoIterator<Item = &'r DecisionRec
     sql
 }
 
-/// Inserts the commit row of a carrier; fails with 23505 where a row of either outcome is there.
+/// Inserts the commit row of a carrier; fails with 23505 where a row of either outcome is there, and with 23502 (there is no `counter`)
+/// where its incarnation has been let go, and the fence with it.
 pub(super) fn insert(record: &DecisionRecord) -> String {
-    let TransactionId { log, incarnation, .. } = record.transaction;
+    let log = record.transaction.log;
     let mut sql = format!(
         "INSERT INTO unanimous.decision (transaction_id, decider, log, counter, outcome, decided_at, note) \
-         SELECT id, 'carrier', '{log}', {}, 'commit', decided_at, note FROM (VALUES {}) AS d (id, decided_at, note)",
-        incarnation.counter,
+         SELECT id, 'carrier', '{log}', (SELECT counter FROM unanimous.incarnation WHERE {} FOR KEY SHARE), 'commit', decided_at, note \
+         FROM (VALUES {}) AS d (id, decided_at, note)",
+        run(By::Carrier, record.transaction.owner()),
         decisions([record])
     );
     let participants = participants([record]);
@@ -207,12 +227,7 @@ pub(super) const UNGUARDED: &str = "SELECT 1";
 pub(super) fn ask(question: &Question<'_>) -> String {
     let Question { by, transaction, server, now, lock_timeout, guard } = *question;
     let (decider, now, id) = (by.text(), number(now), literal(&transaction.to_string()));
-    let run = format!(
-        "decider = '{decider}' AND log = '{}' AND counter = {} AND nonce = {}",
-        transaction.log,
-        transaction.incarnation.counter,
-        nonce(transaction.owner())
-    );
+    let run = run(by, transaction.owner());
     let known = format!("EXISTS (SELECT FROM unanimous.incarnation WHERE {run} AND server = {})", literal(server));
     let beyond = format!(
         "(EXISTS (SELECT FROM unanimous.floor WHERE {run} AND sequence >= {}) OR {} < \
@@ -259,9 +274,9 @@ pub(super) fn force(query: &str, lock_timeout: Duration) -> String {
 
 /// Marks transactions as finished, and lets go what is past the horizon of `owner`'s own log. Not forced: what is lost of it is done again.
 ///
-/// Commit rows go when they are finished. Fences go when they are of an earlier incarnation, which is dead; one of the present
-/// incarnation may still be what stops a late commit. Incarnations go when they ended before the horizon and have no rows.
-/// What goes leaves a floor.
+/// Commit rows go when they are finished, and leave a floor. Incarnations go when they ended before the horizon and have no rows but
+/// fences from before it. Fences go when their incarnation is gone: its process may only be suspended, and a late commit of it meets
+/// either the fence or [`insert`]'s question for the incarnation. One that is about to commit holds it, and it stays.
 pub(super) fn finish(
     by: By,
     finished: &[TransactionId],
@@ -286,13 +301,13 @@ pub(super) fn finish(
         let (decider, log, counter) = (by.text(), owner.log, owner.incarnation.counter);
         let lock = rows_lock(log);
         // An id that can't be read is left for an operator: deleting its row would raise no floor, or not its own.
+        let readable = format!("^{log}[.][0-9]{{1,10}}[.][0-9a-z]{{8}}[.][0-9]{{1,15}}$");
         let _ = write!(
             sql,
             "; WITH old AS (SELECT transaction_id FROM unanimous.decision \
                WHERE (SELECT pg_catalog.pg_try_advisory_xact_lock({lock})) \
-               AND log = '{log}' AND finished_at <= {horizon} AND decider = '{decider}' \
-               AND (outcome = 'commit' OR counter < {counter}) \
-               AND transaction_id ~ '^{log}[.][0-9]{{1,10}}[.][0-9a-z]{{8}}[.][0-9]{{1,15}}$' \
+               AND log = '{log}' AND finished_at <= {horizon} AND decider = '{decider}' AND outcome = 'commit' \
+               AND transaction_id ~ '{readable}' \
                ORDER BY finished_at LIMIT {EXPIRED_AT_ONCE}), \
              gone AS (DELETE FROM unanimous.decision AS d USING old WHERE d.transaction_id = old.transaction_id \
                RETURNING d.transaction_id), \
@@ -302,16 +317,26 @@ pub(super) fn finish(
                pg_catalog.split_part(transaction_id, '.', 3), max(pg_catalog.split_part(transaction_id, '.', 4)::bigint) \
              FROM gone GROUP BY 3, 4 \
              ON CONFLICT (decider, log, counter, nonce) DO UPDATE SET sequence = greatest(f.sequence, excluded.sequence); \
-             WITH old AS (DELETE FROM unanimous.incarnation AS i \
+             WITH old AS (SELECT counter, nonce FROM unanimous.incarnation AS i \
                WHERE (SELECT pg_catalog.pg_try_advisory_xact_lock({lock})) \
                AND decider = '{decider}' AND log = '{log}' AND counter < {counter} \
                AND EXISTS (SELECT FROM unanimous.incarnation AS next WHERE next.decider = '{decider}' AND next.log = '{log}' \
                  AND next.counter > i.counter AND next.started_at <= {horizon}) \
                AND NOT EXISTS (SELECT FROM unanimous.decision AS d WHERE d.decider = '{decider}' AND d.log = '{log}' \
-                 AND d.counter <= i.counter) \
-               RETURNING counter, nonce) \
+                 AND d.counter <= i.counter AND (d.outcome = 'commit' OR (d.finished_at <= {horizon}) IS NOT TRUE)) \
+               FOR UPDATE OF i SKIP LOCKED), \
+             gone AS (DELETE FROM unanimous.incarnation AS i USING old \
+               WHERE i.decider = '{decider}' AND i.log = '{log}' AND i.counter = old.counter AND i.nonce = old.nonce) \
              DELETE FROM unanimous.floor AS f USING old \
-             WHERE f.decider = '{decider}' AND f.log = '{log}' AND f.counter = old.counter AND f.nonce = old.nonce"
+             WHERE f.decider = '{decider}' AND f.log = '{log}' AND f.counter = old.counter AND f.nonce = old.nonce; \
+             WITH old AS (SELECT transaction_id FROM unanimous.decision AS d \
+               WHERE (SELECT pg_catalog.pg_try_advisory_xact_lock({lock})) \
+               AND log = '{log}' AND finished_at <= {horizon} AND decider = '{decider}' AND outcome = 'abort' \
+               AND counter < {counter} AND transaction_id ~ '{readable}' \
+               AND NOT EXISTS (SELECT FROM unanimous.incarnation AS i WHERE i.decider = '{decider}' AND i.log = '{log}' \
+                 AND i.counter = d.counter AND i.nonce = pg_catalog.split_part(d.transaction_id, '.', 3)) \
+               ORDER BY finished_at LIMIT {EXPIRED_AT_ONCE}) \
+             DELETE FROM unanimous.decision AS d USING old WHERE d.transaction_id = old.transaction_id"
         );
     }
     sql.push_str("; COMMIT");

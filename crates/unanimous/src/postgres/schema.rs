@@ -2,11 +2,14 @@
 //!
 //! Must not know what is in them.
 
+use std::time::Duration;
+
 use tokio_postgres::error::SqlState;
 use unanimous_core::FailureKind;
 
 use super::control::{Control, ask};
 use super::error::PostgresError;
+use super::rows;
 use super::session::{Session, row};
 use super::sql::identifier;
 
@@ -21,6 +24,9 @@ const VERSION: &str = "1";
 
 /// Of the advisory lock under which the tables are made: `CREATE ... IF NOT EXISTS` by two at once can fail.
 const LOCK: i64 = 0x756e_616e_696d;
+
+/// How long the making of the tables, and a look at their version, wait for others.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The SQL that makes the tables which a carrier, a shared decision log and notifications need, for a database's owner to run where the
 /// store's own role may not. Can be run again. With a role, it grants that role what it needs.
@@ -49,7 +55,7 @@ pub(super) async fn has(session: &Session, table: &str) -> Result<bool, Postgres
 pub(super) async fn ensure_decisions(control: &Control) -> Result<(), PostgresError> {
     ensure(control, "decision").await?;
     let session = control.session().await?;
-    let sql = format!("SELECT version FROM {SCHEMA}.format");
+    let sql = rows::look(&format!("SELECT version FROM {SCHEMA}.format"), LOCK_TIMEOUT);
     let answer = ask(&session, "reading the version of the store's tables", &sql).await.map_err(may_not)?;
     control.give_back(session);
     match row(&answer).and_then(|row| row.get(0)) {
@@ -63,7 +69,8 @@ pub(super) async fn ensure_decisions(control: &Control) -> Result<(), PostgresEr
 pub(super) async fn ensure(control: &Control, table: &str) -> Result<(), PostgresError> {
     let session = control.session().await?;
     if !has(&session, table).await? {
-        let sql = format!("BEGIN READ WRITE; SELECT pg_catalog.pg_advisory_xact_lock({LOCK}); {SQL}; COMMIT");
+        let sql =
+            format!("{}; SELECT pg_catalog.pg_advisory_xact_lock({LOCK}); {SQL}; COMMIT", rows::begin(LOCK_TIMEOUT));
         ask(&session, "making the store's tables", &sql).await.map_err(|error| match error.kind() {
             FailureKind::Refused => {
                 let source: &(dyn std::error::Error + 'static) = &error;

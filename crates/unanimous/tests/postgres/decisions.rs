@@ -275,6 +275,39 @@ async fn rows_are_kept_to_the_horizon_and_nothing_is_presumed_beyond_it() {
     assert_eq!(decision(&next, OWNER.transaction(5), LATER).await, Known::Hold(HoldReason::BeyondHorizon));
 }
 
+/// The process of a run was suspended with its work open, and wakes when all that is known of the run was let go, the fence too.
+#[tokio::test]
+async fn a_carrier_that_comes_later_than_the_horizon_is_refused() {
+    let database = database();
+    let open = || Postgres::builder("orders", config(&database)).carrier().horizon(Duration::ZERO).build();
+    let (suspended, next) = (open(), open());
+    let transaction = OWNER.transaction(1);
+    let late = wrote(&suspended, transaction).await;
+    wrote(&next, LATER.transaction(4)).await.rollback().await.unwrap();
+    assert_eq!(decision(&next, transaction, LATER).await, Known::Abort);
+    // A run that is about to commit keeps its fence.
+    let held = client(&database).await;
+    held.batch_execute("begin; select from unanimous.incarnation where counter = 3 for key share").await.unwrap();
+    let finished = carried(&next, LATER.transaction(2)).await.transaction;
+    next.forget(finished);
+    until("a pass", async || rows(&database) == "1 abort finished").await;
+    assert_eq!(
+        database.psql("select string_agg(counter::text, ' ' order by counter) from unanimous.incarnation").unwrap(),
+        "3 4"
+    );
+    held.batch_execute("rollback").await.unwrap();
+    let finished = carried(&next, LATER.transaction(3)).await.transaction;
+    next.forget(finished);
+    until("the end of the run", async || rows(&database).is_empty()).await;
+    assert_eq!(database.psql("select counter from unanimous.incarnation").unwrap(), "4");
+
+    let error = late.commit_carrying(&record(transaction)).await.unwrap_err();
+    assert_eq!(error.kind(), FailureKind::Refused, "{error:?}");
+    assert_eq!(cause(&error).code().unwrap().code(), "23502");
+    late.rollback().await.unwrap();
+    assert_eq!((rows(&database), values(&database)), (String::new(), "2 3".to_owned()));
+}
+
 /// Rule 3: a row that is seen may not be on the disk, or on a replica, yet.
 #[tokio::test]
 async fn every_answer_is_written_again() {

@@ -282,6 +282,38 @@ async fn recovery_delivers_what_nobody_did_in_order_and_once() {
     assert_eq!(outbox(&pair.orders), "");
 }
 
+/// A prepared branch that has notified holds the outbox; VACUUM FULL queues behind it, and the delivery would behind that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_that_holds_the_outbox_is_listed_before_anybody_waits_for_it() {
+    let pair = Pair::new();
+    let (orders, _) = pair.stores();
+    let id = branch_id();
+    drop(prepare(&orders, &id, &["a"]).await);
+    let between = Between::new(&pair.orders).await;
+    let listing = tokio::time::timeout(Duration::from_secs(60), orders.in_doubt());
+    assert_eq!(listing.await.expect("the list waits for nobody").unwrap(), std::slice::from_ref(&id));
+    ResourceManager::rollback(&orders, &id).await.unwrap();
+    between.let_go().await;
+    assert_eq!(prepared(&pair.orders), "");
+}
+
+/// Whatever keeps one branch's rows from being delivered, those behind it are.
+#[tokio::test]
+async fn a_row_that_cant_be_delivered_holds_up_no_other() {
+    let pair = Pair::new();
+    let (orders, _) = pair.stores();
+    let mut listener = Listener::new(&pair.orders.url(), &["jobs"]).await;
+    let id = branch_id();
+    drop(prepare(&orders, &id, &["last"]).await);
+    pair.orders.psql(&format!("commit prepared '{id}'")).unwrap();
+    // The server takes no such channel.
+    let (channel, first) = ("c".repeat(64), "insert into unanimous.outbox (branch, n, channel, payload) values");
+    pair.orders.psql(&format!("{first} ('0', 1, '{channel}', ''), ('1', 1, '{channel}', '')")).unwrap();
+    assert_eq!(orders.in_doubt().await.unwrap(), []);
+    assert_eq!(listener.heard().await, pairs(&[("jobs", "last")]));
+    assert_eq!(outbox(&pair.orders), format!("{channel} {channel}"));
+}
+
 async fn recoverer(pair: &Pair, billing: &Postgres) -> TransactionManager {
     let orders = Postgres::from_url("orders", &pair.orders.url()).unwrap();
     TransactionManager::builder(MemoryLog::new()).resource(orders).resource(billing.clone()).build().await.unwrap()

@@ -3,10 +3,14 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use unanimous::TransactionManager;
-use unanimous::postgres::{Postgres, PostgresError};
+use std::error::Error as _;
+
+use unanimous::postgres::tokio_postgres::Config;
+use unanimous::postgres::{Postgres, PostgresError, PostgresLog};
+use unanimous::{BranchId, DeciderId, DecisionLog as _, ResourceManager as _, TransactionManager};
 use unanimous_testing::process::Program;
 
 use super::{PATIENCE, Place, Raw, none, state};
@@ -15,24 +19,32 @@ use super::{PATIENCE, Place, Raw, none, state};
 struct Pooler {
     program: Program,
     port: u16,
-    _folder: tempfile::TempDir,
+    settings: String,
+    folder: tempfile::TempDir,
 }
 
 impl Pooler {
     async fn start(place: &Place, mode: &str) -> Self {
+        Self::start_with(place, mode, "").await
+    }
+
+    async fn start_with(place: &Place, mode: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // The port is free at this moment, and below those that outgoing connections get.
-        let port =
-            (20_000..32_000).rev().find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
+        // The port is free at this moment, below those that outgoing connections get, and not what a test beside this one found.
+        static NEXT: AtomicU16 = AtomicU16::new(32_000);
+        let port = std::iter::repeat_with(|| NEXT.fetch_sub(1, Ordering::Relaxed) - 1)
+            .take(12_000)
+            .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .unwrap();
         let users = folder.path().join("users");
         let settings = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = {mode}\ndefault_pool_size = 1\n",
+             unix_socket_dir =\nauth_type = trust\nauth_file = {}\nadmin_users = postgres\npool_mode = {mode}\ndefault_pool_size = 1\n{more}",
             place.database.cluster().port(),
             users.display()
         );
         std::fs::write(users, "\"postgres\" \"\"\n").unwrap();
-        std::fs::write(folder.path().join("settings.ini"), settings).unwrap();
+        std::fs::write(folder.path().join("settings.ini"), &settings).unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         // Debian has it outside of an ordinary user's search path.
         let installed = "/usr/sbin/pgbouncer";
@@ -48,7 +60,7 @@ impl Pooler {
             command.uid(id("-u")).gid(id("-g"));
         }
         let program = Program::start(&mut command).expect("pgbouncer is installed (apt-get install pgbouncer)");
-        let pooler = Self { program, port, _folder: folder };
+        let pooler = Self { program, port, settings, folder };
         let accepts = tokio::time::timeout(PATIENCE, async {
             while Raw::try_open(&pooler.url(place)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -56,6 +68,17 @@ impl Pooler {
         });
         assert!(accepts.await.is_ok(), "pgbouncer does not serve: {:?}", pooler.program);
         pooler
+    }
+
+    /// What asks for a place's database is led to another one's from now on, on the connections that it has.
+    async fn lead(&self, place: &Place, to: &Place) {
+        let server = to.database.cluster().port();
+        let (name, other) = (place.database.name(), to.database.name());
+        let entry = format!("[databases]\n{name} = host=127.0.0.1 port={server} dbname={other}\n");
+        let settings = self.settings.replacen("[databases]\n", &entry, 1);
+        std::fs::write(self.folder.path().join("settings.ini"), settings).unwrap();
+        let console = super::super::connect(&self.url(place).replace(name, "pgbouncer")).await;
+        console.batch_execute("reload").await.unwrap();
     }
 
     fn url(&self, place: &Place) -> String {
@@ -96,6 +119,49 @@ async fn a_store_that_does_not_know_of_the_pooler_is_refused() {
     let pooler = Pooler::start(&place, "transaction").await;
     let error = Postgres::from_url("a", &pooler.url(&place)).unwrap().check().await.unwrap_err();
     assert!(matches!(error, PostgresError::Connect(_)), "{error:?}");
+}
+
+/// Identity and list can reach two servers: the list says itself whose it is, and an empty one of another server confirms nothing.
+#[tokio::test]
+async fn a_list_that_another_server_gave_is_not_believed() {
+    let (place, other) = (Place::new().await, Place::new().await);
+    let pooler = Pooler::start(&place, "transaction").await;
+    let config = pooler.url(&place).parse::<Config>().unwrap();
+    let store = Postgres::builder("a", config).pooler().build();
+    let id = BranchId { transaction: super::disk().open().owner().transaction(1), decider: DeciderId::Log, number: 0 };
+    place.raw.says(&format!("begin; insert into t values ('a'); prepare transaction '{id}'")).await.unwrap();
+    assert_eq!(store.in_doubt().await.unwrap(), std::slice::from_ref(&id));
+    pooler.lead(&place, &other).await;
+    for error in [
+        store.prepared().await.map(drop).unwrap_err().to_string(),
+        store.commit(&id).await.unwrap_err().source().unwrap().to_string(),
+    ] {
+        assert!(error.contains("leads to the store"), "{error}");
+    }
+    pooler.lead(&place, &place).await;
+    store.commit(&id).await.unwrap();
+    assert_eq!(place.rows().await, ["a"]);
+    assert_eq!(store.in_doubt().await.unwrap(), []);
+}
+
+/// A pooler that was told to ignore the connection's options takes it, and shares the session that has the log's lock.
+#[tokio::test]
+async fn a_log_behind_a_pooler_that_drops_options_is_refused() {
+    let place = Place::new().await;
+    let pooler = Pooler::start_with(&place, "transaction", "ignore_startup_parameters = options\n").await;
+    let error = PostgresLog::open(&pooler.url(&place), "node").await.unwrap_err();
+    assert!(error.to_string().contains("connect to the server itself"), "{error}");
+}
+
+/// Session mode takes the option from nobody, too.
+#[tokio::test]
+async fn in_session_mode_too_a_store_must_know_of_the_pooler() {
+    let place = Place::new().await;
+    let pooler = Pooler::start(&place, "session").await;
+    let error = Postgres::from_url("a", &pooler.url(&place)).unwrap().check().await.unwrap_err();
+    assert!(matches!(error, PostgresError::Connect(_)), "{error:?}");
+    let config = pooler.url(&place).parse::<Config>().unwrap();
+    Postgres::builder("a", config).pooler().build().check().await.unwrap();
 }
 
 #[tokio::test]
