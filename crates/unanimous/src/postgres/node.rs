@@ -114,8 +114,16 @@ pub(super) async fn open(
         }
         let Some(next) = fence(control, &node, now, lock_timeout, env).await? else { continue };
         if opening == Opening::TakeOver {
-            end_holders(&next, &session).await?;
-            wait_for_lock(&next, &session, lock_timeout, env).await?;
+            // Who is fenced and lives may connect once more, before it notices.
+            let mut tries = 0;
+            while !next.try_lock(&session).await? {
+                tries += 1;
+                if tries > TRIES {
+                    wait_for_lock(&next, &session, lock_timeout, env).await?;
+                    break;
+                }
+                end_holders(&next, &session).await?;
+            }
         }
         return Ok((next, session));
     }
