@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{Config, NoTls, Socket};
+use tokio_postgres::{Config, Socket};
 use unanimous_core::{
     BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, StoreError, TransactionId,
 };
@@ -20,6 +20,7 @@ use super::error::PostgresError;
 use super::node::{self, Opening};
 use super::rows::By;
 use super::session::{ByConfig, Connect};
+use super::tls;
 use super::writer::{self, Shared, because};
 use crate::env::TokioEnv;
 use crate::log::LogError;
@@ -105,6 +106,17 @@ impl PostgresLogBuilder {
         Self { connect: Box::new(|| Arc::new(ByConfig::new(config, tls, true))), ..self }
     }
 
+    /// As [`PostgresBuilder::root_certificates`](super::PostgresBuilder::root_certificates).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[cfg(feature = "postgres-rustls")]
+    pub fn root_certificates(self, pem: &[u8]) -> Result<Self, PostgresError> {
+        let (config, connect) = (self.config.clone(), tls::by_roots(pem)?);
+        Ok(Self { connect: Box::new(|| connect(config, true)), ..self })
+    }
+
     /// Opens the node's log; it is made where the node is new.
     ///
     /// Cancel safety: dropping the future gives the node up; a new run may have begun, which is harmless.
@@ -150,8 +162,8 @@ impl fmt::Debug for PostgresLogBuilder {
 }
 
 impl PostgresLog {
-    /// Opens the log of a node of this name, in the database that a connection string names, without TLS. As
-    /// [`PostgresLogBuilder::open`].
+    /// Opens the log of a node of this name, in the database that a connection string names; TLS as in
+    /// [`Postgres::from_url`](super::Postgres::from_url). As [`PostgresLogBuilder::open`].
     ///
     /// # Errors
     ///
@@ -174,7 +186,7 @@ impl PostgresLog {
         let plain = config.clone();
         PostgresLogBuilder {
             node: node.into(),
-            connect: Box::new(|| Arc::new(ByConfig::new(plain, NoTls, true))),
+            connect: Box::new(|| tls::by_config_or_never(plain, true)),
             config,
             horizon: Duration::from_secs(7 * 24 * 60 * 60),
             lock_wait: Duration::from_secs(2),

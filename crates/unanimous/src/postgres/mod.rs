@@ -77,8 +77,6 @@ pub use schema::schema_sql;
 pub use survey::{Lock, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
-#[cfg(feature = "postgres-rustls")]
-use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, Socket};
 use unanimous_core::{
@@ -88,7 +86,7 @@ use unanimous_core::{
 
 use self::carrier::Decisions;
 use self::control::Finish;
-use self::session::{ByConfig, ByPool, Connect, Never};
+use self::session::{ByConfig, ByPool, Connect};
 use self::store::{Source, Store};
 
 /// A PostgreSQL database that takes part in transactions. Cheap to clone; all clones are one store.
@@ -198,12 +196,7 @@ impl PostgresBuilder {
     /// When there is none among them, or one can't be used.
     #[cfg(feature = "postgres-rustls")]
     pub fn root_certificates(self, pem: &[u8]) -> Result<Self, PostgresError> {
-        let tls = tls::by_rustls::given(pem)?;
-        let connect = |mut config: Config, guard| -> Arc<dyn Connect> {
-            config.ssl_mode(SslMode::Require);
-            Arc::new(ByConfig::new(config, tls, guard))
-        };
-        Ok(Self { connect: Box::new(connect), ..self })
+        Ok(Self { connect: Box::new(tls::by_roots(pem)?), ..self })
     }
 
     /// The configuration leads to a connection pooler (PgBouncer) that shares sessions among clients by the transaction: nothing is left
@@ -275,9 +268,7 @@ impl Postgres {
         PostgresBuilder {
             name: name.into(),
             connections: connections.into(),
-            connect: Box::new(|config, guard| {
-                tls::by_config(config, guard).unwrap_or_else(|error| Arc::new(Never(error)))
-            }),
+            connect: Box::new(tls::by_config_or_never),
             guard: true,
             max_connections: 16,
             lock_timeout: Duration::from_secs(5),

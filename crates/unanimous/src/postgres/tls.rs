@@ -8,7 +8,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls};
 
 use super::error::PostgresError;
-use super::session::{ByConfig, Connect};
+use super::session::{ByConfig, Connect, Never};
 
 /// What makes connections by a configuration, which read only by default where that is asked for (`guard`).
 pub(super) fn by_config(config: Config, guard: bool) -> Result<Arc<dyn Connect>, PostgresError> {
@@ -16,6 +16,23 @@ pub(super) fn by_config(config: Config, guard: bool) -> Result<Arc<dyn Connect>,
         return Ok(Arc::new(ByConfig::new(config, NoTls, guard)));
     }
     secured(config, guard)
+}
+
+/// The same, where what asks for TLS and can't have it is told so when it connects.
+pub(super) fn by_config_or_never(config: Config, guard: bool) -> Arc<dyn Connect> {
+    by_config(config, guard).unwrap_or_else(|error| Arc::new(Never(error)))
+}
+
+/// With these root certificates, as PEM, and TLS only.
+#[cfg(feature = "postgres-rustls")]
+pub(super) fn by_roots(
+    pem: &[u8],
+) -> Result<impl FnOnce(Config, bool) -> Arc<dyn Connect> + Send + use<>, PostgresError> {
+    let tls = by_rustls::given(pem)?;
+    Ok(|mut config: Config, guard| -> Arc<dyn Connect> {
+        config.ssl_mode(SslMode::Require);
+        Arc::new(ByConfig::new(config, tls, guard))
+    })
 }
 
 #[cfg(not(feature = "postgres-rustls"))]
@@ -41,7 +58,7 @@ fn secured(config: Config, guard: bool) -> Result<Arc<dyn Connect>, PostgresErro
 }
 
 #[cfg(feature = "postgres-rustls")]
-pub(super) mod by_rustls {
+mod by_rustls {
     use std::error::Error;
     use std::sync::Arc;
 
@@ -75,7 +92,7 @@ pub(super) mod by_rustls {
     }
 
     /// Servers whose certificates lead to one of these, as PEM.
-    pub(in crate::postgres) fn given(pem: &[u8]) -> Result<MakeRustlsConnect, PostgresError> {
+    pub(super) fn given(pem: &[u8]) -> Result<MakeRustlsConnect, PostgresError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem) {
             let certificate = certificate.map_err(|error| unusable("a root certificate is no PEM", &error))?;
