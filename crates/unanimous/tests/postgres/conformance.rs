@@ -1,14 +1,16 @@
 //! The kit's conformance suite on the adapter.
 
 use unanimous::BoxError;
-use unanimous::postgres::tokio_postgres::Config;
+use unanimous::postgres::deadpool_postgres::{Manager, Pool};
+use unanimous::postgres::tokio_postgres::{Config, NoTls};
 use unanimous::postgres::{Postgres, PostgresBranch};
 use unanimous_testing::conformance::{self, Subject};
 use unanimous_testing::postgres::{Cluster, Database};
 
-/// A database that prepares, or one that is named a carrier.
+/// A database that prepares, the same on a pool of the application's, or one that is named a carrier.
 enum Kind {
     TwoPhase,
+    Pooled,
     Carrier,
 }
 
@@ -26,9 +28,13 @@ impl Subject for Kind {
     }
 
     async fn open(&self, place: &Database<'static>) -> Result<Postgres, BoxError> {
-        let builder = Postgres::builder("database", place.url().parse::<Config>()?);
+        let config = place.url().parse::<Config>()?;
+        if matches!(self, Kind::Pooled) {
+            return Ok(Postgres::new("database", Pool::builder(Manager::new(config, NoTls)).max_size(4).build()?));
+        }
+        let builder = Postgres::builder("database", config);
         Ok(match self {
-            Kind::TwoPhase => builder.build(),
+            Kind::TwoPhase | Kind::Pooled => builder.build(),
             Kind::Carrier => builder.carrier().build(),
         })
     }
@@ -57,6 +63,13 @@ impl Subject for Kind {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_two_phase_database_conforms() {
     let report = conformance::run(Kind::TwoPhase).await;
+    println!("{report}");
+    assert!(report.passed.contains(&"managed::a_vote_that_lands_late"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_on_a_pool_of_the_applications_conforms() {
+    let report = conformance::run(Kind::Pooled).await;
     println!("{report}");
     assert!(report.passed.contains(&"managed::a_vote_that_lands_late"), "{report}");
 }

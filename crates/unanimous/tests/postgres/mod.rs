@@ -10,8 +10,9 @@ mod facts;
 mod join;
 mod listener;
 mod notify;
-mod shared_log;
 mod plain_thread;
+mod pools;
+mod shared_log;
 mod survey;
 mod tls;
 

@@ -1,0 +1,139 @@
+//! A pool that the application made: what it hands out, what it gets back, and what does not depend on it.
+
+use std::time::Duration;
+
+use unanimous::log::MemoryLog;
+use unanimous::postgres::deadpool_postgres::{Manager, Pool, Runtime};
+use unanimous::postgres::tokio_postgres::NoTls;
+use unanimous::postgres::{Postgres, PostgresError, PostgresOptions};
+use unanimous::{
+    Branch, BranchContext, BranchId, DeciderId, DecisionLog, JoinError, Options, ResourceManager, TransactionManager,
+};
+use unanimous_testing::postgres::Database;
+
+use super::{Pair, prepared, values};
+use crate::support::aborted;
+
+fn pool(database: &Database<'_>, size: usize) -> Pool {
+    let manager = Manager::new(database.url().parse().unwrap(), NoTls);
+    Pool::builder(manager).max_size(size).runtime(Runtime::Tokio1).build().unwrap()
+}
+
+async fn manager(store: &Postgres) -> TransactionManager {
+    TransactionManager::builder(MemoryLog::new()).resource(store.clone()).build().await.unwrap()
+}
+
+async fn pid(client: &unanimous::postgres::tokio_postgres::Client) -> i32 {
+    client.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0)
+}
+
+/// The pool itself does not notice: it gives such a connection to whoever asks next.
+#[tokio::test]
+async fn a_connection_left_inside_a_transaction_is_refused_and_discarded() {
+    let pair = Pair::new();
+    let pool = pool(&pair.orders, 1);
+    let store = Postgres::new("orders", pool.clone());
+    let manager = manager(&store).await;
+    for left in ["begin; insert into t (v) values ('left')", "begin; insert into t (v) values ('left'); select 1/0"] {
+        let object = pool.get().await.unwrap();
+        let was = pid(&object).await;
+        let _ = object.batch_execute(left).await;
+        drop(object);
+        let tx = manager.begin();
+        let Err(JoinError::Store { source, .. }) = tx.join(&store).await else { panic!("it was not refused: {left}") };
+        let why: PostgresError = *source.into_source().downcast().unwrap();
+        assert!(matches!(why, PostgresError::InTransaction), "{left}: {why:?}");
+        assert_eq!(pool.status().size, 0, "it is in the pool no more");
+        let branch = tx.join(&store).await.unwrap();
+        assert_ne!(pid(&branch).await, was, "the next one is another");
+        branch.batch_execute("insert into t (v) values ('ours') on conflict do nothing").await.unwrap();
+        drop(branch);
+        tx.commit().await.unwrap();
+    }
+    assert_eq!(values(&pair.orders), "ours", "what was left was not committed by us");
+}
+
+/// It comes back outside of any transaction, or not at all.
+#[tokio::test]
+async fn what_comes_back_to_the_pool_is_outside_of_any_transaction() {
+    let pair = Pair::new();
+    let pool = pool(&pair.orders, 1);
+    let store = Postgres::new("orders", pool.clone());
+    let manager = manager(&store).await;
+    let outside = async || {
+        let object = pool.get().await.unwrap();
+        let error = object.batch_execute("savepoint s").await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "25P01");
+        pid(&object).await
+    };
+    let first = outside().await;
+    for ending in ["commit", "abort", "failed"] {
+        let tx = manager.begin();
+        let branch = tx.join(&store).await.unwrap();
+        branch.execute("insert into t (v) values ($1)", &[&ending]).await.unwrap();
+        if ending == "failed" {
+            branch.batch_execute("select 1/0").await.unwrap_err();
+        }
+        drop(branch);
+        match ending {
+            "abort" => tx.abort().await,
+            "commit" => drop(tx.commit().await.unwrap()),
+            _ => drop(aborted(tx.commit().await)),
+        }
+        assert_eq!(outside().await, first, "{ending}: it is the same connection, given back");
+    }
+    // A guard that outlives its transaction: the connection is closed, and the server's session ended.
+    let tx = manager.begin_with(Options::default().time_limit(Duration::from_millis(300)));
+    let handle = tx.handle();
+    let branch = handle.join(&store).await.unwrap();
+    branch.batch_execute("insert into t (v) values ('late'); select pg_sleep(60)").await.unwrap_err();
+    aborted(tx.commit().await);
+    drop(branch);
+    assert_ne!(outside().await, first, "another one has its place");
+    // Closed where that is asked for.
+    let second = outside().await;
+    let tx = manager.begin();
+    drop(tx.join_with(&store, PostgresOptions::new().close_at_end()).await.unwrap());
+    tx.commit().await.unwrap();
+    assert_ne!(outside().await, second);
+    assert_eq!(values(&pair.orders), "commit");
+}
+
+/// Whoever waits for the pool may hold what recovery and phase two would free (rule 14).
+#[tokio::test]
+async fn recovery_does_not_wait_for_the_pool() {
+    let pair = Pair::new();
+    let pool = pool(&pair.orders, 1);
+    let store = Postgres::new("orders", pool.clone());
+    let owner = MemoryLog::new().owner();
+    let id = BranchId { transaction: owner.transaction(1), decider: DeciderId::Log, number: 0 };
+    let branch = store.begin(&BranchContext::new(id.transaction), PostgresOptions::new()).await.unwrap();
+    branch.batch_execute("insert into t (v) values ('a')").await.unwrap();
+    Branch::flush(&branch).await.unwrap();
+    Branch::prepare(&branch, &id).await.unwrap();
+    drop(branch);
+    let held = pool.get().await.unwrap();
+    assert_eq!(pool.status().available, 0);
+    assert_eq!(store.in_doubt().await.unwrap(), std::slice::from_ref(&id));
+    ResourceManager::commit(&store, &id).await.unwrap();
+    assert_eq!((prepared(&pair.orders), values(&pair.orders)), (String::new(), "a".to_owned()));
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_pool_that_is_empty_or_closed_is_told_so() {
+    let pair = Pair::new();
+    let pool = pool(&pair.orders, 1);
+    let store = Postgres::builder("orders", pool.clone()).pool_timeout(Duration::from_millis(100)).build();
+    let manager = manager(&store).await;
+    let held = pool.get().await.unwrap();
+    for _ in 0..2 {
+        let tx = manager.begin();
+        let Err(JoinError::Store { source, .. }) = tx.join(&store).await else { panic!("it was not refused") };
+        let why: PostgresError = *source.into_source().downcast().unwrap();
+        assert!(matches!(why, PostgresError::Pool(_)), "{why:?}");
+        tx.abort().await;
+        pool.close();
+    }
+    drop(held);
+}
