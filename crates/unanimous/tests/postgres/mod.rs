@@ -3,6 +3,7 @@
 // Clippy knows test functions, but not what helps them.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod ancestor;
 mod branch;
 mod conformance;
 mod decisions;
