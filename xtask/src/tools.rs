@@ -11,6 +11,7 @@ use crate::say;
 pub(crate) fn prepare() -> Result<(), String> {
     compiler()?;
     postgresql()?;
+    pgbouncer()?;
     for (name, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if !cargo([name, "--version"]).works() {
             return Err(format!("`cargo {name}` is missing; install it: rustup component add {component}"));
@@ -63,6 +64,34 @@ fn postgresql() -> Result<(), String> {
     }
     let tried = as_root("PostgreSQL", POSTGRESQL);
     binaries().map(drop).map_err(|missing| format!("{missing}{}", why(tried)))
+}
+
+/// Installs PgBouncer. Debian's package would start one on port 6432, now and at each boot.
+const PGBOUNCER: &str = "\
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then printf '#!/bin/sh\\nexit 101\\n' >$policy && chmod 755 $policy || exit; ours=yes; fi
+    apt-get update
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends pgbouncer
+    status=$?
+    if [ -n \"$ours\" ]; then rm -f $policy; fi
+    if command -v systemctl >/dev/null; then systemctl disable pgbouncer; fi
+    exit $status";
+
+/// Tests put a pooler in front of a server. Debian has it outside of an ordinary user's search path.
+fn pgbouncer() -> Result<(), String> {
+    let is_there = || ["pgbouncer", "/usr/sbin/pgbouncer"].iter().any(|name| Run::new(*name, ["--version"]).works());
+    if is_there() {
+        return Ok(());
+    }
+    let tried = as_root("PgBouncer", PGBOUNCER);
+    if is_there() {
+        return Ok(());
+    }
+    Err(format!(
+        "PgBouncer is not installed; install it (its program is enough, none needs to run):\n  \
+         Debian, Ubuntu: apt-get install pgbouncer\n  Fedora: dnf install pgbouncer\n  macOS: brew install pgbouncer{}",
+        why(tried)
+    ))
 }
 
 /// Runs a script of `apt-get` commands, by `sudo` where we are not root; does nothing where there is neither. (`apt-get update` may fail for a

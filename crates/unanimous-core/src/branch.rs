@@ -64,11 +64,16 @@ impl fmt::Display for SavepointId {
 /// Duties of an implementation:
 ///
 /// - After `rollback` or a commit was called, anything that the application still does through the branch must fail; it must
-///   never run outside of the transaction.
+///   never run outside of the transaction. From `flush` on no guard of the branch is in use (a commit with one in use aborts), so
+///   work may be refused from there on, and should be where the application can get at the branch without a guard.
 /// - `commit` after a successful `prepare` must not fail for a reason that `prepare` could have seen. It is repeated after any
 ///   error, also by [`ResourceManager::commit`](crate::ResourceManager::commit) after a crash, so it must be idempotent.
 /// - `rollback` is idempotent too, and is called on a branch in any state but committed.
-/// - Futures may be dropped at any await when a runtime ends, which counts as a crash; the manager itself never drops one early.
+/// - `commit` after `rollback`, and `rollback` after a commit that was Ok, are never called. Ok or an error is the branch's choice; either way
+///   it changes nothing.
+/// - Futures may be dropped at any await when a runtime ends, which counts as a crash; the manager itself never drops one early. So each
+///   call to a server needs a time limit of the adapter's own: the manager's time limit does not reach a commit in one phase, and there is
+///   none by default.
 /// - A panic counts as a lost answer.
 ///
 /// Before `flush`, a branch that has them may be asked for savepoints, one call at a time. Only a `rollback` may meet such a call under
@@ -82,7 +87,8 @@ pub trait Branch: Send + Sync + 'static {
     }
 
     /// Branches that are called on the caller's own thread are flushed, asked and finished in the order of this key, then of
-    /// their resource's name, then of their joining. A global order of stores keeps two transactions from deadlock.
+    /// their resource's name, then of their joining. A global order of stores keeps two transactions from deadlock. Most adapters leave
+    /// the default, which is the order of the names.
     fn sort_key(&self) -> String {
         String::new()
     }
@@ -101,7 +107,8 @@ pub trait Branch: Send + Sync + 'static {
     /// # Errors
     ///
     /// An error is a no and aborts the transaction. It is [lost](BranchError::lost) when the branch may be prepared nevertheless,
-    /// now or later.
+    /// now or later: a connection that was lost, a time limit that passed, an answer that says that the session ends. Refused or conflict
+    /// only where the store itself has answered that this prepare failed, or where it was certainly not asked.
     fn prepare(&self, id: &BranchId) -> impl Future<Output = Result<(), BranchError>> + Send;
 
     /// Phase two of a prepared branch whose transaction committed.
@@ -113,18 +120,25 @@ pub trait Branch: Send + Sync + 'static {
 
     /// Gives the branch up, in whatever state short of committed it is.
     ///
+    /// Where the answer to `prepare` was lost, the vote may land after this. It should be fenced then: end its session and wait until
+    /// that is gone, or leave a mark in the store that refuses it. What lands all the same is listed, and rolled back by recovery.
+    ///
     /// # Errors
     ///
-    /// A branch that may be prepared is then handed to recovery, which repeats it.
+    /// It is repeated while the branch may be prepared, here and then by recovery. An error of any other branch is not: that must end with
+    /// its session.
     fn rollback(&self) -> impl Future<Output = Result<(), BranchError>> + Send;
 
     /// Commits a branch that was not prepared: one that only read, or the only one that wrote.
     ///
-    /// By default it prepares and commits, also a branch that only read. Where a prepare costs, or leaves something behind, write it out.
+    /// By default it prepares and commits, also a branch that only read, which costs one forced write more than a store's own commit. Where
+    /// a prepare costs, or leaves something behind, write it out.
     ///
     /// # Errors
     ///
-    /// Conflict or refused: certainly not committed. [Lost](BranchError::lost): nobody knows.
+    /// Conflict or refused: certainly not committed; `rollback` follows. [Lost](BranchError::lost): nobody knows. A branch that wrote is
+    /// then dropped without a `rollback`, and the outcome is unknown: drop must end what is still open, and recovery rolls
+    /// back what is listed. A branch that only read is rolled back after any error, and may answer Ok.
     fn commit_one_phase(&self, id: &BranchId) -> impl Future<Output = Result<(), BranchError>> + Send {
         async move {
             self.prepare(id).await?;
@@ -144,7 +158,9 @@ pub trait Branch: Send + Sync + 'static {
         async move { Err(BranchError::refused(format!("the branch of {transaction} cannot carry a decision"))) }
     }
 
-    /// Whether an error of the application's own work, seen in this branch's store, is worth repeating the transaction for.
+    /// Whether an error of the application's own work, seen in this branch's store, is worth repeating the transaction for. The work's
+    /// error is the store's own, or has it among its sources; what the branch's own calls fail with says so by its
+    /// [kind](BranchError::conflict).
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
         let _ = error;
         false

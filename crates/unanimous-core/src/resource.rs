@@ -28,6 +28,8 @@ impl BranchContext {
 ///
 /// Phase two and recovery must have connections of their own (rule 14): a pool that waiting transactions have emptied must
 /// not stop what they wait for.
+///
+/// Recovery drops a call that takes too long, and makes it again in a later pass; what was dropped may still happen.
 pub trait ResourceManager: Send + Sync + 'static {
     /// What a transaction gets when it joins.
     type Branch: Branch;
@@ -41,7 +43,8 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// What its branches can promise; the same as [`Branch::capability`] of each.
     fn capability(&self) -> Capability;
 
-    /// Reads the store's identity from the store itself. It is created where the store is new.
+    /// Reads the store's identity from the store itself. It is created where the store is new. A copy of the store carries the same
+    /// identity and is not told from it.
     ///
     /// # Errors
     ///
@@ -81,7 +84,8 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// Any error is reported and the branch held until the next try.
     fn commit(&self, id: &BranchId) -> impl Future<Output = Result<(), BranchError>> + Send;
 
-    /// Rolls a prepared branch back. As [`commit`](Self::commit) otherwise.
+    /// Rolls a prepared branch back. As [`commit`](Self::commit) otherwise: an id that is not prepared is not fenced either. A vote that
+    /// lands later is listed again, and rolled back then.
     ///
     /// # Errors
     ///

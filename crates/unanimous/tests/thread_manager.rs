@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use unanimous::log::FileLog;
 use unanimous::thread::{Background, StateError, ThreadError, ThreadManager, ThreadTx};
@@ -12,7 +12,7 @@ use unanimous::{
     BoxError, BranchError, Cause, CommitError, JoinError, Outcome, RunError, Synchronizer, TransactionManager, Tx,
 };
 
-use crate::support::{Call, Deadlock, Fault, World, aborted as aborted_commit};
+use crate::support::{Call, Deadlock, Fault, LONG, World, aborted as aborted_commit};
 use crate::thread_support::{Plain, aborted, here};
 
 fn one() -> (Plain, crate::support::MemoryStore) {
@@ -353,7 +353,12 @@ fn the_background_ends_with_the_last_that_needs_it() -> Result<(), Box<dyn Error
         manager.shutdown(Duration::from_secs(60))?;
         assert_eq!(Arc::strong_count(&alive), 2, "it ended while a manager needed it");
         drop(manager);
-        assert_eq!(Arc::strong_count(&alive), 1, "its thread goes on");
+        // Recovery may hold the manager for a moment longer.
+        let began = Instant::now();
+        while Arc::strong_count(&alive) > 1 {
+            assert!(began.elapsed() < LONG, "its thread goes on");
+            thread::yield_now();
+        }
     }
     Ok(())
 }

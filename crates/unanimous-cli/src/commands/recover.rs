@@ -58,10 +58,10 @@ struct LogArgs {
 #[group(id = "which", multiple = false)]
 struct Which {
     /// The node whose log it is; refused while its process has it open
-    #[arg(long, value_name = "NODE", requires = "log_postgres")]
+    #[arg(long, value_name = "NODE", requires = "log_postgres", conflicts_with = "log")]
     node: Option<String>,
     /// A node whose process does not come back: fence it, and recover what it left
-    #[arg(long, value_name = "NODE", requires = "log_postgres")]
+    #[arg(long, value_name = "NODE", requires = "log_postgres", conflicts_with = "log")]
     take_over: Option<String>,
 }
 

@@ -42,8 +42,9 @@
 //! ```
 //!
 //! A restart is played by opening the store again while nothing is kept of the handles and branches before. What only a real kill -9
-//! shows (that a promise is on the disk and not in the process) is a test that each adapter needs besides:
-//! [`process`](crate::process) helps with it.
+//! shows (that a promise is in the store and not in the process) is a test that each adapter needs besides:
+//! [`process`](crate::process) helps with it. Answers are lost around the adapter, not in it: how it calls the errors of a connection is for
+//! tests of its own, with [`proxy`](crate::proxy).
 //!
 //! Must not know any store.
 
@@ -124,6 +125,8 @@ pub trait Subject: Send + Sync + 'static {
     /// Writes something under this key that can't be committed, and is noticed when the branch votes or commits only (a deferred constraint,
     /// a name that is taken meanwhile); true. By default false: there is no such thing in this store, and the check is left out.
     ///
+    /// [`is_there`](Self::is_there) is never asked about this key, so something else may be under it.
+    ///
     /// # Errors
     ///
     /// What the adapter says; the check fails.
@@ -172,6 +175,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (failed, passed) = (self.failed.len(), self.passed.len());
         writeln!(f, "{failed} of {} checks failed, {} don't apply", failed + passed, self.left_out.len())?;
+        if failed > 1 && self.failed.iter().any(|failure| failure.check == FIRST) {
+            writeln!(f, "\nmend {FIRST} first: the other checks build on what it looks at")?;
+        }
         for failure in &self.failed {
             writeln!(f, "\n{failure}")?;
         }
@@ -253,6 +259,9 @@ fn panic_text(error: tokio::task::JoinError) -> String {
     }
 }
 
+/// Made first; where it fails, so do most others, and say less.
+const FIRST: &str = "branch::what_wrote_says_so_and_is_not_seen";
+
 type Run<S> = fn(Case<S>) -> Pin<Box<dyn Future<Output = Checked> + Send>>;
 
 struct Check<S: Subject> {
@@ -297,9 +306,9 @@ fn checks<S: Subject>() -> Vec<Check<S>> {
     }
     checks! {
         any, "": {
+            branch::what_wrote_says_so_and_is_not_seen: "flush says Wrote where something was written, and nobody sees it before the commit";
             branch::the_store_keeps_its_identity: "identity is read from the store itself: the same for every handle and after a restart, another for another store";
             branch::a_branch_can_what_its_resource_says: "ResourceManager::capability is the same as Branch::capability of each branch";
-            branch::what_wrote_says_so_and_is_not_seen: "flush says Wrote where something was written, and nobody sees it before the commit";
             branch::rollback_leaves_nothing: "rollback gives a branch up in whatever state short of committed it is, and is idempotent";
             branch::nothing_works_after_the_end: "after rollback or a commit was called, work through the branch fails and never runs outside of the transaction";
             branch::a_dropped_branch_leaves_nothing: "a branch that is dropped without an end and has not prepared leaves nothing, and no locks";

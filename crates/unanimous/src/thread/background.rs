@@ -144,7 +144,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         drop(self.stop.take());
         let Some(thread) = self.thread.take() else { return };
-        // A pass of recovery may be the last that held the manager, and a thread can't wait for its own end.
+        // Recovery may be the last that held the manager, and a thread can't wait for its own end.
         if thread.thread().id() != std::thread::current().id() {
             // A panic of it was printed.
             let _ = thread.join();

@@ -100,7 +100,7 @@ async fn what_is_decided_is_told_to_the_next_run_and_the_rest_is_aborted() {
     decide(&log, 1).await.unwrap();
     let decided = sorted(record(first.transaction(1)));
     assert_eq!(known(&log, first.transaction(1)).await, Known::Commit(decided.clone()));
-    assert_eq!(log.unfinished().await.unwrap(), [decided.clone()]);
+    assert_eq!(log.unfinished().await.unwrap(), std::slice::from_ref(&decided));
     log.close().await;
     let next = open(&database, "a").await;
     assert_eq!((next.owner().log, next.owner().incarnation.counter), (first.log, first.incarnation.counter + 1));
@@ -503,7 +503,7 @@ async fn a_second_manager_recovers_what_a_dead_node_left() {
 
     let other =
         TransactionManager::builder(open(&database, "web-2").await).resource(billing.clone()).build().await.unwrap();
-    assert!(!other.in_doubt().is_empty() && prepared(&pair.billing) != "", "another node's are held");
+    assert!(!other.in_doubt().is_empty() && !prepared(&pair.billing).is_empty(), "another node's are held");
     let log = PostgresLog::take_over(&database.url(), "web-1").await.unwrap();
     let manager = TransactionManager::builder(log).resource(billing.clone()).build().await.unwrap();
     assert_eq!(manager.in_doubt(), []);

@@ -6,7 +6,7 @@
 //!
 //! What must hold, each round: within 30 seconds after the last fault no prepared transaction is left on either server, and `demo check`
 //! is clean; it never tells of a mismatch. Then, of each order, what the rounds on SQLite ask for: answered 201, it is there with its
-//! content, once; answered as aborted, it is nowhere. And each committed order was notified: see [`notifications`].
+//! content, once; answered as aborted, it is nowhere. And each committed order was notified; `notifications` says what that means.
 //!
 //! Must not know how the demo keeps its word: it posts, kills, and reads what is there.
 

@@ -279,7 +279,7 @@ async fn a_store_lists_the_branches_of_its_own_database() {
 async fn two_names_for_one_database_are_noticed() {
     let two = Two::new().await;
     let twice = two.builder(&two.a.store("a"), &two.a.store("b")).build().await;
-    let error = twice.err().expect("refused");
+    let error = twice.unwrap_err();
     assert!(matches!(&error, unanimous::BuildError::SameStore { names, .. } if *names == ["a", "b"]), "{error:?}");
     let (a, b) = two.stores();
     two.manager(&a, &b).await;
