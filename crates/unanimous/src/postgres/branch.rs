@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use deadpool::managed::Object;
-use futures_util::future::join;
+use futures_util::future::{join, join3};
 use futures_util::{FutureExt, TryFutureExt};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -58,6 +58,16 @@ impl Link {
             Link::Own(session) => session.client(),
             Link::Pool(object) => object,
             Link::Client(client) => client,
+        }
+    }
+
+    /// Whether what runs on it outside of a transaction of ours could write, though it must not: the session reads and writes by default, and is
+    /// not the application's own either.
+    fn is_open(&self) -> bool {
+        match self {
+            Link::Own(session) => !session.who.guarded,
+            Link::Pool(_) => true,
+            Link::Client(_) => false,
         }
     }
 
@@ -282,7 +292,19 @@ impl PostgresBranch {
 
     /// The statement that commits without a vote, behind the mark. A commit that was answered must last.
     fn commit_sql(&self, row: &str) -> String {
-        format!("SELECT {}; {DURABLE}; {row}; COMMIT", self.marked())
+        format!("SELECT {}; {DURABLE}; {row}; COMMIT{}", self.marked(), self.parking())
+    }
+
+    /// What follows the branch's end in the same message: a guard that is in use still can't write then, until the branch is dropped.
+    fn parking(&self) -> &'static str {
+        if self.link().is_open() { PARKED } else { "" }
+    }
+
+    /// The same as a message of its own, behind what can't share one. Sent at the first poll.
+    async fn park(&self) {
+        if self.link().is_open() && self.is_usable() && self.ask("parking the session", PARKED).await.is_err() {
+            self.spoil();
+        }
     }
 
     /// Notifies in the transaction that is about to commit. Sent at the first poll.
@@ -362,7 +384,8 @@ impl PostgresBranch {
 
     /// On this connection where it works, else on one of recovery's.
     async fn finish(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
-        if self.finish_here(id, how).await { Ok(()) } else { self.finish_elsewhere(id, how).await }
+        let (finished, ()) = join(self.finish_here(id, how), self.park()).await;
+        if finished { Ok(()) } else { self.finish_elsewhere(id, how).await }
     }
 
     /// On one of recovery's connections.
@@ -402,7 +425,8 @@ impl PostgresBranch {
             return self.finish(id, Finish::Commit).await;
         }
         // One behind the other, without a wait in between; where the first fails the second finds nothing to deliver.
-        let (committed, delivered) = join(self.finish_here(id, Finish::Commit), self.deliver_here(id)).await;
+        let (committed, delivered, ()) =
+            join3(self.finish_here(id, Finish::Commit), self.deliver_here(id), self.park()).await;
         if !committed {
             self.finish_elsewhere(id, Finish::Commit).await?;
         }
@@ -487,7 +511,8 @@ impl PostgresBranch {
         let link = self.link();
         // Where nothing else leads to the session it is asked in any case.
         if !self.is_spoiled() || self.store.control.leads_nowhere() {
-            let rollback = link.client().simple_query("ROLLBACK");
+            let rollback = format!("ROLLBACK{}", self.parking());
+            let rollback = link.client().simple_query(&rollback);
             match tokio::time::timeout(ROLLBACK_WAIT, rollback).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(_)) | Err(_) => self.spoil(),
@@ -563,6 +588,9 @@ fn is_row_there(error: &PostgresError) -> bool {
             && error.table() == Some("decision")
     })
 }
+
+/// An open transaction that holds nothing, and in which nothing can be written.
+const PARKED: &str = "; BEGIN READ ONLY";
 
 impl Deref for PostgresBranch {
     type Target = Client;
@@ -653,15 +681,22 @@ impl Drop for PostgresBranch {
     fn drop(&mut self) {
         let Some(link) = self.link.take() else { return };
         let stage = std::mem::replace(&mut *lock(&self.stage), Stage::RolledBack);
-        let ended = matches!(stage, Stage::Delivering(_) | Stage::Committed | Stage::RolledBack) && !self.is_spoiled();
+        let over = matches!(stage, Stage::Delivering(_) | Stage::Committed | Stage::RolledBack);
+        let ended = over && !self.is_spoiled();
+        if ended && link.is_open() {
+            // Sent by its first poll, in front of what its next user sends.
+            drop(link.client().simple_query("ROLLBACK").now_or_never());
+        }
         match link {
             Link::Own(session) if ended && !self.close => session.clean(),
             Link::Own(session) if ended => drop(Object::take(session)),
             Link::Pool(object) if ended && self.close => drop(deadpool_postgres::Object::take(object)),
             Link::Pool(_) | Link::Client(_) if ended => {}
-            // Sent by its first poll, and not waited for.
             Link::Client(client) if self.store.control.leads_nowhere() || self.backend.get().is_none() => {
-                drop(client.simple_query("ROLLBACK").now_or_never())
+                // What is over is the application's again. Sent by its first poll, and not waited for.
+                if !over {
+                    drop(client.simple_query("ROLLBACK").now_or_never());
+                }
             }
             link => {
                 match link {

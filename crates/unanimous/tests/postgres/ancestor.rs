@@ -99,7 +99,7 @@ async fn abort_by_a_bad_one(early: bool) {
     drop(tx.join_branch("bad", Bad { early, orders: pair.orders.clone() }).unwrap());
     match aborted(tx.commit().await) {
         CommitError::Aborted { source: Cause::Branch { resource, source, .. }, .. } => {
-            assert_eq!((resource.as_str(), source.to_string().contains("heck no")), ("bad", true), "{source:?}");
+            assert_eq!((resource.as_str(), format!("{source:?}").contains("heck no")), ("bad", true), "{source:?}");
         }
         other => panic!("{other:?}"),
     }
