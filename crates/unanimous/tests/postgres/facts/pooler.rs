@@ -14,16 +14,19 @@ use super::{PATIENCE, Place, Raw, none, state};
 /// A running PgBouncer, which shares one session of the server among its clients.
 struct Pooler {
     program: Program,
-    port: u16,
+    port: u32,
     _folder: tempfile::TempDir,
 }
 
 impl Pooler {
     async fn start(place: &Place, mode: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // The port is free at this moment, and below those that outgoing connections get.
-        let port =
-            (20_000..32_000).rev().find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
+        // One after another, since a port is free only until somebody else listens there; and not where other processes look first.
+        static STARTING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let _one = STARTING.lock().await;
+        // Below those that outgoing connections get.
+        let mut ports = (0..12_000).map(|i| 20_000 + (std::process::id() + i) % 12_000);
+        let port = ports.find(|port| std::net::TcpListener::bind(format!("127.0.0.1:{port}")).is_ok()).unwrap();
         let users = folder.path().join("users");
         let settings = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
