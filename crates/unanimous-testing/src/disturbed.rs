@@ -291,6 +291,10 @@ impl<R: ResourceManager> Branch for DisturbedBranch<R> {
         self.branch.is_retryable(error)
     }
 
+    fn revoke(&self) {
+        self.branch.revoke();
+    }
+
     fn has_savepoints(&self) -> bool {
         self.branch.has_savepoints()
     }

@@ -201,8 +201,12 @@ impl Shared {
         for (resource, branch) in before {
             answered(branch.rollback_to(id)).await.map_err(|source| failed(resource, source))?;
         }
+        // Beside our own hold.
+        let in_use = lock(&self.state).leases > 1;
         for (resource, branch) in since {
-            branch.revoke();
+            if in_use {
+                branch.revoke();
+            }
             answered(branch.rollback()).await.map_err(|source| failed(resource, source))?;
             self.unjoin(&branch);
         }

@@ -539,11 +539,13 @@ impl Tx {
     }
 
     /// Whether a resource of this name is registered.
+    #[cfg(feature = "postgres")]
     pub(crate) fn is_registered(&self, name: &str) -> bool {
         self.shared.manager.registered(name).is_some()
     }
 
     /// The branch of this name, where one has joined.
+    #[cfg(feature = "postgres")]
     pub(crate) fn joined<B: Branch>(&self, name: &str) -> Result<Option<Joined<'_, B>>, JoinError> {
         let lease = self.shared.lease()?;
         Ok(self.shared.joined(name)?.map(|branch| Joined { branch, lease, tx: self }))

@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use deadpool::managed::Object;
-use futures_util::FutureExt;
 use futures_util::future::join;
+use futures_util::{FutureExt, TryFutureExt};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use unanimous_core::{
@@ -231,7 +231,8 @@ impl PostgresBranch {
         match begun.as_mut() {
             None => Ok(()),
             Some(answer) => {
-                let answer = answer.await.map_err(PostgresError::of("beginning the branch"));
+                const DOING: &str = "beginning the branch";
+                let answer = within(DOING, self.store.vote_timeout, answer.map_err(PostgresError::of(DOING))).await;
                 if answer.is_err() {
                     self.spoil();
                 }
@@ -322,6 +323,8 @@ impl PostgresBranch {
         if row.get("ours") != Some("t") {
             return Err(PostgresError::WorkEnded);
         }
+        // What came so far says nothing of the vote.
+        let _ = self.link().take_warning();
         if let Some(xid) = row.get("xid") {
             let _ = self.xid.set(xid.to_owned());
         }
@@ -432,7 +435,8 @@ impl PostgresBranch {
     }
 
     fn is_usable(&self) -> bool {
-        !self.is_spoiled() && !self.link().client().is_closed()
+        // Where nothing else leads to the session it is asked again.
+        (!self.is_spoiled() || self.store.control.leads_nowhere()) && !self.link().client().is_closed()
     }
 
     /// Commits in one message. `row` is the decision's, where the commit carries one.
@@ -449,12 +453,18 @@ impl PostgresBranch {
                 *lock(&self.stage) = Stage::Committed;
                 Ok(())
             }
-            Err(error) => {
-                if error.kind() != FailureKind::Lost {
+            Err(error) if error.kind() == FailureKind::Lost => Err(error),
+            Err(error) => match self.ask("confirming that the branch did not commit", "ROLLBACK").await {
+                Ok(_) => {
                     *lock(&self.stage) = Stage::Open;
+                    Err(error)
                 }
-                Err(error)
-            }
+                // An error behind the commit's record is followed by the server's end.
+                Err(gone) => {
+                    self.spoil();
+                    Err(PostgresError::Unconfirmed(format!("{error}; {gone}")))
+                }
+            },
         }
     }
 
@@ -498,6 +508,15 @@ impl PostgresBranch {
         }
     }
 
+    /// Behind a vote that was not answered, on the same session: it has ended by the time that this is read, so that it needs no fence.
+    async fn undo_behind(&self, id: &BranchId) -> Result<(), PostgresError> {
+        self.ask("rolling back behind a vote", "ROLLBACK").await?;
+        match self.ask("rolling back behind a vote", &format!("ROLLBACK PREPARED {}", literal(&id.to_string()))).await {
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
     async fn undo(&self) -> Result<(), PostgresError> {
         enum What {
             Nothing,
@@ -518,6 +537,7 @@ impl PostgresBranch {
             What::Committed => return Err(PostgresError::Ended),
             What::Open => self.give_up().await,
             What::Finish(id) => self.finish(&id, Finish::Rollback).await?,
+            What::Fence(id) if self.store.control.leads_nowhere() => self.undo_behind(&id).await?,
             What::Fence(id) => {
                 // A vote may still be under way there: it has landed, or never will, once its session is gone.
                 self.spoil();
@@ -640,7 +660,7 @@ impl Drop for PostgresBranch {
             Link::Pool(object) if ended && self.close => drop(deadpool_postgres::Object::take(object)),
             Link::Pool(_) | Link::Client(_) if ended => {}
             // Sent by its first poll, and not waited for.
-            Link::Client(client) if self.store.control.leads_nowhere() => {
+            Link::Client(client) if self.store.control.leads_nowhere() || self.backend.get().is_none() => {
                 drop(client.simple_query("ROLLBACK").now_or_never())
             }
             link => {
@@ -652,7 +672,8 @@ impl Drop for PostgresBranch {
                 }
                 // What runs in the session holds its locks until the server notices; it is told, where there is a runtime.
                 let runtime = tokio::runtime::Handle::try_current();
-                if let (Ok(runtime), Some(backend), false) = (runtime, self.backend.take(), self.is_spoiled()) {
+                let runs = !matches!(stage, Stage::Prepared(_)) && !self.is_spoiled();
+                if let (Ok(runtime), Some(backend), true) = (runtime, self.backend.take(), runs) {
                     let store = self.store.clone();
                     drop(runtime.spawn(async move { store.control.terminate(&backend).await }));
                 }

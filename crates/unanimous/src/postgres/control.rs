@@ -237,7 +237,7 @@ impl Control {
             return Ok(Finished::Absent);
         };
         // A pooler's session is not ours to change.
-        if failed.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) || !session.who.guarded {
+        if failed.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) || !session.is_ours() {
             return Err(failed);
         }
         // The work had changed its role. This session is not used again.
@@ -285,7 +285,7 @@ impl Control {
         let Backend { pid, start } = backend;
         let session = self.session().await?;
         let sql = format!(
-            "SELECT pg_catalog.pg_terminate_backend(pid, {}) FROM pg_catalog.pg_stat_activity WHERE pid = {pid} AND backend_start = {}",
+            "SELECT pg_catalog.pg_terminate_backend(pid, {}) FROM pg_catalog.pg_stat_activity WHERE pid = {pid} AND extract(epoch FROM backend_start) = {}::numeric",
             TERMINATE_WAIT.as_millis(),
             literal(start),
         );

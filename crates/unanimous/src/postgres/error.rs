@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 use unanimous_core::{BranchError, FailureKind};
 
 /// An error of a PostgreSQL store: of a branch, of recovery, or of the store's set-up.
@@ -73,6 +73,8 @@ pub enum PostgresError {
     NotReplicated(String),
     /// The notifications were not sent, and what stood behind them was done all the same; the driver's text.
     Unsent(String),
+    /// The server refused a commit, and could not be asked again whether it stayed so; both texts.
+    Unconfirmed(String),
     /// No answer in time.
     NoAnswer {
         /// What was being done.
@@ -168,6 +170,7 @@ impl fmt::Display for PostgresError {
                 write!(f, "the server said Ok, with a warning that replicas have not confirmed it: {warning}")
             }
             Self::Unsent(why) => write!(f, "the notifications were not sent, and the transaction went on without: {why}"),
+            Self::Unconfirmed(why) => write!(f, "the server refused to commit, and that could not be confirmed: {why}"),
             Self::NoAnswer { doing, waited } => write!(f, "no answer within {waited:?} while {doing}"),
             Self::Ended => f.write_str("the branch has ended"),
             Self::Notification(why) => f.write_str(why),
@@ -233,9 +236,11 @@ impl PostgresError {
     pub(super) fn kind(&self) -> FailureKind {
         match self {
             Self::Postgres { source, .. } => kind(source),
-            Self::NotReplicated(_) | Self::Unsent(_) | Self::NoAnswer { .. } | Self::OnlyConnection => {
-                FailureKind::Lost
-            }
+            Self::NotReplicated(_)
+            | Self::Unsent(_)
+            | Self::Unconfirmed(_)
+            | Self::NoAnswer { .. }
+            | Self::OnlyConnection => FailureKind::Lost,
             _ => FailureKind::Refused,
         }
     }
@@ -252,10 +257,14 @@ impl PostgresError {
 /// What an error of the driver means for a statement that was sent.
 ///
 /// 40003 (statement completion unknown) is of class 40, and an unknown outcome all the same. Classes 57P and 08, and 25P03, say that
-/// the session ends or has ended; whatever else the server answers, it has answered.
+/// the session ends or has ended, and so does every FATAL and PANIC: a commit whose record was written and not synced ends that way,
+/// and can be there after the restart. Whatever else the server answers, it has answered.
 pub(super) fn kind(error: &tokio_postgres::Error) -> FailureKind {
-    let Some(code) = error.code() else { return FailureKind::Lost };
-    match code.code() {
+    let Some(answer) = error.as_db_error() else { return FailureKind::Lost };
+    if matches!(answer.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) {
+        return FailureKind::Lost;
+    }
+    match answer.code().code() {
         "40001" | "40P01" | "55P03" => FailureKind::Conflict,
         "40003" | "25P03" => FailureKind::Lost,
         code if code.starts_with("57P") || code.starts_with("08") => FailureKind::Lost,

@@ -14,7 +14,8 @@ use std::time::Duration;
 use deadpool::managed::{self, Metrics, RecycleError};
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
-use tokio_postgres::error::DbError;
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, SimpleQueryRow, Socket};
 use unanimous_core::StoreId;
@@ -30,7 +31,7 @@ pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 ///
 /// `pg_control_system` and the rest can be read by every role (PostgreSQL 15, 9.27 and 9.28).
 pub(super) const WHO: &str = "SELECT pg_catalog.pg_backend_pid() AS pid, \
-    (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) AS start, \
+    (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) AS start, \
     pg_catalog.pg_is_in_recovery() AS standby, \
     (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS system, \
     (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) AS database, \
@@ -106,13 +107,19 @@ pub(super) fn row(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
     })
 }
 
-/// The warnings that the server sent on a session, as they came.
+/// What warns that a replica has not confirmed a commit or a prepare (`syncrep.c`). Names in the source are not translated, as texts are.
+const NOT_REPLICATED: &str = "SyncRepWaitForLSN";
+
+/// The warnings of the server on a session that a commit or a prepare is not everywhere that it must be, as they came. Others, which the
+/// application's own functions may raise, say nothing of that.
 #[derive(Clone, Default)]
 pub(super) struct Warnings(Arc<Mutex<Vec<DbError>>>);
 
 impl Warnings {
     fn push(&self, notice: DbError) {
-        if notice.severity() == "WARNING" {
+        let warns = notice.parsed_severity().map_or(notice.severity() == "WARNING", |known| known == Severity::Warning);
+        // One that does not say where it comes from may be it.
+        if warns && notice.routine().is_none_or(|routine| routine == NOT_REPLICATED) {
             lock(&self.0).push(notice);
         } else {
             tracing::debug!(severity = notice.severity(), "PostgreSQL: {}", notice.message());
@@ -139,6 +146,7 @@ pub(super) struct Session {
     pub(super) who: Who,
     /// None where the connection's notices go elsewhere.
     pub(super) warnings: Option<Warnings>,
+    shared: bool,
     /// Our own cleaning, sent when the session was given back: answered by the time that it is used again.
     cleaning: Mutex<Option<Sent>>,
 }
@@ -162,12 +170,15 @@ impl Line {
 }
 
 impl Session {
-    async fn new(line: Line, warnings: Option<Warnings>) -> Result<Self, PostgresError> {
-        let who = Who::parse(&line.client().simple_query(WHO).await.map_err(PostgresError::Connect)?)?;
+    /// `shared`: with other clients of a pooler.
+    async fn new(line: Line, warnings: Option<Warnings>, shared: bool) -> Result<Self, PostgresError> {
+        let mut who = Who::parse(&line.client().simple_query(WHO).await.map_err(PostgresError::Connect)?)?;
+        // A pooler's next session may be another one.
+        who.guarded &= !shared;
         if let Some(warnings) = &warnings {
             warnings.clear();
         }
-        Ok(Self { line, who, warnings, cleaning: Mutex::default() })
+        Ok(Self { line, who, warnings, shared, cleaning: Mutex::default() })
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -186,6 +197,11 @@ impl Session {
         })
     }
 
+    /// Whether no other client's work runs in it, whatever is between: its settings are ours to change.
+    pub(super) fn is_ours(&self) -> bool {
+        !self.shared
+    }
+
     /// The first warning since this was last asked.
     pub(super) fn take_warning(&self) -> Option<String> {
         self.warnings.as_ref().and_then(Warnings::take)
@@ -201,7 +217,7 @@ impl Session {
 
     /// Sends the cleaning before the session is given back to its pool. Behind a pooler there is nothing of its own to clean.
     pub(super) fn clean(&self) {
-        if !self.who.guarded {
+        if self.shared {
             return;
         }
         *lock(&self.cleaning) = self.send(CLEAN.to_owned());
@@ -255,16 +271,18 @@ pub(super) trait Connect: Send + Sync {
 pub(super) struct ByConfig<T> {
     config: Config,
     tls: T,
+    shared: bool,
 }
 
 impl<T> ByConfig<T> {
-    /// `guard`: sessions read only by default.
+    /// `guard`: sessions read only by default; else they are a pooler's. Where a primary is looked for among several hosts, the driver
+    /// asks each whether it reads only, so that there a session must not by itself; it waits for its `BEGIN` then.
     pub(super) fn new(mut config: Config, tls: T, guard: bool) -> Self {
-        if guard {
+        if guard && config.get_target_session_attrs() == TargetSessionAttrs::Any {
             let options = config.get_options().map_or(GUARD.to_owned(), |options| format!("{options} {GUARD}"));
             config.options(options);
         }
-        Self { config, tls }
+        Self { config, tls, shared: !guard }
     }
 }
 
@@ -280,7 +298,7 @@ where
             let (client, connection) = self.config.connect(self.tls.clone()).await.map_err(PostgresError::Connect)?;
             let warnings = Warnings::default();
             let task = tokio::spawn(drive(connection, warnings.clone()));
-            Session::new(Line::Own { client: Arc::new(client), task }, Some(warnings)).await
+            Session::new(Line::Own { client: Arc::new(client), task }, Some(warnings), self.shared).await
         }))
     }
 }
@@ -292,7 +310,7 @@ impl Connect for ByPool {
     fn connect(&self) -> BoxFuture<'_, Result<Session, PostgresError>> {
         Box::pin(within("connecting", CONNECT_LIMIT, async {
             let made = managed::Manager::create(self.0.manager()).await.map_err(PostgresError::Connect)?;
-            Session::new(Line::Made(made), None).await
+            Session::new(Line::Made(made), None, false).await
         }))
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deadpool::managed;
+use futures_util::TryFutureExt;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use unanimous_core::{Branch, Capability, TransactionId};
@@ -16,7 +17,7 @@ use super::carrier::Decisions;
 use super::control::Control;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
-use super::session::{Connect, Sessions, WHO, Who};
+use super::session::{Connect, Sessions, WHO, Who, within};
 use super::{outbox, schema};
 use crate::sync::lock;
 
@@ -168,11 +169,13 @@ impl Store {
     async fn begin_on(self: &Arc<Self>, link: Link, work: Begun, begin: &str) -> Result<PostgresBranch, PostgresError> {
         let warnings = matches!(link, Link::Own(_));
         // It must not be ended as the branch's before it is known to be outside of somebody's transaction.
-        let link = match outside(link.client()).await {
+        let link = match within("probing the connection", self.vote_timeout, outside(link.client())).await {
             Ok(()) => link,
             Err(error) => {
-                if let Link::Pool(object) = link {
-                    drop(deadpool_postgres::Object::take(object));
+                match link {
+                    Link::Own(session) => drop(managed::Object::take(session)),
+                    Link::Pool(object) => drop(deadpool_postgres::Object::take(object)),
+                    Link::Client(_) => {}
                 }
                 return Err(error);
             }
@@ -180,8 +183,10 @@ impl Store {
         // From here on a dropped future drops the branch, which closes the session.
         let branch = PostgresBranch::new(link, None, self.clone(), work, None);
         // Asked within: behind a pooler another session may serve each transaction.
-        let answer = branch.simple_query(&format!("{begin}; {WHO}")).await;
-        let who = Who::parse(&answer.map_err(PostgresError::of("beginning the branch"))?)?;
+        const DOING: &str = "beginning the branch";
+        let sql = format!("{begin}; {WHO}");
+        let begun = within(DOING, self.vote_timeout, branch.simple_query(&sql).map_err(PostgresError::of(DOING)));
+        let who = Who::parse(&begun.await?)?;
         branch.set_backend(Backend { pid: who.pid, start: who.start.clone() });
         match self.control.check(&who, warnings) {
             Ok(()) => Ok(branch),
