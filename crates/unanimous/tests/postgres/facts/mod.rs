@@ -68,7 +68,7 @@ impl Raw {
             }
         });
         // A simple query, since a prepared statement is closed behind its last answer, and that would be asked when the session ends.
-        let pid = said(client.simple_query("select pg_backend_pid()").await).unwrap()[0].parse().unwrap();
+        let pid = said(Ok(client.simple_query("select pg_backend_pid()").await?)).unwrap()[0].parse().unwrap();
         Ok(Self { client, pid, warnings, task })
     }
 
