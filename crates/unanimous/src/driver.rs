@@ -166,16 +166,21 @@ impl Driver {
         }
     }
 
-    fn in_order(&self) -> bool {
+    fn at_home_on_a_thread(&self) -> bool {
         self.shared.home == Home::Thread
+    }
+
+    /// Until the caller was answered: who hangs then must not keep the others from being finished (rule 7).
+    fn in_order(&self) -> bool {
+        self.at_home_on_a_thread() && self.reply.is_some()
     }
 
     /// Begins all calls that wait, or in order the first of them. Gives the answer of one that is not wanted any more.
     fn begin_calls(&mut self) -> Option<Returned> {
-        while !self.busy
+        while !(self.busy && self.in_order())
             && let Some(Call { future, unmade }) = self.waiting.pop_front()
         {
-            if self.in_order() && !self.is_wanted(unmade) {
+            if self.at_home_on_a_thread() && !self.is_wanted(unmade) {
                 return Some(Returned { event: unmade, failure: None });
             }
             self.busy = self.in_order();

@@ -201,12 +201,9 @@ impl Shared {
         for (resource, branch) in before {
             answered(branch.rollback_to(id)).await.map_err(|source| failed(resource, source))?;
         }
-        // Beside our own hold.
-        let in_use = lock(&self.state).leases > 1;
         for (resource, branch) in since {
-            if in_use {
-                branch.revoke();
-            }
+            // Also where no guard is out: one can still be had until the branch has left.
+            branch.revoke();
             answered(branch.rollback()).await.map_err(|source| failed(resource, source))?;
             self.unjoin(&branch);
         }

@@ -165,6 +165,21 @@ fn a_commit_that_hangs_leaves_those_behind_it_to_recovery() {
     assert_eq!(plain.world.journal.count("b.commit!"), 0, "{:?}", plain.acts());
 }
 
+/// Once the caller was answered, who hangs keeps nobody else from being finished (rule 7), also not those that recovery can't finish.
+#[test]
+fn a_commit_that_hangs_does_not_keep_a_volatile_one_behind_it_waiting() {
+    let mut world = World::new();
+    let (a, v) = (world.two_phase("a"), world.store("v", Capability::Volatile));
+    let plain = Plain::with(&[&a, &v], world, |builder| builder.phase_two_wait(SHORT));
+    plain.wrote(&[&a, &v]).allow("v");
+    let hangs = a.hold(Call::Commit);
+    assert_eq!(plain.manager.commit().unwrap().pending, 2);
+    plain.until("v.commit!");
+    hangs.release();
+    plain.manager.shutdown(Duration::from_secs(30)).unwrap();
+    assert_eq!([a.keys(), v.keys()], [["row"], ["row"]]);
+}
+
 /// A volatile branch that fails for long is nobody else's: it is tried again on a thread of its own until it commits (rule 7).
 #[test]
 fn a_volatile_commit_that_fails_for_long_is_tried_again_elsewhere() {

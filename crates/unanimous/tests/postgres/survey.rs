@@ -114,7 +114,9 @@ async fn other_programs_transactions_are_told_apart_and_other_databases_are_not(
 /// It keeps everybody from reading what tables there are: the list is had all the same. (It would keep new sessions out too.)
 #[tokio::test]
 async fn one_that_holds_the_catalog_is_listed_without_its_locks() {
-    let database = Cluster::shared().database().unwrap();
+    // Of its own: what others make in their databases can empty this session's cache of the catalog, and it could not be read again.
+    let cluster = Cluster::start().unwrap();
+    let database = cluster.database().unwrap();
     let store = store(&database);
     // A session that has not listed before could not read the view's definition either.
     assert_eq!(store.survey().await.unwrap().transactions, []);
