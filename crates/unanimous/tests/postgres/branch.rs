@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::time::Duration;
 
+use unanimous::log::MemoryLog;
 use unanimous::postgres::tokio_postgres::error::SqlState;
-use unanimous::postgres::{IsolationLevel, PostgresError, PostgresOptions};
-use unanimous::{Cause, CommitError, Options};
+use unanimous::postgres::{IsolationLevel, Postgres, PostgresError, PostgresOptions};
+use unanimous::{Cause, CommitError, Options, TransactionManager};
 
 use super::{Pair, prepared};
 use crate::support::aborted;
@@ -252,4 +253,49 @@ async fn a_serialization_failure_is_repeated() {
     let (one, two) = tokio::join!(count(met.clone()), count(met));
     assert_eq!(pair.values()[0], "2");
     assert_eq!(one + two, 3, "one of the two met a conflict and was repeated");
+}
+
+/// A warning of a replica means "not yet"; one that the work raises says nothing of the commit.
+#[tokio::test]
+async fn warnings_that_the_work_raises_are_not_taken_for_a_replicas() {
+    let pair = Pair::new();
+    pair.orders
+        .psql(
+            "create function warn() returns trigger language plpgsql as \
+             $$ begin raise warning 'as it commits'; return null; end $$; \
+             create constraint trigger warn after insert on t deferrable initially deferred for each row execute function warn()",
+        )
+        .unwrap();
+    let (manager, orders, billing) = pair.open().await;
+    let tx = manager.begin();
+    let work = "do $$ begin raise warning 'in the work'; end $$; insert into t (v) values ('a')";
+    tx.join(&orders).await.unwrap().batch_execute(work).await.unwrap();
+    tx.commit().await.unwrap();
+    let tx = manager.begin();
+    tx.join(&orders).await.unwrap().batch_execute("insert into t (v) values ('b')").await.unwrap();
+    tx.join(&billing).await.unwrap().batch_execute("insert into t (v) values ('c')").await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(pair.values(), ["a b", "c"]);
+}
+
+/// The driver asks each host whether it reads only, which our own sessions do by default otherwise.
+#[tokio::test]
+async fn a_primary_is_found_among_hosts() {
+    let pair = Pair::new();
+    let url = format!("{} target_session_attrs=read-write", pair.orders.url());
+    let orders = Postgres::from_url("orders", &url).unwrap();
+    orders.check().await.unwrap();
+    let manager = TransactionManager::builder(MemoryLog::new()).resource(orders.clone()).build().await.unwrap();
+    let tx = manager.begin();
+    let branch = tx.join(&orders).await.unwrap();
+    branch.batch_execute("insert into t (v) values ('a'); set search_path = nowhere").await.unwrap();
+    drop(branch);
+    tx.commit().await.unwrap();
+    let tx = manager.begin();
+    let branch = tx.join(&orders).await.unwrap();
+    let path: String = branch.query_one("select current_setting('search_path')", &[]).await.unwrap().get(0);
+    assert_eq!(path, "\"$user\", public", "such a session is cleaned too");
+    drop(branch);
+    tx.abort().await;
+    assert_eq!(pair.values(), ["a", ""]);
 }
