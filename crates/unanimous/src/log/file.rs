@@ -16,6 +16,7 @@ use unanimous_core::{
     StoreError, TransactionId,
 };
 
+use super::answer::answered;
 use super::error::{LogError, OpenError};
 use super::segments::{self, Segments};
 use super::state::{Limits, Phase, State};
@@ -389,17 +390,7 @@ impl DecisionLog for FileLog {
         if queued.is_ok() {
             self.shared().start();
         }
-        async move {
-            let answer = match queued {
-                // The writer answers whatever happens; if it were gone, nobody would know.
-                Ok(receiver) => match receiver.await {
-                    Ok(answer) => answer,
-                    Err(_) => return Err(DecideError::Unknown(LogError::NoRuntime.into())),
-                },
-                Err(answer) => answer,
-            };
-            answer.into_result()
-        }
+        answered(queued)
     }
 
     /// Begun at the call, not at the first poll.

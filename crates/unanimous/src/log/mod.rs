@@ -34,6 +34,7 @@
 //!
 //! Must not know branches, stores, or how a transaction is driven.
 
+mod answer;
 mod error;
 mod file;
 mod holder;
@@ -43,6 +44,8 @@ mod segments;
 mod state;
 mod writer;
 
+#[cfg(feature = "postgres")]
+pub(crate) use answer::{Answer, answered};
 pub use error::{LogError, OpenError, Poison, ReadError};
 pub use file::{FileLog, FileLogOptions, Opened};
 pub use holder::{Holder, holder};

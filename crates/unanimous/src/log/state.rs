@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 use unanimous_core::log::frame::copy_len;
 use unanimous_core::log::record::check;
 use unanimous_core::log::{History, Record};
-use unanimous_core::{DecideError, DecisionRecord, Known, Note, Owner, TransactionId};
+use unanimous_core::{DecisionRecord, Known, Note, Owner, TransactionId};
 
+use super::answer::Answer;
 use super::error::{LogError, Poison};
 use super::segments::Segments;
 
@@ -46,24 +47,6 @@ impl Limits {
     /// The bytes of the records of one frame at most; in two copies they fit what a checkpoint leaves.
     pub(super) fn frame(self) -> usize {
         self.segment as usize / 8
-    }
-}
-
-/// How a decision ended, for those who wait for it.
-#[derive(Clone, Debug)]
-pub(super) enum Answer {
-    Durable,
-    Refused(LogError),
-    Unknown(LogError),
-}
-
-impl Answer {
-    pub(super) fn into_result(self) -> Result<(), DecideError> {
-        match self {
-            Answer::Durable => Ok(()),
-            Answer::Refused(error) => Err(DecideError::Refused(error.into())),
-            Answer::Unknown(error) => Err(DecideError::Unknown(error.into())),
-        }
     }
 }
 

@@ -15,7 +15,7 @@ use unanimous_core::{BranchId, StoreId};
 
 use super::branch::Backend;
 use super::error::PostgresError;
-use super::session::{Connect, Session, Who, row, within};
+use super::session::{Connect, Session, Who, row, store_of, within};
 use super::sql::{identifier, literal};
 use crate::sync::lock;
 
@@ -35,26 +35,6 @@ const OLDEST: i32 = 140_000;
 const HERE: &str = "SELECT pg_catalog.pg_is_in_recovery() AS standby, \
     (SELECT system_identifier FROM pg_catalog.pg_control_system()) AS system, \
     (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) AS database";
-
-/// What [`HERE`] says.
-struct Here {
-    standby: bool,
-    store: StoreId,
-}
-
-impl Here {
-    fn parse(row: Option<&SimpleQueryRow>) -> Result<Self, PostgresError> {
-        let damaged = || PostgresError::Damaged("the server does not say who it is".to_owned());
-        let text = |name: &str| row.and_then(|row| row.get(name)).ok_or_else(damaged);
-        let system = text("system")?.parse().map_err(|_| damaged())?;
-        let database = text("database")?.parse().map_err(|_| damaged())?;
-        Ok(Self { standby: text("standby")? != "f", store: store_id(system, database).ok_or_else(damaged)? })
-    }
-}
-
-fn store_id(system: i64, database: u32) -> Option<StoreId> {
-    format!("pg-{system:016x}-{database}").parse().ok()
-}
 
 /// How a prepared branch is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,13 +293,15 @@ impl Control {
 
     /// Whether an answer with [`HERE`] in it is the store's primary's.
     fn is_here(&self, answer: &[SimpleQueryMessage]) -> Result<(), PostgresError> {
-        let here = Here::parse(row(answer))?;
-        if here.standby {
+        let damaged = || PostgresError::Damaged("the server does not say who it is".to_owned());
+        let here = row(answer).ok_or_else(damaged)?;
+        let found = store_of(here)?;
+        if here.get("standby").ok_or_else(damaged)? != "f" {
             return Err(PostgresError::Standby);
         }
         match self.known.get() {
-            Some(known) if known.store != here.store => {
-                Err(PostgresError::OtherStore { expected: known.store.to_string(), found: here.store.to_string() })
+            Some(known) if known.store != found => {
+                Err(PostgresError::OtherStore { expected: known.store.to_string(), found: found.to_string() })
             }
             _ => Ok(()),
         }

@@ -23,7 +23,7 @@ use super::session::{ByConfig, Connect};
 use super::tls;
 use super::writer::{self, Shared, because};
 use crate::env::TokioEnv;
-use crate::log::LogError;
+use crate::log::{Answer, LogError, answered};
 
 /// A decision log in a PostgreSQL database, for the processes of several machines: each is a node, with a name of its own that it keeps
 /// over restarts, and has a log of its own there.
@@ -285,19 +285,9 @@ impl DecisionLog for PostgresLog {
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
         let queued = match self.own() {
             Ok(()) => self.shared().queue(record),
-            Err(forked) => Err(writer::Answer::Refused(forked)),
+            Err(forked) => Err(Answer::Refused(forked)),
         };
-        async move {
-            let answer = match queued {
-                // The writer answers whatever happens; if it were gone, nobody would know.
-                Ok(receiver) => match receiver.await {
-                    Ok(answer) => answer,
-                    Err(_) => return Err(DecideError::Unknown(LogError::NoRuntime.into())),
-                },
-                Err(answer) => answer,
-            };
-            answer.into_result()
-        }
+        answered(queued)
     }
 
     /// Begun at the call, not at the first poll.

@@ -81,14 +81,11 @@ impl Who {
         let text = |name: &str| row.get(name).unwrap_or_default();
         let damaged = |name: &str| PostgresError::Damaged(format!("the server says {name} is {:?}", row.get(name)));
         let number = |name: &'static str| text(name).parse::<i32>().map_err(|_| damaged(name));
-        let system: i64 = text("system").parse().map_err(|_| damaged("system"))?;
-        let database: u32 = text("database").parse().map_err(|_| damaged("database"))?;
-        let store = format!("pg-{system:016x}-{database}");
         Ok(Self {
             pid: number("pid")?,
             start: text("start").to_owned(),
             standby: text("standby") == "t",
-            store: store.parse().map_err(|_| damaged("system"))?,
+            store: store_of(row)?,
             timeline: text("timeline").to_ascii_lowercase(),
             role: text("role").to_owned(),
             version: number("version")?,
@@ -97,6 +94,17 @@ impl Who {
             guarded: text("guarded") == "on",
         })
     }
+}
+
+/// The store that a row names by its `system` and `database`.
+pub(super) fn store_of(row: &SimpleQueryRow) -> Result<StoreId, PostgresError> {
+    let (system, database) = (row.get("system"), row.get("database"));
+    let numbers =
+        system.and_then(|text| text.parse::<i64>().ok()).zip(database.and_then(|text| text.parse::<u32>().ok()));
+    let store = numbers.and_then(|(system, database)| format!("pg-{system:016x}-{database}").parse().ok());
+    store.ok_or_else(|| {
+        PostgresError::Damaged(format!("the server says system is {system:?} and database {database:?}"))
+    })
 }
 
 /// The last row among the answers of a simple query.

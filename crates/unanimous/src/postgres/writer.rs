@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
-use unanimous_core::{DecideError, DecisionRecord, FailureKind, TransactionId};
+use unanimous_core::{DecisionRecord, FailureKind, TransactionId};
 
 use super::branch::Backend;
 use super::carrier::finish;
@@ -21,7 +21,7 @@ use super::node::{Node, backend};
 use super::rows::{self, By, Decided};
 use super::session::Session;
 use crate::env::Env;
-use crate::log::LogError;
+use crate::log::{Answer, LogError};
 use crate::sync::lock;
 
 /// How many decisions one transaction takes at most.
@@ -36,24 +36,6 @@ const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// How long decisions of which nothing was sent wait for a connection, before they are refused.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How a decision ended, for those who wait for it.
-#[derive(Clone, Debug)]
-pub(super) enum Answer {
-    Durable,
-    Refused(LogError),
-    Unknown(LogError),
-}
-
-impl Answer {
-    pub(super) fn into_result(self) -> Result<(), DecideError> {
-        match self {
-            Answer::Durable => Ok(()),
-            Answer::Refused(error) => Err(DecideError::Refused(error.into())),
-            Answer::Unknown(error) => Err(DecideError::Unknown(error.into())),
-        }
-    }
-}
 
 #[derive(Clone, Debug)]
 pub(super) enum Phase {
