@@ -1,4 +1,4 @@
-//! The command line, parsed by hand: two commands don't need more.
+//! The command line, parsed by hand: three commands don't need more.
 //!
 //! Must not know what the commands do.
 
@@ -7,6 +7,7 @@ use std::str::FromStr;
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
        cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keep]
+       cargo xtask prove [--quick] [--level NAME] [--seed N]
 
 test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
              installs what is missing where it may, and says what to install where it may not;
@@ -16,7 +17,11 @@ crash postgres
              the same on two PostgreSQL servers, with kill -9 of the demo, immediate stops of the servers and ended sessions, mixed
              --seed S     the faults, moments and orders of an earlier run (by default another one each time; it is printed)
              --clients C  parallel clients, 16 by default
-             --keep       keep the data folder also when nothing was violated";
+             --keep       keep the data folder also when nothing was violated
+prove        all levels of the proof (docs/proof.md), about an hour; the last line are its figures as JSON; exits 1 on any violation
+             --quick      at most 3 minutes
+             --level NAME that one alone
+             --seed N     the choices of an earlier run (by default the same ones each time)";
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,6 +30,16 @@ pub(crate) enum Command {
     /// All steps, or those whose names begin like this.
     Test(Option<String>),
     Crash(Crash),
+    Prove(Prove),
+}
+
+/// A run of the proof.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Prove {
+    pub(crate) quick: bool,
+    /// None: all of them.
+    pub(crate) level: Option<String>,
+    pub(crate) seed: u64,
 }
 
 /// On which stores the demo is.
@@ -59,6 +74,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
             }
             None => return Err("error: crash what? there are `crash demo` and `crash postgres`".into()),
         },
+        Some("prove") => return prove(arguments).map(Command::Prove),
         Some("help" | "--help" | "-h") => Command::Help,
         Some(other) => return Err(format!("error: there is no command {other:?}")),
         None => return Err("error: which command?".into()),
@@ -87,6 +103,19 @@ fn crash(stores: Stores, mut arguments: impl Iterator<Item = String>) -> Result<
     Ok(plan)
 }
 
+fn prove(mut arguments: impl Iterator<Item = String>) -> Result<Prove, String> {
+    let mut plan = Prove { quick: false, level: None, seed: 1 };
+    while let Some(name) = arguments.next() {
+        match name.as_str() {
+            "--quick" => plan.quick = true,
+            "--level" => plan.level = Some(arguments.next().ok_or("error: --level needs a name")?),
+            "--seed" => plan.seed = number(&name, &arguments.next().ok_or("error: --seed needs a number")?)?,
+            _ => return Err(format!("error: unexpected argument {name:?}")),
+        }
+    }
+    Ok(plan)
+}
+
 fn number<T: FromStr>(name: &str, text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("error: {name} needs a whole number, not {text:?}"))
 }
@@ -107,6 +136,8 @@ mod tests {
         assert_eq!(parsed("crash demo --rounds 7 --seed 9 --keep"), Ok(Command::Crash(crash)));
         let crash = Crash { stores: Stores::Postgres, rounds: 300, seed: None, clients: 4, keep: false };
         assert_eq!(parsed("crash postgres --rounds 300 --clients 4"), Ok(Command::Crash(crash)));
+        let prove = Prove { quick: true, level: Some("log".into()), seed: 7 };
+        assert_eq!(parsed("prove --quick --seed 7 --level log"), Ok(Command::Prove(prove)));
     }
 
     #[test]
@@ -120,6 +151,8 @@ mod tests {
             ("crash demo --rounds", "needs a number"),
             ("crash demo --rounds many", "\"many\""),
             ("crash demo --rounds 1 --sed 2", "\"--sed\""),
+            ("prove --level", "needs a name"),
+            ("prove quick", "\"quick\""),
         ] {
             let wrong = parsed(line).unwrap_err();
             assert!(wrong.contains(part), "{line:?}: {wrong:?}");

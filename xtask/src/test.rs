@@ -4,10 +4,10 @@
 
 use std::time::Instant;
 
-use crate::arguments::{Crash, Stores};
+use crate::arguments::{Crash, Prove, Stores};
 use crate::metadata::{Workspace, workspace};
 use crate::run::{Run, cargo};
-use crate::{crash, documents, packages, runners, say, tools};
+use crate::{crash, documents, packages, prove, runners, say, tools};
 
 /// Few, since the full number is a command of its own; enough to see that the machinery works and that nothing is badly broken.
 const CRASH_ROUNDS: u32 = 5;
@@ -40,6 +40,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     steps.step("packages: each builds from its own files", "cargo xtask test packages", || {
         packages::check(&workspace)
     })?;
+    steps.step("proof", "cargo xtask prove --quick", || prove::run(&Prove { quick: true, level: None, seed: 1 }))?;
     for (stores, name) in [(Stores::Sqlite, "demo"), (Stores::Postgres, "postgres")] {
         let rounds = Crash { stores, rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
         let repeat = format!("cargo xtask crash {name} --rounds {CRASH_ROUNDS}");

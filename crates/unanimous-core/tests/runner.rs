@@ -4,4 +4,3 @@
 mod exhaustive;
 mod log_history;
 mod log_scan;
-mod world;

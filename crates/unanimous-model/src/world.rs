@@ -13,7 +13,7 @@ use unanimous_core::{
 
 /// A branch in its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Store {
+pub enum Store {
     Active,
     Prepared,
     Committed,
@@ -21,7 +21,7 @@ pub(crate) enum Store {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Call {
+pub enum Call {
     Flush,
     Prepare,
     OnePhase,
@@ -32,7 +32,7 @@ pub(crate) enum Call {
 
 /// One branch's recovery, in the steps that its pass takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Recovering {
+pub enum Recovering {
     No,
     Listed,
     NotLive,
@@ -41,20 +41,20 @@ pub(crate) enum Recovering {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Branch {
-    pub(crate) capability: Capability,
-    pub(crate) store: Store,
-    pub(crate) wrote: bool,
+pub struct Branch {
+    pub capability: Capability,
+    pub store: Store,
+    pub wrote: bool,
     /// A call that the driver waits for.
-    pub(crate) out: Option<Call>,
+    pub out: Option<Call>,
     /// Messages without anybody waiting for their answer, as bits of [`Call`].
-    pub(crate) late: u8,
-    pub(crate) recovering: Recovering,
+    pub late: u8,
+    pub recovering: Recovering,
 }
 
 /// A decision's way to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Written {
+pub enum Written {
     No,
     /// Visible to whoever reads, and lost by a power cut.
     Cached,
@@ -62,14 +62,14 @@ pub(crate) enum Written {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Row {
+pub enum Row {
     None,
     Commit(Written),
     Abort,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Told {
+pub enum Told {
     Committed,
     Aborted,
     Unknown,
@@ -77,7 +77,7 @@ pub(crate) enum Told {
 
 /// Bugs to plant: each must be caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Planted {
+pub enum Planted {
     None,
     /// Recovery believes what it reads without forcing it (rule 3).
     BelieveUnforced,
@@ -94,30 +94,30 @@ pub(crate) enum Planted {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct World {
+pub struct World {
     /// None once its process is dead.
-    pub(crate) protocol: Option<Protocol>,
-    pub(crate) branches: Vec<Branch>,
-    pub(crate) log: Written,
-    pub(crate) poisoned: bool,
-    pub(crate) row: Row,
-    pub(crate) deciding: bool,
-    pub(crate) asking: bool,
-    pub(crate) live: bool,
+    pub protocol: Option<Protocol>,
+    pub branches: Vec<Branch>,
+    pub log: Written,
+    pub poisoned: bool,
+    pub row: Row,
+    pub deciding: bool,
+    pub asking: bool,
+    pub live: bool,
     /// The decider that the branches' ids name: the carrier, or the log.
-    pub(crate) carrier: Option<usize>,
+    pub carrier: Option<usize>,
     /// The decision's list, fixed when the first id was made.
-    pub(crate) participants: u8,
-    pub(crate) waiting: bool,
-    pub(crate) told: Option<Told>,
-    pub(crate) crashes: u8,
-    pub(crate) losses: u8,
-    pub(crate) planted: Planted,
+    pub participants: u8,
+    pub waiting: bool,
+    pub told: Option<Told>,
+    pub crashes: u8,
+    pub losses: u8,
+    pub planted: Planted,
 }
 
 /// What must never be seen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Violation {
+pub enum Violation {
     Torn,
     AcknowledgedLost,
     ReportedAbortedCommitted,
@@ -138,7 +138,7 @@ fn transaction() -> TransactionId {
 }
 
 impl World {
-    pub(crate) fn new(specs: &[Spec], ask_single: bool, crashes: u8, losses: u8, planted: Planted) -> Self {
+    pub fn new(specs: &[Spec], ask_single: bool, crashes: u8, losses: u8, planted: Planted) -> Self {
         let branch = |spec: &Spec| Branch {
             capability: spec.capability,
             store: Store::Active,
@@ -167,7 +167,7 @@ impl World {
     }
 
     /// Feeds an event to the protocol and performs what it wants.
-    pub(crate) fn event(&self, event: Event) -> Result<World, Violation> {
+    pub fn event(&self, event: Event) -> Result<World, Violation> {
         let mut world = self.clone();
         let mut protocol = world.protocol.take().expect("only a live process has events");
         let mut actions = Vec::new();
@@ -251,7 +251,7 @@ impl World {
             .filter(|branch| branch.wrote && matches!(branch.capability, Capability::TwoPhase | Capability::Carrier))
     }
 
-    pub(crate) fn check(&self) -> Result<(), Violation> {
+    pub fn check(&self) -> Result<(), Violation> {
         let committed = self.promised().any(|branch| branch.store == Store::Committed);
         let gone = self.promised().any(|branch| branch.store == Store::Gone);
         if committed && gone {
@@ -267,7 +267,7 @@ impl World {
     }
 
     /// Nothing can happen any more: nothing may be left that somebody waits for.
-    pub(crate) fn check_end(&self) -> Result<(), Violation> {
+    pub fn check_end(&self) -> Result<(), Violation> {
         let in_doubt = |branch: &Branch| branch.capability == Capability::TwoPhase && branch.store == Store::Prepared;
         // What only the living driver can finish, it must not leave.
         let left = |branch: &Branch| branch.capability == Capability::Volatile && branch.store == Store::Prepared;
@@ -279,7 +279,7 @@ impl World {
     }
 
     /// Every state that can follow.
-    pub(crate) fn next(&self, out: &mut Vec<Result<World, Violation>>) {
+    pub fn next(&self, out: &mut Vec<Result<World, Violation>>) {
         if let Some(protocol) = &self.protocol {
             self.driver_steps(protocol, out);
         }

@@ -1,0 +1,48 @@
+//! The levels of the proof. Each tries many cases, counts them, and says what was violated; `cargo xtask prove` runs them all.
+//!
+//! The fault model, what each level shows and what none of them does is in `docs/proof.md`.
+//!
+//! Must not know how it is called.
+
+mod exhaustive;
+
+use std::io::Write as _;
+
+/// How a level is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// As much as fits into a fifth of three minutes on two cores, instead of everything.
+    pub quick: bool,
+    /// Repeats the run that printed it.
+    pub seed: u64,
+}
+
+/// What a level has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// How many cases were tried: states, seeds, cuts, rounds; the level's own documentation says which.
+    pub cases: u64,
+    /// What must never be, each with what repeats it.
+    pub violations: Vec<String>,
+}
+
+/// A level of the proof.
+#[derive(Clone, Copy, Debug)]
+pub struct Level {
+    /// As it is given to `--level`.
+    pub name: &'static str,
+    /// Runs it, and says on the standard output what it does.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be run, such as where a server is missing: that is neither a pass nor a violation.
+    pub run: fn(&Options) -> Result<Found, String>,
+}
+
+/// In the order in which they are run, the quickest to fail first.
+pub const LEVELS: &[Level] = &[Level { name: "exhaustive", run: exhaustive::run }];
+
+/// A line on the standard output. Whoever closed it does not want it.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
