@@ -5,6 +5,7 @@
 //! Must not know how it is called.
 
 mod exhaustive;
+mod log;
 
 use std::io::Write as _;
 
@@ -40,7 +41,16 @@ pub struct Level {
 }
 
 /// In the order in which they are run, the quickest to fail first.
-pub const LEVELS: &[Level] = &[Level { name: "exhaustive", run: exhaustive::run }];
+pub const LEVELS: &[Level] =
+    &[Level { name: "exhaustive", run: exhaustive::run }, Level { name: "log", run: log::run }];
+
+/// What a level starts this program for, to be killed or failed: none where these arguments are no such thing.
+pub fn child(arguments: &[String]) -> Option<Result<(), String>> {
+    match arguments {
+        [name, rest @ ..] if name == log::CHILD => Some(log::child(rest)),
+        _ => None,
+    }
+}
 
 /// A line on the standard output. Whoever closed it does not want it.
 pub fn say(line: &str) {
