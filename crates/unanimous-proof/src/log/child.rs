@@ -121,6 +121,7 @@ fn because(error: &BoxError) -> &'static str {
         Some(LogError::Poisoned(_)) => "poisoned",
         Some(LogError::NoReserve(_)) => "no reserve",
         Some(LogError::Full { .. }) => "full",
+        Some(LogError::Closed) => "in order",
         _ => "something else",
     }
 }
@@ -157,7 +158,8 @@ async fn work(folder: &Path) {
         say(&format!("told {transaction} {known}"));
     }
     seen.log.close().await;
-    say("closed");
+    let end = seen.log.ready().err();
+    say(&format!("closed: {}", end.as_ref().map_or("ready", because)));
 }
 
 struct Seen {

@@ -60,7 +60,7 @@ pub(super) fn run(options: &Options) -> Result<Found, String> {
         say(&format!("{} lost sectors of {size} bytes, alone and in pairs", pairs.len()));
     }
 
-    let rounds: Vec<u64> = (0..if options.quick { 4_000 } else { 600_000 }).collect();
+    let rounds: Vec<u64> = (0..if options.quick { 4_000 } else { 1_500_000 }).collect();
     let hidden = AtomicU64::new(0);
     add(
         &mut found,

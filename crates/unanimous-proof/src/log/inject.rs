@@ -83,9 +83,11 @@ pub(super) fn run(options: &Options) -> Result<Found, String> {
         for at in (first..MOST).step_by(step as usize) {
             let shot = Shot { call, fault, at };
             let ran = fire(shot, before.path())?;
-            wrong.extend(
-                judge(&ran, &earlier)?.into_iter().map(|wrong| format!("{shot}: {wrong}; it said {:?}", ran.lines)),
-            );
+            let judged = judge(&ran, &earlier)?;
+            if let Some(first) = judged.first() {
+                let more = judged.len() - 1;
+                wrong.push(format!("{shot}: {first} (and {more} more); it said {:?}", ran.lines));
+            }
             if !ran.hit {
                 break;
             }
@@ -195,7 +197,9 @@ fn judge(ran: &Ran, earlier: &BTreeSet<TransactionId>) -> Result<Vec<String>, St
     let mut wrong = Vec::new();
     let said = Said(&ran.lines);
     let opened = said.has("opened ") && !said.has("not opened");
+    // Who decides is told; where nobody does any more, the end tells.
     let poisoned = said.has(" poisoned");
+    let told = ran.lines.iter().any(|line| line.ends_with(" poisoned") && !line.starts_with("closed"));
     match (ran.killed, ran.exit) {
         (true, _) if ran.shot.fault == Fault::Kill => {}
         (false, Some(0)) if !(ran.hit && ran.shot.fault == Fault::Kill) => {}
@@ -211,15 +215,13 @@ fn judge(ran: &Ran, earlier: &BTreeSet<TransactionId>) -> Result<Vec<String>, St
             .next()
             .and_then(|id| id.parse().ok())
             .is_some_and(|id: TransactionId| !is_kept(id.sequence));
-        let right = match poisoned {
-            true => line.ends_with(" Poisoned"),
-            false => line.ends_with(" commit") || (finished && line.ends_with(" BeyondHorizon")),
-        };
+        let whole = line.ends_with(" commit") || (finished && line.ends_with(" BeyondHorizon"));
+        let right = (whole && !told) || (poisoned && line.ends_with(" Poisoned"));
         if !right {
             wrong.push(format!("it answered {line}"));
         }
     }
-    if !ran.hit && !(said.has("closed") && !poisoned && said.ids("acknowledged").len() as u64 == ALL) {
+    if !ran.hit && !(said.has("closed: in order") && said.ids("acknowledged").len() as u64 == ALL) {
         wrong.push("without a fault it did not decide all".into());
     }
     if ran.hit && !ran.killed {
