@@ -1,4 +1,4 @@
-//! The command line, parsed by hand: three commands don't need more.
+//! The command line, parsed by hand: a few commands don't need more.
 //!
 //! Must not know what the commands do.
 
@@ -8,6 +8,8 @@ pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
        cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keep]
        cargo xtask prove [--quick] [--level NAME] [--seed N]
+       cargo xtask coverage
+       cargo xtask fuzz [--executions N] [--target NAME]
 
 test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
              installs what is missing where it may, and says what to install where it may not;
@@ -21,7 +23,11 @@ crash postgres
 prove        all levels of the proof (docs/proof.md), about an hour; the last line are its figures as JSON; exits 1 on any violation
              --quick      at most 3 minutes
              --level NAME that one alone
-             --seed N     the choices of an earlier run (by default the same ones each time)";
+             --seed N     the choices of an earlier run (by default the same ones each time)
+coverage     which lines of the core crate, the log and recovery the tests run; exits 1 below 95 % of any. Needs cargo-llvm-cov
+fuzz         the fuzz targets of fuzz/ (docs/proof.md). Needs a nightly toolchain and cargo-fuzz
+             --executions N  of each target, 10,000,000 by default
+             --target NAME   that one alone";
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +37,16 @@ pub(crate) enum Command {
     Test(Option<String>),
     Crash(Crash),
     Prove(Prove),
+    Coverage,
+    Fuzz(Fuzz),
+}
+
+/// A run of the fuzz targets.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Fuzz {
+    pub(crate) executions: u64,
+    /// None: all of them.
+    pub(crate) target: Option<String>,
 }
 
 /// A run of the proof.
@@ -75,6 +91,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
             None => return Err("error: crash what? there are `crash demo` and `crash postgres`".into()),
         },
         Some("prove") => return prove(arguments).map(Command::Prove),
+        Some("coverage") => Command::Coverage,
+        Some("fuzz") => return fuzz(arguments).map(Command::Fuzz),
         Some("help" | "--help" | "-h") => Command::Help,
         Some(other) => return Err(format!("error: there is no command {other:?}")),
         None => return Err("error: which command?".into()),
@@ -116,6 +134,20 @@ fn prove(mut arguments: impl Iterator<Item = String>) -> Result<Prove, String> {
     Ok(plan)
 }
 
+fn fuzz(mut arguments: impl Iterator<Item = String>) -> Result<Fuzz, String> {
+    let mut plan = Fuzz { executions: 10_000_000, target: None };
+    while let Some(name) = arguments.next() {
+        match name.as_str() {
+            "--executions" => {
+                plan.executions = number(&name, &arguments.next().ok_or("error: --executions needs a number")?)?;
+            }
+            "--target" => plan.target = Some(arguments.next().ok_or("error: --target needs a name")?),
+            _ => return Err(format!("error: unexpected argument {name:?}")),
+        }
+    }
+    Ok(plan)
+}
+
 fn number<T: FromStr>(name: &str, text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("error: {name} needs a whole number, not {text:?}"))
 }
@@ -138,6 +170,9 @@ mod tests {
         assert_eq!(parsed("crash postgres --rounds 300 --clients 4"), Ok(Command::Crash(crash)));
         let prove = Prove { quick: true, level: Some("log".into()), seed: 7 };
         assert_eq!(parsed("prove --quick --seed 7 --level log"), Ok(Command::Prove(prove)));
+        assert_eq!(parsed("coverage"), Ok(Command::Coverage));
+        let fuzz = Fuzz { executions: 7, target: Some("log_open".into()) };
+        assert_eq!(parsed("fuzz --executions 7 --target log_open"), Ok(Command::Fuzz(fuzz)));
     }
 
     #[test]
@@ -153,6 +188,8 @@ mod tests {
             ("crash demo --rounds 1 --sed 2", "\"--sed\""),
             ("prove --level", "needs a name"),
             ("prove quick", "\"quick\""),
+            ("coverage now", "\"now\""),
+            ("fuzz --executions", "needs a number"),
         ] {
             let wrong = parsed(line).unwrap_err();
             assert!(wrong.contains(part), "{line:?}: {wrong:?}");

@@ -4,12 +4,16 @@
 //! - `cargo xtask crash demo --rounds N [--seed S]`: kill -9 of the demo under load, and what must be true after it; `crash postgres`: on
 //!   two PostgreSQL servers, which fail too.
 //! - `cargo xtask prove`: all levels of the proof.
+//! - `cargo xtask coverage`: which lines the tests run.
+//! - `cargo xtask fuzz`: the fuzz targets.
 //!
 //! Must not know the library: it runs cargo, and the test tools.
 
 mod arguments;
+mod coverage;
 mod crash;
 mod documents;
+mod fuzz;
 mod metadata;
 mod packages;
 mod prove;
@@ -32,6 +36,8 @@ fn main() -> ExitCode {
         Ok(Command::Test(only)) => test::run(only.as_deref()),
         Ok(Command::Crash(plan)) => crash::run(&plan),
         Ok(Command::Prove(plan)) => prove::run(&plan),
+        Ok(Command::Coverage) => coverage::run(),
+        Ok(Command::Fuzz(plan)) => fuzz::run(&plan),
         Err(wrong) => {
             complain(&format!("{wrong}\n\n{USAGE}"));
             return ExitCode::from(2);

@@ -18,6 +18,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     let mut steps = Steps { only: only.unwrap_or_default().into(), done: Vec::new() };
     steps.step("tools", "cargo xtask test tools", tools::prepare)?;
     steps.cargo("format", &cargo(["fmt", "--all", "--", "--check"]))?;
+    steps.cargo("format", &cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
     steps.step("runners: no test file is forgotten", "cargo xtask test runners", || {
         runners::check(&workspace.packages)
     })?;

@@ -1,6 +1,8 @@
 //! One test binary for the crate: every file of this folder is a module here.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
+mod adapters;
 mod exhaustive;
 mod log_history;
 mod log_scan;
+mod texts;

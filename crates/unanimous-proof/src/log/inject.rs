@@ -310,8 +310,8 @@ async fn compare(ran: &Ran, said: &Said<'_>, earlier: &BTreeSet<TransactionId>) 
                 wrong.push(format!("{transaction} was told {before:?} and is {known:?}"));
             }
         }
-        // A full disk stops new work, not the end of what is decided.
-        if ran.shot.fault == Fault::Full && said.has("closed") {
+        // A full disk stops new work, not the end of what is decided, while the segment has room.
+        if ran.shot.fault == Fault::Full && said.has("closed") && refused.is_empty() {
             let left = acknowledged
                 .iter()
                 .chain(earlier)
