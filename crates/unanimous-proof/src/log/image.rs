@@ -397,3 +397,36 @@ pub(super) fn open_files(path: &PathBuf) -> Result<Result<FileLog, unanimous::lo
     let options = FileLog::options().env(TestEnv::new(9)).max_size(MAX_SIZE).lock_wait(Duration::ZERO);
     block_on(options.open(path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the level believes of a log is wrong in each way in turn, and seen; the log itself is right.
+    #[test]
+    fn a_wrong_answer_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut image = Image::write(folder.path(), 5).unwrap();
+        let whole = image.bytes.clone();
+        assert!(image.records >= 100);
+        assert_eq!(image.try_with(&whole, true).unwrap(), Vec::<String>::new());
+
+        let (&lost, entry) = image.decided.iter().next().unwrap();
+        let entry = entry.clone();
+        image.decided.get_mut(&lost).unwrap().0.decided_at += 1;
+        assert!(image.try_with(&whole, false).unwrap()[0].contains(&lost.to_string()), "another decision");
+        image.decided.insert(lost, entry);
+        let invented = image.never[0].0;
+        image.never[0].1 = Known::Hold(HoldReason::BeyondHorizon);
+        assert!(image.try_with(&whole, false).unwrap()[0].contains(&invented.to_string()), "another answer");
+        image.never[0].1 = Known::Abort;
+
+        // An image that takes the last frame for an earlier one, so that its damage should be refused.
+        let (start, _, end) = image.last();
+        let mut damaged = whole.clone();
+        damaged[start + 40] ^= 1;
+        assert_eq!(image.try_with(&damaged, false).unwrap(), Vec::<String>::new());
+        image.checkpoint = end;
+        assert!(image.try_with(&damaged, false).unwrap()[0].contains("must not open, but it does"));
+    }
+}

@@ -325,3 +325,51 @@ async fn compare(ran: &Ran, said: &Said<'_>, earlier: &BTreeSet<TransactionId>) 
     }
     wrong
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run that was not hit, with lines that are not true of its log: each is seen.
+    #[test]
+    fn a_process_that_lies_is_seen() {
+        let before = tempfile::tempdir().unwrap();
+        let earlier = block_on(earlier(before.path())).unwrap().unwrap();
+        let first = *earlier.first().unwrap();
+        let own = first.owner().transaction(30);
+        let ran = |fault, lines: &[String]| {
+            let folder = tempfile::tempdir().unwrap();
+            let log = folder.path().join("log");
+            std::fs::create_dir(&log).unwrap();
+            for name in segments(before.path()).unwrap() {
+                std::fs::copy(before.path().join(&name), log.join(&name)).unwrap();
+            }
+            let shot = Shot { call: "fdatasync", fault, at: 1 };
+            let killed = fault == Fault::Kill;
+            let exit = (!killed).then_some(0);
+            Ran { folder, shot, hit: true, exit, killed, lines: lines.to_vec() }
+        };
+        let opened = format!("opened {}", first.owner().transaction(0));
+        let judged = |fault, lines: &[&str]| {
+            let lines: Vec<String> = lines.iter().map(|line| line.replace("OWN", &own.to_string())).collect();
+            judge(&ran(fault, &lines), &earlier).unwrap().join("\n")
+        };
+        assert_eq!(judged(Fault::Kill, &[&opened]), "");
+        assert_eq!(judged(Fault::Io, &[&opened, "unknown OWN poisoned", "closed: poisoned"]), "");
+        for (lines, part) in [
+            (vec![&*opened, "acknowledged OWN"], "is aborted, and was acknowledged"),
+            (vec![&*opened, "unknown OWN poisoned", "late OWN"], "a poisoned log decides"),
+            (vec![&*opened, "unknown OWN poisoned", "told OWN commit"], "it answered"),
+            (vec![&*opened, "closed: in order"], "the wrong effect"),
+            (vec!["gone"], "did not say why"),
+        ] {
+            let wrong = judged(Fault::Io, &lines);
+            assert!(wrong.contains(part), "{lines:?}: {wrong:?}");
+        }
+        // What was refused is there.
+        let refused = format!("refused {first} poisoned");
+        let strangers = BTreeSet::new();
+        let wrong = judge(&ran(Fault::Kill, &[opened.clone(), refused]), &strangers).unwrap().join("\n");
+        assert!(wrong.contains("is committed, and should not be"), "{wrong}");
+    }
+}
