@@ -7,7 +7,7 @@ use std::str::FromStr;
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
        cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keep]
-       cargo xtask prove [--quick] [--level NAME] [--seed N]
+       cargo xtask prove [--quick] [--level NAME] [--seed N] [--mutant NAME]
 
 test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
              installs what is missing where it may, and says what to install where it may not;
@@ -21,7 +21,8 @@ crash postgres
 prove        all levels of the proof (docs/proof.md), about an hour; the last line are its figures as JSON; exits 1 on any violation
              --quick      at most 3 minutes
              --level NAME that one alone
-             --seed N     the choices of an earlier run (by default the same ones each time)";
+             --seed N     the choices of an earlier run (by default the same ones each time)
+             --mutant NAME of the level `mutants` the planted bugs whose names begin so, and nothing else";
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub(crate) struct Prove {
     /// None: all of them.
     pub(crate) level: Option<String>,
     pub(crate) seed: u64,
+    /// The beginning of a planted bug's name; it is the level `mutants` then.
+    pub(crate) mutant: Option<String>,
 }
 
 /// On which stores the demo is.
@@ -104,14 +107,18 @@ fn crash(stores: Stores, mut arguments: impl Iterator<Item = String>) -> Result<
 }
 
 fn prove(mut arguments: impl Iterator<Item = String>) -> Result<Prove, String> {
-    let mut plan = Prove { quick: false, level: None, seed: 1 };
+    let mut plan = Prove { quick: false, level: None, seed: 1, mutant: None };
     while let Some(name) = arguments.next() {
         match name.as_str() {
             "--quick" => plan.quick = true,
             "--level" => plan.level = Some(arguments.next().ok_or("error: --level needs a name")?),
             "--seed" => plan.seed = number(&name, &arguments.next().ok_or("error: --seed needs a number")?)?,
+            "--mutant" => plan.mutant = Some(arguments.next().ok_or("error: --mutant needs a name")?),
             _ => return Err(format!("error: unexpected argument {name:?}")),
         }
+    }
+    if plan.mutant.is_some() && plan.level.get_or_insert_with(|| "mutants".into()) != "mutants" {
+        return Err("error: --mutant is of the level mutants only".into());
     }
     Ok(plan)
 }
@@ -136,8 +143,10 @@ mod tests {
         assert_eq!(parsed("crash demo --rounds 7 --seed 9 --keep"), Ok(Command::Crash(crash)));
         let crash = Crash { stores: Stores::Postgres, rounds: 300, seed: None, clients: 4, keep: false };
         assert_eq!(parsed("crash postgres --rounds 300 --clients 4"), Ok(Command::Crash(crash)));
-        let prove = Prove { quick: true, level: Some("log".into()), seed: 7 };
+        let prove = Prove { quick: true, level: Some("log".into()), seed: 7, mutant: None };
         assert_eq!(parsed("prove --quick --seed 7 --level log"), Ok(Command::Prove(prove)));
+        let prove = Prove { quick: false, level: Some("mutants".into()), seed: 1, mutant: Some("early".into()) };
+        assert_eq!(parsed("prove --mutant early"), Ok(Command::Prove(prove)));
     }
 
     #[test]
@@ -153,6 +162,8 @@ mod tests {
             ("crash demo --rounds 1 --sed 2", "\"--sed\""),
             ("prove --level", "needs a name"),
             ("prove quick", "\"quick\""),
+            ("prove --mutant", "needs a name"),
+            ("prove --level log --mutant early", "level mutants only"),
         ] {
             let wrong = parsed(line).unwrap_err();
             assert!(wrong.contains(part), "{line:?}: {wrong:?}");

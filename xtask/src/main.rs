@@ -11,6 +11,7 @@ mod arguments;
 mod crash;
 mod documents;
 mod metadata;
+mod mutants;
 mod packages;
 mod prove;
 mod run;
