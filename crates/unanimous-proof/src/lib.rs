@@ -4,7 +4,9 @@
 //!
 //! Must not know how it is called.
 
+mod crash;
 mod exhaustive;
+pub mod transfers;
 
 use std::io::Write as _;
 
@@ -40,7 +42,8 @@ pub struct Level {
 }
 
 /// In the order in which they are run, the quickest to fail first.
-pub const LEVELS: &[Level] = &[Level { name: "exhaustive", run: exhaustive::run }];
+pub const LEVELS: &[Level] =
+    &[Level { name: "exhaustive", run: exhaustive::run }, Level { name: "crash", run: crash::run }];
 
 /// A line on the standard output. Whoever closed it does not want it.
 pub fn say(line: &str) {
