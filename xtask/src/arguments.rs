@@ -7,7 +7,7 @@ use std::str::FromStr;
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
        cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keep]
-       cargo xtask prove [--quick] [--level NAME] [--seed N]
+       cargo xtask prove [--quick] [--level NAME] [--seed N] [--mutant NAME]
        cargo xtask coverage
        cargo xtask fuzz [--executions N] [--target NAME]
 
@@ -24,6 +24,7 @@ prove        all levels of the proof (docs/proof.md), about an hour; the last li
              --quick      at most 3 minutes
              --level NAME that one alone
              --seed N     the choices of an earlier run (by default the same ones each time)
+             --mutant NAME of the level `mutants` the planted bugs whose names begin so, and nothing else
 coverage     which lines of the core crate, the log and recovery the tests run; exits 1 below 95 % of any. Needs cargo-llvm-cov
 fuzz         the fuzz targets of fuzz/ (docs/proof.md). Needs a nightly toolchain and cargo-fuzz
              --executions N  of each target, 10,000,000 by default
@@ -56,6 +57,8 @@ pub(crate) struct Prove {
     /// None: all of them.
     pub(crate) level: Option<String>,
     pub(crate) seed: u64,
+    /// The beginning of a planted bug's name; it is the level `mutants` then.
+    pub(crate) mutant: Option<String>,
 }
 
 /// On which stores the demo is.
@@ -122,14 +125,18 @@ fn crash(stores: Stores, mut arguments: impl Iterator<Item = String>) -> Result<
 }
 
 fn prove(mut arguments: impl Iterator<Item = String>) -> Result<Prove, String> {
-    let mut plan = Prove { quick: false, level: None, seed: 1 };
+    let mut plan = Prove { quick: false, level: None, seed: 1, mutant: None };
     while let Some(name) = arguments.next() {
         match name.as_str() {
             "--quick" => plan.quick = true,
             "--level" => plan.level = Some(arguments.next().ok_or("error: --level needs a name")?),
             "--seed" => plan.seed = number(&name, &arguments.next().ok_or("error: --seed needs a number")?)?,
+            "--mutant" => plan.mutant = Some(arguments.next().ok_or("error: --mutant needs a name")?),
             _ => return Err(format!("error: unexpected argument {name:?}")),
         }
+    }
+    if plan.mutant.is_some() && plan.level.get_or_insert_with(|| "mutants".into()) != "mutants" {
+        return Err("error: --mutant is of the level mutants only".into());
     }
     Ok(plan)
 }
@@ -168,11 +175,13 @@ mod tests {
         assert_eq!(parsed("crash demo --rounds 7 --seed 9 --keep"), Ok(Command::Crash(crash)));
         let crash = Crash { stores: Stores::Postgres, rounds: 300, seed: None, clients: 4, keep: false };
         assert_eq!(parsed("crash postgres --rounds 300 --clients 4"), Ok(Command::Crash(crash)));
-        let prove = Prove { quick: true, level: Some("log".into()), seed: 7 };
+        let prove = Prove { quick: true, level: Some("log".into()), seed: 7, mutant: None };
         assert_eq!(parsed("prove --quick --seed 7 --level log"), Ok(Command::Prove(prove)));
         assert_eq!(parsed("coverage"), Ok(Command::Coverage));
         let fuzz = Fuzz { executions: 7, target: Some("log_open".into()) };
         assert_eq!(parsed("fuzz --executions 7 --target log_open"), Ok(Command::Fuzz(fuzz)));
+        let prove = Prove { quick: false, level: Some("mutants".into()), seed: 1, mutant: Some("early".into()) };
+        assert_eq!(parsed("prove --mutant early"), Ok(Command::Prove(prove)));
     }
 
     #[test]
@@ -190,6 +199,8 @@ mod tests {
             ("prove quick", "\"quick\""),
             ("coverage now", "\"now\""),
             ("fuzz --executions", "needs a number"),
+            ("prove --mutant", "needs a name"),
+            ("prove --level log --mutant early", "level mutants only"),
         ] {
             let wrong = parsed(line).unwrap_err();
             assert!(wrong.contains(part), "{line:?}: {wrong:?}");

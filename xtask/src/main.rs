@@ -15,6 +15,7 @@ mod crash;
 mod documents;
 mod fuzz;
 mod metadata;
+mod mutants;
 mod packages;
 mod prove;
 mod run;

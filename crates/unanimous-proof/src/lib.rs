@@ -4,8 +4,10 @@
 //!
 //! Must not know how it is called.
 
+mod crash;
 mod exhaustive;
 mod log;
+pub mod transfers;
 
 use std::io::Write as _;
 
@@ -41,8 +43,11 @@ pub struct Level {
 }
 
 /// In the order in which they are run, the quickest to fail first.
-pub const LEVELS: &[Level] =
-    &[Level { name: "exhaustive", run: exhaustive::run }, Level { name: "log", run: log::run }];
+pub const LEVELS: &[Level] = &[
+    Level { name: "exhaustive", run: exhaustive::run },
+    Level { name: "log", run: log::run },
+    Level { name: "crash", run: crash::run },
+];
 
 /// What a level starts this program for, to be killed or failed: none where these arguments are no such thing.
 pub fn child(arguments: &[String]) -> Option<Result<(), String>> {

@@ -30,6 +30,7 @@ mod database;
 mod error;
 mod owner;
 mod server;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,6 +47,7 @@ pub use binaries::binaries;
 pub use builder::Builder;
 pub use database::Database;
 pub use error::{Error, ErrorKind};
+pub use servers::Servers;
 
 use builder::{free_port, write_settings};
 use owner::{Owner, plain};
