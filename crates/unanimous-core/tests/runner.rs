@@ -4,3 +4,4 @@
 mod exhaustive;
 mod log_history;
 mod log_scan;
+mod transitions;
