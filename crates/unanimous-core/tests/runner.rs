@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
 mod exhaustive;
+mod exhaustive_row;
 mod log_history;
 mod log_scan;
 mod transitions;

@@ -12,7 +12,7 @@ pub(super) type Take<'t> = dyn FnMut(What, World, Option<Event>) + 't;
 const CALLS: [Call; 5] = [Call::Prepare, Call::OnePhase, Call::Carry, Call::Commit, Call::Rollback];
 
 impl Call {
-    pub(super) fn bit(self) -> u8 {
+    pub(crate) fn bit(self) -> u8 {
         1 << self as u8
     }
 
