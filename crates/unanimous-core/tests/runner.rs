@@ -3,6 +3,8 @@
 
 mod adapters;
 mod exhaustive;
+mod exhaustive_row;
 mod log_history;
 mod log_scan;
 mod texts;
+mod transitions;
