@@ -4,6 +4,7 @@
 //!
 //! Must not know how it is called.
 
+mod cancel;
 mod exhaustive;
 
 use std::io::Write as _;
@@ -26,6 +27,14 @@ pub struct Found {
     pub violations: Vec<String>,
 }
 
+impl Found {
+    /// With what another part has found.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.violations.extend(other.violations);
+    }
+}
+
 /// A level of the proof.
 #[derive(Clone, Copy, Debug)]
 pub struct Level {
@@ -40,7 +49,8 @@ pub struct Level {
 }
 
 /// In the order in which they are run, the quickest to fail first.
-pub const LEVELS: &[Level] = &[Level { name: "exhaustive", run: exhaustive::run }];
+pub const LEVELS: &[Level] =
+    &[Level { name: "exhaustive", run: exhaustive::run }, Level { name: "cancel", run: cancel::run }];
 
 /// A line on the standard output. Whoever closed it does not want it.
 pub fn say(line: &str) {
