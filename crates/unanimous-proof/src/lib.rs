@@ -4,6 +4,7 @@
 //!
 //! Must not know how it is called.
 
+mod cancel;
 mod crash;
 mod exhaustive;
 mod log;
@@ -46,6 +47,7 @@ pub struct Level {
 pub const LEVELS: &[Level] = &[
     Level { name: "exhaustive", run: exhaustive::run },
     Level { name: "log", run: log::run },
+    Level { name: "cancel", run: cancel::run },
     Level { name: "crash", run: crash::run },
 ];
 
