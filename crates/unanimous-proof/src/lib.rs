@@ -5,6 +5,7 @@
 //! Must not know how it is called.
 
 mod exhaustive;
+pub mod simulate;
 
 use std::io::Write as _;
 
@@ -40,7 +41,7 @@ pub struct Level {
 }
 
 /// In the order in which they are run, the quickest to fail first.
-pub const LEVELS: &[Level] = &[Level { name: "exhaustive", run: exhaustive::run }];
+pub const LEVELS: &[Level] = &[Level { name: "exhaustive", run: exhaustive::run }, Level { name: "simulate", run: simulate::run }];
 
 /// A line on the standard output. Whoever closed it does not want it.
 pub fn say(line: &str) {
