@@ -403,6 +403,8 @@ impl VolatileBranch {
         let world = &self.net.world;
         world.sleep(world.some_time(2_000)).await;
         if world.fault(100) {
+            // Where it is alone, its commit can't be repeated.
+            lock(&world.ledger).may_be_unknown(self.transaction);
             return Err(BranchError::refused("not now"));
         }
         if !self.net.life.is_dead()

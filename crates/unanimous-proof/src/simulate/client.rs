@@ -25,7 +25,10 @@ pub(super) const KEYS: u64 = 12;
 
 /// A client: one transaction after another, while there are faults.
 pub(super) async fn serve(world: Arc<World>, running: Running) {
-    while world.has_faults() {
+    for _ in 0..world.plan.transactions {
+        if !world.has_faults() {
+            break;
+        }
         world.sleep(world.some_time(world.plan.think)).await;
         let work = Work { world: world.clone(), running: running.clone() };
         if world.chance(world.plan.cut) {

@@ -40,7 +40,7 @@ const FULL: Duration = Duration::from_secs(600);
 const MOST_TOLD: usize = 20;
 
 /// How long everything has to settle when the faults are over.
-const SETTLE: Duration = Duration::from_secs(120);
+const SETTLE: Duration = Duration::from_secs(75);
 /// How long the checks may take; more is a manager that hangs.
 const CHECKS: Duration = Duration::from_secs(600);
 

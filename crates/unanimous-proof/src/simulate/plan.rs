@@ -45,6 +45,8 @@ pub(super) struct Plan {
     pub(super) cut: PerMille,
     /// Where a store is down at the start.
     pub(super) down_at_start: bool,
+    /// How many transactions a client has at most.
+    pub(super) transactions: u64,
     /// The longest pause between two transactions of a client, in microseconds.
     pub(super) think: u64,
     /// Bytes of notes, so that the log fills.
@@ -137,7 +139,7 @@ impl Plan {
             horizon: if rng.chance(1, 3) { Duration::from_secs(rng.between(2, 10)) } else { Duration::from_secs(3600) },
             phase_two_wait: Duration::from_millis(*rng.pick(&[50, 500, 3_000])),
             store_wait: Duration::from_millis(*rng.pick(&[500, 2_000, 8_000])),
-            recovery_interval: Duration::from_millis(*rng.pick(&[700, 2_500, 6_000])),
+            recovery_interval: Duration::from_millis(*rng.pick(&[2_000, 6_000, 20_000])),
             time_limit: rng.chance(1, 5).then(|| Duration::from_millis(rng.between(20, 800))),
             delay: *rng.pick(&[300, 2_000, 20_000]),
             net,
@@ -154,7 +156,8 @@ impl Plan {
             threaded: *rng.pick(&[50, 300]),
             cut: some(rng, 50, 300),
             down_at_start: rng.chance(part(15), 100),
-            think: *rng.pick(&[20_000, 200_000, 1_000_000]),
+            transactions: if rng.chance(1, 20) { 60 } else { rng.between(3, 14) },
+            think: *rng.pick(&[20_000, 400_000, 2_000_000]),
             note: if small { *rng.pick(&[0, 40, 500]) } else { 0 },
             refuse: some(rng, 50, 60),
             stores,
