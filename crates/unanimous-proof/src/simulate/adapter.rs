@@ -248,7 +248,7 @@ impl SimBranch {
         }
     }
 
-    /// Of what nobody can be asked for later.
+    /// Nobody can be asked for it later; a carrier can, but it may take longer than the caller waits.
     fn may_be_unknown(&self, answer: &Result<Response, NoAnswer>) {
         if !matches!(answer, Ok(Response::Done | Response::Refused | Response::Conflict)) {
             lock(&self.store.net.world.ledger).may_be_unknown(self.transaction);
@@ -258,11 +258,8 @@ impl SimBranch {
     /// A commit that can't be repeated: afterwards it is over, or nobody knows.
     async fn commit_at_once(&self, request: Request) -> Result<(), BranchError> {
         self.become_(Stage::Committing);
-        let carries = matches!(request, Request::CommitCarrying { .. });
         let answer = self.send(request).await;
-        if !carries {
-            self.may_be_unknown(&answer);
-        }
+        self.may_be_unknown(&answer);
         match answer {
             Ok(Response::Done) => {
                 self.become_(Stage::Over);

@@ -145,6 +145,9 @@ fn atomicity(world: &World, all: &[Running]) {
     let ledger = lock(&world.ledger);
     let mut wrong = Vec::new();
     for (id, entry) in &ledger.transactions {
+        if entry.wrote.is_some() && entry.told.is_none() && entry.reported.is_none() {
+            world.saw(Path::NotTold);
+        }
         let troubled = ledger.troubled.contains(&(entry.process, entry.life));
         Judge { world, id: *id, entry, troubled, all, wrong: &mut wrong }.judge();
     }

@@ -17,7 +17,7 @@ paths! {
     Pending = "told: committed, branches pending",
     Aborted = "told: aborted",
     Unknown = "told: unknown",
-    NotTold = "nobody was told",
+    NotTold = "nobody was told of a commit",
     CommitDropped = "a commit's future was dropped",
     BodyDropped = "a client was dropped in its work",
     Doomed = "doomed",
@@ -68,7 +68,7 @@ paths! {
     OtherOwner = "a branch of the other coordinator was left alone",
     Held = "a branch was held to the end, and reported",
     LookupAgain = "a decision was looked up again",
-    GroupCommit = "a decision waited for a sync under way",
+    GroupCommit = "one sync covered several records of the log",
 }
 
 /// Counts.

@@ -156,6 +156,9 @@ impl DiskFile for SimFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let what = format!("write {} {offset} {}", self.name, bytes.len());
+        if offset > 0 && records_of(bytes) > 1 {
+            self.on.world.saw(Path::GroupCommit);
+        }
         let fault = (Fault::NextWrite, self.on.world.plan.disk.write, Path::FailedWrite);
         self.on.operate(&what, fault, || self.file.write_at(offset, bytes))
     }
@@ -169,4 +172,11 @@ impl DiskFile for SimFile {
         let fault = (Fault::NextSyncAll, self.on.world.plan.disk.sync, Path::FailedSync);
         self.on.operate(&format!("sync all of {}", self.name), fault, || self.file.sync_all())
     }
+}
+
+/// Where a frame says how many records it has: docs/log-format.md.
+const COUNT: usize = 24;
+
+fn records_of(frame: &[u8]) -> u32 {
+    frame.get(COUNT..COUNT + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
 }

@@ -62,7 +62,7 @@ pub fn simulate(seed: u64, keep: bool) -> Simulated {
     let world = World::new(seed, keep);
     chaos::start(&world);
     for process in world.processes() {
-        process.start(&world, false);
+        process.start(&world);
     }
     let chaos = world.plan.chaos;
     run_until(&world, chaos);
@@ -129,6 +129,10 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
     if std::env::var_os("UNANIMOUS_TRACE").is_some() {
         return Ok(one(options.seed));
     }
+    if let Some(count) = std::env::var_os("UNANIMOUS_HASHES") {
+        let count = count.to_str().and_then(|count| count.parse().ok());
+        return Ok(hashes(options.seed, count.ok_or("UNANIMOUS_HASHES is how many seeds to tell the hashes of")?));
+    }
     let begun = Instant::now();
     let next = AtomicU64::new(0);
     let goes_on = |tried: u64| if options.quick { tried < QUICK } else { begun.elapsed() < FULL };
@@ -176,4 +180,16 @@ fn one(seed: u64) -> Found {
     }
     say(&format!("seed {seed}: {} events, hash {:016x}", simulated.events, simulated.hash));
     Found { cases: 1, violations: simulated.violations }
+}
+
+/// The hashes of so many seeds.
+fn hashes(first: u64, count: u64) -> Found {
+    let mut found = Found::default();
+    for seed in first..first + count {
+        let simulated = simulate(seed, false);
+        say(&format!("seed {seed}: {} events, hash {:016x}", simulated.events, simulated.hash));
+        found.cases += 1;
+        found.violations.extend(simulated.violations);
+    }
+    found
 }

@@ -49,6 +49,8 @@ struct State {
     death: Option<Death>,
     disk: TestDisk,
     backup: Option<TestDisk>,
+    /// Its log came from a backup, and was not opened since.
+    restored: bool,
     running: Option<Running>,
 }
 
@@ -69,6 +71,7 @@ impl Process {
             death: None,
             disk: TestDisk::default(),
             backup: None,
+            restored: false,
             running: None,
         };
         Self { index, state: Mutex::new(state) }
@@ -90,7 +93,10 @@ impl Process {
     /// Keeps the log as it is now, to be restored from later.
     pub(super) fn back_up(&self) {
         let mut state = self.state();
-        state.backup = Some(state.disk.after_kill());
+        // Where there is a log: an empty folder is no backup of it.
+        if state.running.is_some() {
+            state.backup = Some(state.disk.after_kill());
+        }
     }
 
     /// Kills what runs now, if something does.
@@ -164,6 +170,7 @@ impl Process {
                 world.saw(Path::LogRestored);
                 world.note(format_args!("{} gets its log from a backup", self.index));
                 state.disk = backup.after_kill();
+                state.restored = true;
                 restored = true;
             }
             if world.plan.disk.full > 0 && !world.has_faults() {
@@ -177,22 +184,27 @@ impl Process {
         let (own, index) = (world.clone(), self.index);
         world.executor.spawn(None, async move {
             own.sleep(pause).await;
-            own.processes()[index].start(&own, restored);
+            own.processes()[index].start(&own);
         });
     }
 
     /// Starts a life.
-    pub(super) fn start(&self, world: &Arc<World>, restored: bool) {
-        let (life, disk) = {
+    pub(super) fn start(&self, world: &Arc<World>) {
+        let (life, disk, restored) = {
             let mut state = self.state();
             state.lives += 1;
             let life = Life::new(self.index, state.lives);
             state.life = Some(life.clone());
-            (life, state.disk.clone())
+            (life, state.disk.clone(), state.restored)
         };
         world.note(format_args!("{}.{} starts", self.index, life.number));
         let boot = Boot { world: world.clone(), life: life.clone(), disk, restored };
         world.executor.spawn(Some(&life), boot.run());
+    }
+
+    /// Its log was opened, and is its own from now on.
+    fn opened(&self) {
+        self.state().restored = false;
     }
 
     fn serves(&self, running: Running) {
@@ -222,6 +234,7 @@ impl Boot {
     async fn run(self) {
         let log = self.open().await;
         let Self { world, life, .. } = &self;
+        world.processes()[life.process].opened();
         let down = world.servers().iter().any(|server| server.boot().is_none());
         if down {
             world.saw(Path::StoreDownAtStart);
