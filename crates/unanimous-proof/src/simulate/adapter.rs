@@ -35,7 +35,17 @@ impl SimStore {
         self.net.server.index
     }
 
+    /// As a bug in an adapter does; without the noise of a panic that nobody expects.
+    fn panic_sometimes(&self) {
+        let world = &self.net.world;
+        if !self.net.life.is_dead() && world.fault(world.plan.panic) {
+            world.saw(Path::Panicked);
+            std::panic::resume_unwind(Box::new("an adapter panics, as it was told to"));
+        }
+    }
+
     async fn ask(&self, request: Request) -> Result<Response, StoreError> {
+        self.panic_sometimes();
         self.net.ask(request, LIMIT).await.map_err(StoreError::new)
     }
 
@@ -45,7 +55,10 @@ impl SimStore {
             Decision::Commit => Request::CommitPrepared { id: id.clone() },
             Decision::Abort => Request::RollbackPrepared { id: id.clone() },
         };
-        match self.net.ask(request, LIMIT).await {
+        self.panic_sometimes();
+        let answer = self.net.ask(request, LIMIT).await;
+        self.panic_sometimes();
+        match answer {
             Ok(Response::Done) => Ok(true),
             // Rule 8: this proves nothing.
             Ok(Response::Absent) => match self.net.ask(Request::List, LIMIT).await {
@@ -229,6 +242,7 @@ impl SimBranch {
 
     async fn vote(&self, id: &BranchId) -> Result<(), BranchError> {
         self.become_(Stage::Voting(id.clone()));
+        self.store.panic_sometimes();
         match self.send(Request::Prepare { session: self.session, id: id.clone() }).await {
             Ok(Response::Done) => {
                 self.become_(Stage::Prepared(id.clone()));
@@ -248,18 +262,22 @@ impl SimBranch {
         }
     }
 
-    /// Nobody can be asked for it later; a carrier can, but it may take longer than the caller waits.
-    fn may_be_unknown(&self, answer: &Result<Response, NoAnswer>) {
-        if !matches!(answer, Ok(Response::Done | Response::Refused | Response::Conflict)) {
-            lock(&self.store.net.world.ledger).may_be_unknown(self.transaction);
+    /// While nobody can be asked how it ends, also where the call panics; a carrier can, but it may take longer than the caller waits.
+    fn may_be_unknown(&self, may: bool) {
+        if let Some(entry) = lock(&self.store.net.world.ledger).entry(self.transaction) {
+            entry.may_be_unknown = may;
         }
     }
 
     /// A commit that can't be repeated: afterwards it is over, or nobody knows.
     async fn commit_at_once(&self, request: Request) -> Result<(), BranchError> {
         self.become_(Stage::Committing);
+        self.may_be_unknown(true);
         let answer = self.send(request).await;
-        self.may_be_unknown(&answer);
+        self.store.panic_sometimes();
+        if matches!(answer, Ok(Response::Done | Response::Refused | Response::Conflict)) {
+            self.may_be_unknown(false);
+        }
         match answer {
             Ok(Response::Done) => {
                 self.become_(Stage::Over);
@@ -331,15 +349,15 @@ impl Branch for SimBranch {
 
     async fn commit_one_phase(&self, id: &BranchId) -> Result<(), BranchError> {
         if self.store.net.server.two_steps && self.capability() == Capability::TwoPhase {
-            let committed = async {
-                self.vote(id).await?;
-                self.commit().await.map_err(|error| error.with_kind(FailureKind::Lost))
-            };
-            let committed = committed.await;
-            if committed.as_ref().is_err_and(|error| error.kind() == FailureKind::Lost) {
-                lock(&self.store.net.world.ledger).may_be_unknown(self.transaction);
+            self.may_be_unknown(true);
+            let voted = self.vote(id).await;
+            if voted.as_ref().map_or_else(|error| error.kind() != FailureKind::Lost, |()| true) {
+                self.may_be_unknown(voted.is_ok());
             }
-            return committed;
+            voted?;
+            self.commit().await.map_err(|error| error.with_kind(FailureKind::Lost))?;
+            self.may_be_unknown(false);
+            return Ok(());
         }
         self.commit_at_once(Request::CommitOne { session: self.session }).await
     }

@@ -42,10 +42,7 @@ pub(super) fn start(world: &Arc<World>) {
     for _ in 0..plan.store_restores {
         let two_phase = world.servers().iter().filter(|server| server.capability == Capability::TwoPhase).count();
         let server = world.between(0, two_phase as u64 - 1) as usize;
-        some_time(world, move |world| {
-            world.note(format_args!("{} is backed up", world.servers()[server].name));
-            world.servers()[server].back_up();
-        });
+        some_time(world, move |world| back_up(world, server, 200));
         some_time(world, move |world| crash_store(world, server, true));
     }
     if plan.log_restores {
@@ -110,8 +107,19 @@ fn crash_store(world: &Arc<World>, server: usize, restore: bool) {
         world.saw(Path::StoreRestored);
         world.note(format_args!("{} is restored", own.name));
     }
-    let down = world.some_time(*world.pick(&[1_000, 200_000, 5_000_000]));
+    let down = world.some_time(*world.pick(&[1_000, 200_000, 5_000_000, 15_000_000]));
     later(world, down, move |world| world.servers()[server].start());
+}
+
+/// Soon, at a moment when something is prepared; what is so comes back with a restore.
+fn back_up(world: &Arc<World>, server: usize, tries: u32) {
+    let own = &world.servers()[server];
+    if own.prepared().is_empty() && tries > 0 {
+        later(world, world.some_time(20_000), move |world| back_up(world, server, tries - 1));
+        return;
+    }
+    world.note(format_args!("{} is backed up", own.name));
+    own.back_up();
 }
 
 fn operate(world: &Arc<World>) {

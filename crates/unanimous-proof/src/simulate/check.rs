@@ -91,12 +91,17 @@ fn is_excused(world: &World, id: &BranchId, reason: &HoldReason) -> bool {
     let mut ledger = lock(&world.ledger);
     let Some(entry) = ledger.entry(id.transaction) else { return false };
     let (process, began) = (entry.process, entry.began);
+    // A decision to commit does not age before all of its branches are confirmed.
+    let decided = entry.told == Some(Outcome::Committed)
+        || entry.looked_up == Some(Decision::Commit)
+        || entry.stores.values().any(|at| at.commits > 0);
+    let came_back = entry.stores.values().any(|at| at.came_back);
     let restored = ledger.log_restores.get(&process).is_some_and(|at| began <= *at);
     match reason {
         HoldReason::ForeignIncarnation => restored,
         HoldReason::BeyondHorizon => {
             let old = world.now().saturating_sub(began) >= world.plan.horizon;
-            restored || old || world.plan.log_size < 100_000
+            restored || (came_back || !decided) && (old || world.plan.log_size < 100_000)
         }
         _ => false,
     }
@@ -189,6 +194,11 @@ impl Judge<'_> {
         let by_manager = |at: &AtStore| at.committed && at.operator.is_none();
         let committed = entry.stores.iter().any(|(store, at)| self.is_atomic(*store) && (by_manager(at) || at.commits > 0));
         let anywhere = entry.stores.values().any(|at| by_manager(at) || at.commits > 0);
+        // A single store's work comes and goes with its backup, whatever steps its commit had.
+        let alone = entry.wrote.as_ref().is_some_and(|wrote| wrote.len() == 1);
+        if alone && entry.stores.values().any(|at| at.came_back) {
+            return;
+        }
         let wrote = entry.wrote.iter().flatten().map(|store| (*store, entry.stores.get(store).unwrap_or(&nothing)));
         let gone = |at: &AtStore| !at.committed && !at.prepared && at.operator.is_none() && !at.lost;
         let missing = wrote.clone().filter(|(store, at)| self.is_atomic(*store) && gone(at)).count();

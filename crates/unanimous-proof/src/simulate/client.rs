@@ -4,19 +4,21 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use unanimous::{Cause, CommitError, Committed, Options, Outcome, Transaction};
+use futures_util::FutureExt as _;
+use unanimous::{Cause, CommitError, Committed, Options, Outcome, Transaction, TransactionId};
 
 use super::adapter::VolatileBranch;
 use super::coverage::Path;
 use super::executor::lock;
 use super::ledger::Volatile;
 use super::net::Net;
-use super::process::{Running, path_of};
+use super::process::{Death, Running, path_of};
 use super::server::Key;
 use super::world::World;
 
@@ -31,13 +33,15 @@ pub(super) async fn serve(world: Arc<World>, running: Running) {
         }
         world.sleep(world.some_time(world.plan.think)).await;
         let work = Work { world: world.clone(), running: running.clone() };
+        // A join runs in its caller, and so does an adapter's panic in it.
+        let transaction = AssertUnwindSafe(work.transaction()).catch_unwind();
         if world.chance(world.plan.cut) {
             let polls = world.between(0, 12);
-            if cut(polls, work.transaction()).await.is_none() {
+            if cut(polls, transaction).await.is_none() {
                 world.saw(Path::BodyDropped);
             }
         } else {
-            work.transaction().await;
+            drop(transaction.await);
         }
     }
 }
@@ -89,6 +93,9 @@ impl Work {
             }
             return;
         };
+        if world.chance(60) {
+            self.hook(&tx);
+        }
         if world.chance(30) {
             world.saw(Path::Doomed);
             tx.doom();
@@ -175,6 +182,26 @@ impl Work {
         }
     }
 
+    fn hook(&self, tx: &Transaction) {
+        let (world, fails) = (self.world.clone(), self.world.chance(200));
+        let before = tx.before_commit(move |_| async move {
+            world.saw(Path::Hook);
+            world.sleep(world.some_time(5_000)).await;
+            if fails {
+                world.saw(Path::FailedHook);
+                return Err("the hook fails".into());
+            }
+            Ok(())
+        });
+        let world = self.world.clone();
+        let after = tx.after_commit(move |_, _| async move {
+            world.sleep(world.some_time(5_000)).await;
+            Ok(())
+        });
+        // Its time limit may have passed meanwhile.
+        drop((before, after));
+    }
+
     /// A guard is in use meanwhile.
     async fn commit_in_use(&self, tx: Transaction, wrote: BTreeSet<usize>) {
         let handle = (*tx).clone();
@@ -206,11 +233,27 @@ impl Work {
         }
         world.saw(path_of(outcome));
         let pending = answer.as_ref().map_or(0, |committed| committed.pending);
+        if outcome == Outcome::Committed && pending == 0 {
+            self.all_is_confirmed(id);
+        }
         let why = answer.err().map(|error| format!("{:?}", error.cause()));
         world.note(format_args!("{}.{} told {id}: {outcome} {why:?}", life.process, life.number));
         if let Some(entry) = lock(&world.ledger).entry(id) {
             entry.told = Some(outcome);
             entry.pending = pending;
+        }
+        if world.fault(world.plan.die * 4) {
+            world.saw(Path::DiedWhenTold);
+            Death::at_once(world, life);
+        }
+    }
+
+    /// Who was told that nothing is pending must find nothing prepared.
+    fn all_is_confirmed(&self, id: TransactionId) {
+        for server in self.world.servers() {
+            if server.prepared().iter().any(|branch| branch.transaction == id) {
+                self.world.violation(format!("{id} is said to be finished, and is prepared in {}", server.name));
+            }
         }
     }
 }

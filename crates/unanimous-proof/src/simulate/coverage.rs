@@ -68,6 +68,10 @@ paths! {
     OtherOwner = "a branch of the other coordinator was left alone",
     Held = "a branch was held to the end, and reported",
     LookupAgain = "a decision was looked up again",
+    Panicked = "an adapter panicked",
+    Hook = "a hook ran before a commit",
+    FailedHook = "a hook failed",
+    DiedWhenTold = "a process died when its client was told",
     GroupCommit = "one sync covered several records of the log",
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Plan {
     /// Bytes of notes, so that the log fills.
     pub(super) note: usize,
     pub(super) refuse: PerMille,
+    /// An adapter panics, in any of its calls.
+    pub(super) panic: PerMille,
 }
 
 pub(super) struct StorePlan {
@@ -136,7 +138,7 @@ impl Plan {
             clients: rng.between(1, 3),
             chaos: Duration::from_millis(rng.between(2_000, 15_000)),
             log_size: if small { 48 << 10 } else { 192 << 10 },
-            horizon: if rng.chance(1, 3) { Duration::from_secs(rng.between(2, 10)) } else { Duration::from_secs(3600) },
+            horizon: if rng.chance(1, 3) { Duration::from_millis(rng.between(1_000, 6_000)) } else { Duration::from_secs(3600) },
             phase_two_wait: Duration::from_millis(*rng.pick(&[50, 500, 3_000])),
             store_wait: Duration::from_millis(*rng.pick(&[500, 2_000, 8_000])),
             recovery_interval: Duration::from_millis(*rng.pick(&[2_000, 6_000, 20_000])),
@@ -160,6 +162,7 @@ impl Plan {
             think: *rng.pick(&[20_000, 400_000, 2_000_000]),
             note: if small { *rng.pick(&[0, 40, 500]) } else { 0 },
             refuse: some(rng, 50, 60),
+            panic: some(rng, 20, 15),
             stores,
         }
     }
