@@ -8,6 +8,7 @@ mod cancel;
 mod crash;
 mod exhaustive;
 mod log;
+pub mod simulate;
 pub mod transfers;
 
 use std::io::Write as _;
@@ -46,6 +47,7 @@ pub struct Level {
 /// In the order in which they are run, the quickest to fail first.
 pub const LEVELS: &[Level] = &[
     Level { name: "exhaustive", run: exhaustive::run },
+    Level { name: "simulate", run: simulate::run },
     Level { name: "log", run: log::run },
     Level { name: "cancel", run: cancel::run },
     Level { name: "crash", run: crash::run },
