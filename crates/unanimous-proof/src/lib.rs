@@ -31,6 +31,14 @@ pub struct Found {
     pub violations: Vec<String>,
 }
 
+impl Found {
+    /// With what another part has found.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.violations.extend(other.violations);
+    }
+}
+
 /// A level of the proof.
 #[derive(Clone, Copy, Debug)]
 pub struct Level {
