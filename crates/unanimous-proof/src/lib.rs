@@ -41,7 +41,8 @@ pub struct Level {
 }
 
 /// In the order in which they are run, the quickest to fail first.
-pub const LEVELS: &[Level] = &[Level { name: "exhaustive", run: exhaustive::run }, Level { name: "simulate", run: simulate::run }];
+pub const LEVELS: &[Level] =
+    &[Level { name: "exhaustive", run: exhaustive::run }, Level { name: "simulate", run: simulate::run }];
 
 /// A line on the standard output. Whoever closed it does not want it.
 pub fn say(line: &str) {

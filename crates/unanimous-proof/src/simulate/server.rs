@@ -61,25 +61,61 @@ struct Durable {
 
 #[derive(Clone, Debug)]
 pub(super) enum Request {
-    Begin { transaction: TransactionId },
-    Write { session: u64, key: Key },
-    Savepoint { session: u64, id: SavepointId },
-    RollbackTo { session: u64, id: SavepointId },
-    Prepare { session: u64, id: BranchId },
-    CommitOne { session: u64 },
-    CommitCarrying { session: u64, record: DecisionRecord },
-    Close { session: u64 },
+    Begin {
+        transaction: TransactionId,
+    },
+    Write {
+        session: u64,
+        key: Key,
+    },
+    Savepoint {
+        session: u64,
+        id: SavepointId,
+    },
+    RollbackTo {
+        session: u64,
+        id: SavepointId,
+    },
+    Prepare {
+        session: u64,
+        id: BranchId,
+    },
+    CommitOne {
+        session: u64,
+    },
+    CommitCarrying {
+        session: u64,
+        record: DecisionRecord,
+    },
+    Close {
+        session: u64,
+    },
     /// From elsewhere: the session is gone when this is answered.
-    Terminate { session: u64 },
-    CommitPrepared { id: BranchId },
-    RollbackPrepared { id: BranchId },
+    Terminate {
+        session: u64,
+    },
+    CommitPrepared {
+        id: BranchId,
+    },
+    RollbackPrepared {
+        id: BranchId,
+    },
     List,
     Identity,
     /// How a prepared transaction ended.
-    Status { transaction: TransactionId },
-    Decision { transaction: TransactionId, owner: Owner },
-    Unfinished { owner: Owner },
-    Forget { transaction: TransactionId },
+    Status {
+        transaction: TransactionId,
+    },
+    Decision {
+        transaction: TransactionId,
+        owner: Owner,
+    },
+    Unfinished {
+        owner: Owner,
+    },
+    Forget {
+        transaction: TransactionId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
