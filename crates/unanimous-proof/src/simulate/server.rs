@@ -286,9 +286,9 @@ impl Server {
             Request::CommitOne { session } => match state.sessions.remove(session) {
                 Some(session) => {
                     if self.capability == Capability::OnePhase {
-                        world.saw(Path::LastResourcePath);
+                        world.saw(Path::ByLastResource);
                     }
-                    world.saw(Path::OnePhasePath);
+                    world.saw(Path::InOnePhase);
                     state.commit(self, world, session.transaction, session.keys);
                     Response::Done
                 }
@@ -297,7 +297,7 @@ impl Server {
             Request::CommitCarrying { session, record } => {
                 let Some(session) = state.sessions.remove(session) else { return Response::Gone };
                 if state.durable.rows.carry(record) {
-                    world.saw(Path::CarrierPath);
+                    world.saw(Path::ByCarrier);
                     state.commit(self, world, session.transaction, session.keys);
                     Response::Done
                 } else {
@@ -348,7 +348,7 @@ impl Server {
         }
         state.end_prepared(self, world, id, keys, decision);
         if decision == Decision::Commit && id.decider == DeciderId::Log {
-            world.saw(Path::LogPath);
+            world.saw(Path::ByLog);
         }
         if decision == Decision::Abort
             && let Some(at) = lock(&world.ledger).at(id.transaction, self.index)
