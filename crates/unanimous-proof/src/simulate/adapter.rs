@@ -434,7 +434,7 @@ impl VolatileBranch {
 
 impl Branch for VolatileBranch {
     async fn prepare(&self, _id: &BranchId) -> Result<(), BranchError> {
-        self.net.world.saw(Path::VolatilePath);
+        self.net.world.saw(Path::WithVolatile);
         self.become_(Volatile::Prepared).await
     }
 

@@ -46,7 +46,10 @@ fn prepared(world: &World) -> BTreeSet<(usize, BranchId)> {
 }
 
 fn named(doubts: &[InDoubt]) -> BTreeSet<String> {
-    doubts.iter().map(|doubt| format!("{} {:?} {:?} {}", doubt.resource, doubt.transaction, doubt.branch, doubt.why)).collect()
+    doubts
+        .iter()
+        .map(|doubt| format!("{} {:?} {:?} {}", doubt.resource, doubt.transaction, doubt.branch, doubt.why))
+        .collect()
 }
 
 /// Recovery run three times is the same as once.
@@ -81,21 +84,23 @@ fn what_is_prepared(world: &World, all: &[Running]) {
         }
         let Some(running) = all.iter().find(|running| running.life.process == owner) else { continue };
         match doubt_of(running).map(|doubt| doubt.why) {
-            Some(Doubt::Held(reason)) if is_excused(world, &id, &reason) => world.saw(Path::Held),
+            Some(Doubt::Held(reason)) if is_excused(world, store, &id, &reason) => world.saw(Path::Held),
             why => world.violation(format!("{id} stays prepared in {name}: {why:?}")),
         }
     }
 }
 
-fn is_excused(world: &World, id: &BranchId, reason: &HoldReason) -> bool {
+fn is_excused(world: &World, store: usize, id: &BranchId, reason: &HoldReason) -> bool {
     let mut ledger = lock(&world.ledger);
     let Some(entry) = ledger.entry(id.transaction) else { return false };
     let (process, began) = (entry.process, entry.began);
     // A decision to commit does not age before all of its branches are confirmed.
     let decided = entry.told == Some(Outcome::Committed)
         || entry.looked_up == Some(Decision::Commit)
-        || entry.stores.values().any(|at| at.commits > 0);
+        || entry.stores.iter().any(|(store, at)| is_atomic(world, *store) && at.commits > 0);
     let came_back = entry.stores.values().any(|at| at.came_back);
+    // A branch that only read can be prepared for a moment, and is in no decision.
+    let read = entry.wrote.as_ref().is_some_and(|wrote| !wrote.contains(&store));
     let restored = ledger.log_restores.get(&process).is_some_and(|at| began <= *at);
     match reason {
         HoldReason::ForeignIncarnation => restored,
@@ -103,8 +108,13 @@ fn is_excused(world: &World, id: &BranchId, reason: &HoldReason) -> bool {
             let old = world.now().saturating_sub(began) >= world.plan.horizon;
             restored || (came_back || !decided) && (old || world.plan.log_size < 100_000)
         }
+        HoldReason::NotListed => came_back && read,
         _ => false,
     }
+}
+
+fn is_atomic(world: &World, store: usize) -> bool {
+    matches!(world.servers()[store].capability, Capability::TwoPhase | Capability::Carrier)
 }
 
 /// Work goes on, and no lock is left.
@@ -185,14 +195,15 @@ impl Judge<'_> {
     }
 
     fn is_atomic(&self, store: usize) -> bool {
-        matches!(self.world.servers()[store].capability, Capability::TwoPhase | Capability::Carrier)
+        is_atomic(self.world, store)
     }
 
     fn judge(&mut self) {
         let nothing = AtStore::default();
         let entry = self.entry;
         let by_manager = |at: &AtStore| at.committed && at.operator.is_none();
-        let committed = entry.stores.iter().any(|(store, at)| self.is_atomic(*store) && (by_manager(at) || at.commits > 0));
+        let committed =
+            entry.stores.iter().any(|(store, at)| self.is_atomic(*store) && (by_manager(at) || at.commits > 0));
         let anywhere = entry.stores.values().any(|at| by_manager(at) || at.commits > 0);
         // A single store's work comes and goes with its backup, whatever steps its commit had.
         let alone = entry.wrote.as_ref().is_some_and(|wrote| wrote.len() == 1);
@@ -232,8 +243,10 @@ impl Judge<'_> {
             if at.came_back && at.rolled_back && (committed || entry.looked_up == Some(Decision::Commit)) {
                 self.wrong("came back and was rolled back although it is committed");
             }
-            let confirmed = entry.told == Some(Outcome::Committed) && entry.pending == 0;
-            if confirmed && at.operator == Some(Decision::Abort) && !at.reported && !at.came_back {
+            // A restore loses what the store knew of it.
+            let confirmed =
+                self.world.plan.store_restores == 0 && entry.told == Some(Outcome::Committed) && entry.pending == 0;
+            if confirmed && at.operator == Some(Decision::Abort) && !at.reported {
                 self.wrong("a heuristic was not reported");
             }
         }

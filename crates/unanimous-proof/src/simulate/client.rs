@@ -140,11 +140,7 @@ impl Work {
             }
         }
         if world.chance(60) {
-            let net = Net {
-                world: world.clone(),
-                life: self.running.life.clone(),
-                server: world.servers()[0].clone(),
-            };
+            let net = Net { world: world.clone(), life: self.running.life.clone(), server: world.servers()[0].clone() };
             if let Some(entry) = lock(&world.ledger).entry(tx.id()) {
                 entry.volatile = Some(Volatile::Open);
             }
@@ -199,7 +195,7 @@ impl Work {
             Ok(())
         });
         // Its time limit may have passed meanwhile.
-        drop((before, after));
+        let _ = before.and(after);
     }
 
     /// A guard is in use meanwhile.

@@ -152,9 +152,10 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
                     found.cases += 1;
                     *events += simulated.events;
                     coverage.add(&simulated.coverage);
-                    let told = simulated.violations.into_iter().map(|text| {
-                        format!("{text}\n  UNANIMOUS_TRACE=1 target/release/prove simulate --seed {seed}")
-                    });
+                    let told = simulated
+                        .violations
+                        .into_iter()
+                        .map(|text| format!("{text}\n  UNANIMOUS_TRACE=1 target/release/prove simulate --seed {seed}"));
                     found.violations.extend(told);
                 }
             });

@@ -71,12 +71,7 @@ impl Net {
     }
 
     /// Asks over this connection.
-    pub(super) async fn send(
-        &self,
-        line: &Arc<Line>,
-        request: Request,
-        limit: Duration,
-    ) -> Result<Response, NoAnswer> {
+    pub(super) async fn send(&self, line: &Arc<Line>, request: Request, limit: Duration) -> Result<Response, NoAnswer> {
         self.die_sometimes().await;
         let fate = self.fate();
         let answer = self.dispatch(line, request.clone(), &fate);

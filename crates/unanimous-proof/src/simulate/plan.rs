@@ -138,7 +138,11 @@ impl Plan {
             clients: rng.between(1, 3),
             chaos: Duration::from_millis(rng.between(2_000, 15_000)),
             log_size: if small { 48 << 10 } else { 192 << 10 },
-            horizon: if rng.chance(1, 3) { Duration::from_millis(rng.between(1_000, 6_000)) } else { Duration::from_secs(3600) },
+            horizon: if rng.chance(1, 3) {
+                Duration::from_millis(rng.between(1_000, 6_000))
+            } else {
+                Duration::from_secs(3600)
+            },
             phase_two_wait: Duration::from_millis(*rng.pick(&[50, 500, 3_000])),
             store_wait: Duration::from_millis(*rng.pick(&[500, 2_000, 8_000])),
             recovery_interval: Duration::from_millis(*rng.pick(&[2_000, 6_000, 20_000])),

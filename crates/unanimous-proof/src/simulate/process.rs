@@ -244,9 +244,7 @@ impl Boot {
         let stores: Vec<SimStore> = world
             .servers()
             .iter()
-            .map(|server| {
-                SimStore::new(Net { world: world.clone(), life: life.clone(), server: server.clone() })
-            })
+            .map(|server| SimStore::new(Net { world: world.clone(), life: life.clone(), server: server.clone() }))
             .collect();
         let plan = &world.plan;
         let mut builder = TransactionManager::builder(log.clone())

@@ -61,25 +61,61 @@ struct Durable {
 
 #[derive(Clone, Debug)]
 pub(super) enum Request {
-    Begin { transaction: TransactionId },
-    Write { session: u64, key: Key },
-    Savepoint { session: u64, id: SavepointId },
-    RollbackTo { session: u64, id: SavepointId },
-    Prepare { session: u64, id: BranchId },
-    CommitOne { session: u64 },
-    CommitCarrying { session: u64, record: DecisionRecord },
-    Close { session: u64 },
+    Begin {
+        transaction: TransactionId,
+    },
+    Write {
+        session: u64,
+        key: Key,
+    },
+    Savepoint {
+        session: u64,
+        id: SavepointId,
+    },
+    RollbackTo {
+        session: u64,
+        id: SavepointId,
+    },
+    Prepare {
+        session: u64,
+        id: BranchId,
+    },
+    CommitOne {
+        session: u64,
+    },
+    CommitCarrying {
+        session: u64,
+        record: DecisionRecord,
+    },
+    Close {
+        session: u64,
+    },
     /// From elsewhere: the session is gone when this is answered.
-    Terminate { session: u64 },
-    CommitPrepared { id: BranchId },
-    RollbackPrepared { id: BranchId },
+    Terminate {
+        session: u64,
+    },
+    CommitPrepared {
+        id: BranchId,
+    },
+    RollbackPrepared {
+        id: BranchId,
+    },
     List,
     Identity,
     /// How a prepared transaction ended.
-    Status { transaction: TransactionId },
-    Decision { transaction: TransactionId, owner: Owner },
-    Unfinished { owner: Owner },
-    Forget { transaction: TransactionId },
+    Status {
+        transaction: TransactionId,
+    },
+    Decision {
+        transaction: TransactionId,
+        owner: Owner,
+    },
+    Unfinished {
+        owner: Owner,
+    },
+    Forget {
+        transaction: TransactionId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -250,9 +286,9 @@ impl Server {
             Request::CommitOne { session } => match state.sessions.remove(session) {
                 Some(session) => {
                     if self.capability == Capability::OnePhase {
-                        world.saw(Path::LastResourcePath);
+                        world.saw(Path::ByLastResource);
                     }
-                    world.saw(Path::OnePhasePath);
+                    world.saw(Path::InOnePhase);
                     state.commit(self, world, session.transaction, session.keys);
                     Response::Done
                 }
@@ -261,7 +297,7 @@ impl Server {
             Request::CommitCarrying { session, record } => {
                 let Some(session) = state.sessions.remove(session) else { return Response::Gone };
                 if state.durable.rows.carry(record) {
-                    world.saw(Path::CarrierPath);
+                    world.saw(Path::ByCarrier);
                     state.commit(self, world, session.transaction, session.keys);
                     Response::Done
                 } else {
@@ -312,7 +348,7 @@ impl Server {
         }
         state.end_prepared(self, world, id, keys, decision);
         if decision == Decision::Commit && id.decider == DeciderId::Log {
-            world.saw(Path::LogPath);
+            world.saw(Path::ByLog);
         }
         if decision == Decision::Abort
             && let Some(at) = lock(&world.ledger).at(id.transaction, self.index)
