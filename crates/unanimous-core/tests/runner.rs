@@ -3,6 +3,7 @@
 
 mod exhaustive;
 mod exhaustive_row;
+mod exhaustive_shared;
 mod log_history;
 mod log_scan;
 mod transitions;
