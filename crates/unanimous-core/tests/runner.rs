@@ -4,6 +4,7 @@
 mod adapters;
 mod exhaustive;
 mod exhaustive_row;
+mod exhaustive_shared;
 mod log_history;
 mod log_scan;
 mod texts;

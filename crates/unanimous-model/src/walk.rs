@@ -141,26 +141,65 @@ pub fn walk<M: Model>(start: &M) -> Walked {
 
 /// The same, and shows every state once.
 pub fn walk_visiting<M: Model>(start: &M, visit: &mut dyn FnMut(&M)) -> Walked {
+    let mut found = Vec::new();
+    let states = go(start, visit, &mut |violation| {
+        if !found.contains(&violation) {
+            found.push(violation);
+        }
+        true
+    });
+    let violations = found.into_iter().map(|violation| {
+        let way = shortest(start, &violation).unwrap_or_else(|| "a way that is too long to be shown".to_owned());
+        (violation, way)
+    });
+    Walked { states, violations: violations.collect() }
+}
+
+/// Walks until this is violated; where it is not, tells what was, each once.
+///
+/// # Errors
+///
+/// The other violations.
+pub fn reaches<M: Model>(start: &M, wanted: &Violation) -> Result<(), Vec<Violation>> {
+    let mut others = Vec::new();
+    let mut reached = false;
+    go(start, &mut |_| {}, &mut |violation| {
+        reached = violation == *wanted;
+        if !reached && !others.contains(&violation) {
+            others.push(violation);
+        }
+        !reached
+    });
+    if reached { Ok(()) } else { Err(others) }
+}
+
+/// Goes through every state, as long as whoever hears of a violation wants more; gives how many there were.
+fn go<M: Model>(start: &M, visit: &mut dyn FnMut(&M), hear: &mut dyn FnMut(Violation) -> bool) -> u64 {
     let mut code = Code::default();
     let mut key = |state: &M| {
         state.encode(&mut code);
         code.hash_and_clear()
     };
     let mut seen = Seen::default();
-    let mut found = Vec::new();
     let mut stack = vec![start.clone()];
     let mut next = Vec::new();
     seen.insert(key(start));
     while let Some(state) = stack.pop() {
         visit(&state);
         if let Err(violation) = state.check().and_then(|()| state.settle()) {
-            note(&mut found, violation);
+            if !hear(violation) {
+                break;
+            }
             continue;
         }
         state.next(&mut next);
         for (_, following) in next.drain(..) {
             match following {
-                Err(violation) => note(&mut found, violation),
+                Err(violation) => {
+                    if !hear(violation) {
+                        return seen.len() as u64;
+                    }
+                }
                 Ok(following) => {
                     if seen.insert(key(&following)) {
                         stack.push(following);
@@ -169,19 +208,7 @@ pub fn walk_visiting<M: Model>(start: &M, visit: &mut dyn FnMut(&M)) -> Walked {
             }
         }
     }
-    let states = seen.len() as u64;
-    drop(seen);
-    let violations = found.into_iter().map(|violation| {
-        let way = shortest(start, &violation).unwrap_or_else(|| "a way that is too long to be shown".to_owned());
-        (violation, way)
-    });
-    Walked { states, violations: violations.collect() }
-}
-
-fn note(found: &mut Vec<Violation>, violation: Violation) {
-    if !found.contains(&violation) {
-        found.push(violation);
-    }
+    seen.len() as u64
 }
 
 /// How many states are looked at for the shortest way: its memory is far more than the walk's.

@@ -5,62 +5,104 @@
 use std::sync::Mutex;
 use std::thread::available_parallelism;
 
-use unanimous_model::walk::Walked;
-use unanimous_model::world::{Faults, World};
-use unanimous_model::{walk, worlds};
+use unanimous_model::row::{self, Kind, RowWorld};
+use unanimous_model::shared::{self, SharedWorld};
+use unanimous_model::walk::{Walked, walk};
+use unanimous_model::world::Faults;
+use unanimous_model::worlds;
 
 use crate::{Found, Options, say};
 
-/// Branches, and what may go wrong among them.
-const QUICK: &[(usize, Faults)] = &[
-    (1, Faults { crashes: 2, losses: 3, repeats: 2 }),
-    (2, Faults { crashes: 2, losses: 2, repeats: 1 }),
-    (3, Faults { crashes: 1, losses: 1, repeats: 1 }),
-    (4, Faults { crashes: 1, losses: 0, repeats: 0 }),
-];
-const FULL: &[(usize, Faults)] = &[
-    (1, Faults { crashes: 3, losses: 3, repeats: 2 }),
-    (2, Faults { crashes: 3, losses: 3, repeats: 2 }),
-    (3, Faults { crashes: 2, losses: 2, repeats: 1 }),
-    (4, Faults { crashes: 2, losses: 1, repeats: 0 }),
-];
+/// Starts that are walked through together.
+struct Case {
+    name: String,
+    walks: Vec<Box<dyn Fn() -> Walked + Send>>,
+}
 
-type Case = (String, World);
+/// A file log or a carrier as a whole: so many branches, of every capability.
+fn branches(count: usize, crashes: u8, losses: u8, repeats: u8) -> Case {
+    let name = format!("{count} branches: {crashes} crashes, {losses} losses, {repeats} repeats");
+    let worlds = worlds(count, Faults { crashes, losses, repeats }).into_iter();
+    Case { name, walks: worlds.map(|world| Box::new(move || walk(&world)) as Box<_>).collect() }
+}
+
+/// A decision row, step by step: two recoverers.
+fn row(kind: Kind, others: usize, crashes: u8, losses: u8) -> Case {
+    let name = match kind {
+        Kind::Server => "a row in a server",
+        Kind::File => "a row in a file",
+    };
+    let name = format!("{name}, {others} others: {crashes} crashes of it, {losses} losses");
+    let start = RowWorld::new(others, kind, crashes, losses, row::Planted::None);
+    Case { name, walks: vec![Box::new(move || walk(&start))] }
+}
+
+/// A log that processes share: an owner that may be slow, the others take over.
+fn shared(branches: usize, processes: usize, crashes: u8, losses: u8) -> Case {
+    let name = format!(
+        "a log of {processes} processes, {branches} branches: {crashes} crashes of its server, {losses} losses"
+    );
+    let start = SharedWorld::new(branches, processes, crashes, losses, shared::Planted::None);
+    Case { name, walks: vec![Box::new(move || walk(&start))] }
+}
+
+fn quick() -> Vec<Case> {
+    vec![
+        branches(1, 2, 3, 2),
+        branches(2, 2, 2, 1),
+        branches(3, 1, 1, 0),
+        branches(4, 1, 0, 0),
+        row(Kind::File, 2, 1, 1),
+        row(Kind::Server, 1, 1, 2),
+        shared(2, 2, 1, 0),
+    ]
+}
+
+fn full() -> Vec<Case> {
+    vec![
+        branches(1, 3, 3, 2),
+        branches(2, 3, 3, 2),
+        branches(3, 2, 2, 1),
+        branches(4, 2, 1, 0),
+        row(Kind::File, 2, 2, 2),
+        row(Kind::Server, 1, 2, 2),
+        row(Kind::Server, 2, 1, 1),
+        shared(2, 2, 1, 1),
+        shared(2, 3, 0, 1),
+    ]
+}
 
 pub(crate) fn run(options: &Options) -> Result<Found, String> {
     let mut found = Found::default();
-    for &(count, faults) in if options.quick { QUICK } else { FULL } {
-        let Faults { crashes, losses, repeats } = faults;
-        let name = format!("{count} branches, {crashes} crashes, {losses} losses, {repeats} repeats");
-        let cases = worlds(count, faults);
-        let starts = cases.len();
-        let walked = all(cases.into_iter().map(|world| (name.clone(), world)).collect());
+    for Case { name, walks } in if options.quick { quick() } else { full() } {
+        let starts = walks.len();
+        let walked = all(walks);
         say(&format!("{name}: {} states from {starts} starts", walked.states));
         found.cases += walked.states;
-        found.violations.extend(walked.violations.into_iter().map(|(violation, at)| format!("{violation:?}: {at}")));
+        let named = |(violation, at)| format!("{violation:?}: {name}: {at}");
+        found.violations.extend(walked.violations.into_iter().map(named));
     }
     Ok(found)
 }
 
-/// Walks through all of them, as many at a time as there are cores.
-fn all(mut cases: Vec<Case>) -> Walked {
-    cases.reverse();
-    let left = Mutex::new(cases);
+/// Walks from all of them, as many at a time as there are cores.
+fn all(mut walks: Vec<Box<dyn Fn() -> Walked + Send>>) -> Walked {
+    walks.reverse();
+    let left = Mutex::new(walks);
     let sum = Mutex::new(Walked::default());
     std::thread::scope(|scope| {
         for _ in 0..available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 loop {
-                    let case = left.lock().expect("nobody panics").pop();
-                    let Some((name, world)) = case else { return };
-                    let walked = walk::walk(&world);
-                    let mut sum = sum.lock().expect("nobody panics");
+                    let walk = left.lock().expect("nobody panics while it is locked").pop();
+                    let Some(walk) = walk else { return };
+                    let walked = walk();
+                    let mut sum = sum.lock().expect("nobody panics while it is locked");
                     sum.states += walked.states;
-                    let named = |(violation, at)| (violation, format!("{name}: {at}"));
-                    sum.violations.extend(walked.violations.into_iter().map(named));
+                    sum.violations.extend(walked.violations);
                 }
             });
         }
     });
-    sum.into_inner().expect("nobody panics")
+    sum.into_inner().expect("nobody panics while it is locked")
 }
