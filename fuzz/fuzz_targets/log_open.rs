@@ -63,7 +63,12 @@ fn put(disk: &TestDisk, number: u64, bytes: &[u8]) {
 
 fn decision(owner: Owner, sequence: u64) -> DecisionRecord {
     let participants = vec![Participant { number: 0, resource: "orders".into(), store: None }];
-    DecisionRecord { transaction: owner.transaction(sequence), participants, decided_at: sequence, note: Note::default() }
+    DecisionRecord {
+        transaction: owner.transaction(sequence),
+        participants,
+        decided_at: sequence,
+        note: Note::default(),
+    }
 }
 
 fn bytes_of(record: &Record) -> Vec<u8> {
