@@ -103,6 +103,8 @@ impl Bench<'_> {
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("ulimit -v {MEMORY_KIB}; exec \"$0\" \"$@\"")).arg(cargo);
         command.arg("test").args(arguments).arg("--target-dir").arg(self.target);
+        // Nobody looks at a backtrace, and it is much of the time that linking takes.
+        command.envs([("CARGO_PROFILE_DEV_DEBUG", "0"), ("CARGO_PROFILE_TEST_DEBUG", "0")]);
         command.current_dir(self.tree).stdin(Stdio::null());
         command
     }

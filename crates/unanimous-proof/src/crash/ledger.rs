@@ -88,14 +88,10 @@ impl Ledger {
         violations
     }
 
-    /// Committed, aborted, unknown.
-    pub(crate) fn counts(&self) -> [u64; 3] {
-        let count = |of: &dyn Fn(&Fate) -> bool| self.fates.values().filter(|fate| of(fate)).count() as u64;
-        [
-            count(&|fate| *fate == Fate::Committed),
-            count(&|fate| *fate == Fate::Aborted),
-            count(&|fate| *fate == Fate::Unknown),
-        ]
+    /// Committed, aborted, unknown, unreached.
+    pub(crate) fn counts(&self) -> [u64; 4] {
+        let of = [Fate::Committed, Fate::Aborted, Fate::Unknown, Fate::Unreached];
+        of.map(|of| self.fates.values().filter(|fate| **fate == of).count() as u64)
     }
 
     /// What must not be so.
@@ -119,7 +115,9 @@ impl Ledger {
                 Err(why) => violations.push(format!("{name} is not whole: {why}")),
             }
             match self.fates.get(&name) {
-                Some(Fate::Aborted) => violations.push(format!("{name} was reported as aborted, and is stored")),
+                Some(Fate::Aborted | Fate::Unreached) => {
+                    violations.push(format!("{name} was reported as aborted, and is stored"))
+                }
                 Some(_) => {}
                 None if self.told.get(&(name.run, name.worker)).copied().unwrap_or_default() + 1 == name.number => {
                     self.found.insert(name);
@@ -223,12 +221,12 @@ mod tests {
         violations
     }
 
-    use Fate::{Aborted, Committed, Unknown};
+    use Fate::{Aborted, Committed, Unknown, Unreached};
 
     #[test]
     fn what_agrees_is_no_violation() {
         let all = [1, 2, 3, 5].map(name);
-        let fates = [Committed, Committed, Unknown, Aborted, Unknown, Unknown];
+        let fates = [Committed, Committed, Unknown, Aborted, Unknown, Unreached];
         assert_eq!(judge(&fates, &stored(&all)), Vec::<String>::new());
         // The program was killed before it could tell of the last one.
         assert_eq!(judge(&fates[..4], &stored(&all)), Vec::<String>::new());
@@ -249,6 +247,7 @@ mod tests {
         assert!(changed(&|_| {}).is_empty());
         only(judge(&told, &stored(&all[..2])), "was acknowledged, and is lost");
         only(judge(&[Committed, Committed, Aborted], &stored(&all)), "reported as aborted, and is stored");
+        only(judge(&[Committed, Committed, Unreached], &stored(&all)), "reported as aborted, and is stored");
         only(judge(&told[..1], &stored(&all)), "nobody can have begun it");
         only(judge(&[Fate::Wrong("Doom, and committed".into())], &stored(&[])), "Doom, and committed");
         // 3 is the one between the databases.

@@ -1,5 +1,5 @@
 //! The real program and real servers, killed, stopped, cut off and halted at random while money is moved; what must hold once the faults
-//! have stopped. A case is a transfer.
+//! have stopped. A case is a transfer that was not turned away by a store that is down.
 //!
 //! A block has fresh databases, a fresh folder and one arrangement of the program. In each of its rounds: load under one to three faults,
 //! the program started again after each kill of it, sometimes killed once more while it recovers. Then the faults stop: the program
@@ -134,6 +134,7 @@ struct Sum {
     committed: u64,
     aborted: u64,
     unknown: u64,
+    unreached: u64,
     untold: u64,
     /// What was in doubt when the program was killed while both servers ran: what its next start had to finish.
     left: usize,
@@ -142,11 +143,12 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, ledger: &Ledger, rounds: u32, violations: impl Iterator<Item = String>) {
-        let [committed, aborted, unknown] = ledger.counts();
+        let [committed, aborted, unknown, unreached] = ledger.counts();
         self.rounds += rounds;
         self.committed += committed;
         self.aborted += aborted;
         self.unknown += unknown;
+        self.unreached += unreached;
         self.untold += ledger.found.len() as u64;
         self.found.cases += committed + aborted + unknown + ledger.found.len() as u64;
         self.found.violations.extend(violations);
@@ -162,9 +164,10 @@ impl Sum {
              {left} branches were in doubt then, and finished by the next start; at rest after {:.1} s at the latest",
             longest.as_secs_f64()
         ));
-        let Self { committed, aborted, unknown, untold, .. } = self;
+        let Self { committed, aborted, unknown, untold, unreached, .. } = self;
         say(&format!(
-            "transfers: {committed} committed, {aborted} aborted, {unknown} unknown, {untold} committed that nobody could be told of"
+            "transfers: {committed} committed, {aborted} aborted, {unknown} unknown, {untold} committed that nobody could be told of; \
+             besides {unreached} that a store which was down turned away"
         ));
     }
 }
@@ -226,7 +229,7 @@ impl Block<'_> {
         }
         let stored = self.read()?;
         self.violations.extend(self.ledger.judge(&stored));
-        let [committed, aborted, unknown] = self.ledger.counts();
+        let [committed, aborted, unknown, _] = self.ledger.counts();
         Ok(format!(
             "{}; at rest after {:.1} s; so far {committed} committed, {aborted} aborted, {unknown} unknown",
             told.join(", "),

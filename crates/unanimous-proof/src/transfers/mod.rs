@@ -133,6 +133,8 @@ impl FromStr for Name {
 pub(crate) enum Fate {
     Committed,
     Aborted,
+    /// Aborted as well, since a store could not be worked with.
+    Unreached,
     /// The outcome is unknown, or nobody waited for it.
     Unknown,
     /// An answer that must not be.
@@ -144,6 +146,7 @@ impl fmt::Display for Fate {
         match self {
             Self::Committed => f.write_str("committed"),
             Self::Aborted => f.write_str("aborted"),
+            Self::Unreached => f.write_str("unreached"),
             Self::Unknown => f.write_str("unknown"),
             Self::Wrong(what) => write!(f, "wrong {}", what.replace('\n', " ")),
         }
@@ -161,6 +164,7 @@ pub(crate) fn parse_line(line: &str) -> Option<Result<(Name, Fate), String>> {
     let fate = match fate {
         "committed" => Fate::Committed,
         "aborted" => Fate::Aborted,
+        "unreached" => Fate::Unreached,
         "unknown" => Fate::Unknown,
         other => Fate::Wrong(other.strip_prefix("wrong ").unwrap_or(other).to_owned()),
     };
@@ -182,7 +186,7 @@ mod tests {
         let name = Name { run: 3, worker: 15, number: 9, kind: Kind::Within(1) };
         assert_eq!((name.to_string().as_str(), name.to_string().parse()), ("3-15-9-right", Ok(name)));
         for kind in [Kind::Both, Kind::Within(0), Kind::Within(1)] {
-            for fate in [Fate::Committed, Fate::Aborted, Fate::Unknown, Fate::Wrong("that".into())] {
+            for fate in [Fate::Committed, Fate::Aborted, Fate::Unreached, Fate::Unknown, Fate::Wrong("that".into())] {
                 let name = Name { kind, ..name };
                 assert_eq!(parse_line(&line(&name, &fate)), Some(Ok((name, fate))));
             }

@@ -150,16 +150,15 @@ impl Program {
                 _ => Kind::Within(1),
             };
             let name = Name { run: self.run, worker, number, kind };
-            let (fate, reached) = self.transfer(&name, &mut rng).await;
+            let fate = self.transfer(&name, &mut rng).await;
             say(&line(&name, &fate));
-            if !reached {
+            if matches!(fate, Fate::Unreached | Fate::Unknown) {
                 tokio::time::sleep(PAUSE).await;
             }
         }
     }
 
-    /// How it ended, and whether the stores could be worked with.
-    async fn transfer(&self, name: &Name, rng: &mut Rng) -> (Fate, bool) {
+    async fn transfer(&self, name: &Name, rng: &mut Rng) -> Fate {
         let twist = Twist::draw(rng);
         let legs = legs(name.kind, twist, rng);
         let options = match twist {
@@ -191,20 +190,23 @@ impl Program {
             }
             Ok::<(), BoxError>(())
         };
-        let worked = work.await;
-        let reached = worked.is_ok();
-        let must_abort = match (&worked, twist) {
-            (Err(_), _) | (Ok(()), Twist::GiveUp) => {
+        let must_abort = match (work.await, twist) {
+            (Err(_), Twist::Overdraft | Twist::TimeLimit) | (Ok(()), Twist::GiveUp) => {
                 transaction.abort().await;
-                return (Fate::Aborted, reached || twist == Twist::Overdraft);
+                return Fate::Aborted;
+            }
+            (Err(error), _) => {
+                let conflict = transaction.is_retryable(&*error);
+                transaction.abort().await;
+                return if conflict { Fate::Aborted } else { Fate::Unreached };
             }
             (Ok(()), Twist::DropOwner) => {
                 drop(transaction);
-                return (Fate::Aborted, true);
+                return Fate::Aborted;
             }
             (Ok(()), Twist::DropCommit) => {
                 drop(transaction.commit());
-                return (Fate::Unknown, true);
+                return Fate::Unknown;
             }
             (Ok(()), Twist::Doom) => {
                 transaction.doom();
@@ -212,14 +214,12 @@ impl Program {
             }
             (Ok(()), twist) => matches!(twist, Twist::Overdraft | Twist::Refused(_)),
         };
-        let fate = match transaction.commit().await {
+        match transaction.commit().await {
             Ok(_) if must_abort => Fate::Wrong(format!("{twist:?}, and committed")),
             Ok(_) => Fate::Committed,
             Err(CommitError::Aborted { .. }) => Fate::Aborted,
             Err(_) => Fate::Unknown,
-        };
-        let reached = fate != Fate::Unknown;
-        (fate, reached)
+        }
     }
 }
 
