@@ -15,7 +15,7 @@ use crate::run::cargo;
 use crate::say;
 
 /// As the program knows them, the quickest to fail first.
-const LEVELS: &[&str] = &["exhaustive", "cancel"];
+const LEVELS: &[&str] = &["exhaustive", "cancel", "network"];
 
 pub(crate) fn run(prove: &Prove) -> Result<(), String> {
     if let Some(level) = prove.level.as_deref().filter(|level| !LEVELS.contains(level)) {

@@ -6,6 +6,7 @@
 
 mod cancel;
 mod exhaustive;
+mod network;
 
 use std::io::Write as _;
 
@@ -49,8 +50,11 @@ pub struct Level {
 }
 
 /// In the order in which they are run, the quickest to fail first.
-pub const LEVELS: &[Level] =
-    &[Level { name: "exhaustive", run: exhaustive::run }, Level { name: "cancel", run: cancel::run }];
+pub const LEVELS: &[Level] = &[
+    Level { name: "exhaustive", run: exhaustive::run },
+    Level { name: "cancel", run: cancel::run },
+    Level { name: "network", run: network::run },
+];
 
 /// A line on the standard output. Whoever closed it does not want it.
 pub fn say(line: &str) {
