@@ -51,9 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
     let places = (0..WORKERS).map(|_| Place::new(&cluster)).collect::<Result<Vec<_>, _>>()?;
     let work = |mut place: Place<'_>| {
         while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let start = std::time::Instant::now();
             let result = place.try_case(case);
-            eprintln!("{:?} {case} {result:?}", start.elapsed());
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             done.0.cases += 1;
             match result {
