@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -119,10 +120,22 @@ impl<'c> Place<'c> {
         self.tries += 1;
         let ways = self.ways(case.arrangement)?;
         let rule = ways[case.way].at(case.direction, case.number, case.fate.act());
-        let mut told = if case.fate.dies() { self.first_life(case, &ways, &rule)? } else { Vec::new() };
-        runtime()?.block_on(self.whole_life(case, &ways, &rule, &mut told))?;
+        let tried = self.lives(case, &ways, &rule);
+        // A log reserves more space than the disk has for all cases.
+        let _ = std::fs::remove_dir_all(self.log());
+        tried
+    }
+
+    fn lives(&self, case: &Case, ways: &[Proxy], rule: &Rule) -> Checked<Vec<Told>> {
+        let mut told = if case.fate.dies() { self.first_life(case, ways, rule)? } else { Vec::new() };
+        runtime()?.block_on(self.whole_life(case, ways, rule, &mut told))?;
         self.is_left()?;
         Ok(told)
+    }
+
+    /// The folder of the case's log.
+    fn log(&self) -> PathBuf {
+        self.folder.path().join(format!("log-{}", self.tries))
     }
 
     /// Dies at the case's message.
@@ -207,10 +220,7 @@ impl<'c> Place<'c> {
                 let log = PostgresLog::builder(self.url(2, &ways[2]).parse()?, "node");
                 TransactionManager::builder(log.lock_wait(Duration::from_secs(5)).open().await?)
             }
-            _ => {
-                let folder = self.folder.path().join(format!("log-{}", self.tries));
-                TransactionManager::builder(FileLog::open(folder).await?)
-            }
+            _ => TransactionManager::builder(FileLog::open(self.log()).await?),
         };
         let manager = builder
             .resource(stores[0].clone())
