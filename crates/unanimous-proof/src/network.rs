@@ -24,19 +24,19 @@ use crate::{Found, Options, say};
 const WORKERS: usize = 12;
 
 /// A quick run draws so many.
-const QUICK: usize = 400;
+const QUICK: usize = 250;
 
 pub(crate) fn run(options: &Options) -> Result<Found, String> {
     let cluster = Cluster::builder()
         .setting("fsync", "off")
         .setting("max_connections", 400)
         .setting("max_prepared_transactions", 100)
-        .start()
-        .map_err(|error| error.to_string())?;
+        .start();
+    let cluster = &cluster.map_err(|error| error.to_string())?;
     let mut rng = Rng::new(options.seed);
     let (mut cases, mut messages) = (Vec::new(), BTreeMap::new());
     for arrangement in ARRANGEMENTS {
-        let seen = Place::new(&cluster)?.without_faults(arrangement)?;
+        let seen = Place::new(cluster)?.without_faults(arrangement)?;
         say(&format!("{arrangement}: {} messages", seen.iter().map(Vec::len).sum::<usize>()));
         for (way, seen) in seen.iter().enumerate() {
             cases.extend(all_cases(arrangement, way, seen));
@@ -48,7 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
         cases.truncate(QUICK);
     }
     let (next, done) = (AtomicUsize::new(0), Mutex::new((Found::default(), BTreeMap::<String, u64>::new())));
-    let places = (0..WORKERS).map(|_| Place::new(&cluster)).collect::<Result<Vec<_>, _>>()?;
+    let places = (0..WORKERS).map(|_| Place::new(cluster)).collect::<Result<Vec<_>, _>>()?;
     let work = |mut place: Place<'_>| {
         while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
             let result = place.try_case(case);
@@ -61,6 +61,10 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
                     }
                 }
                 Err(why) => {
+                    if let Err(error) = place.renew() {
+                        done.0.violations.push(error);
+                        return;
+                    }
                     let at = message(&messages[&case.arrangement][case.way], case);
                     done.0.violations.push(format!("{case} ({at}): {why}"));
                 }

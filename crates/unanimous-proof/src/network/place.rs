@@ -54,6 +54,7 @@ impl fmt::Display for Told {
 
 /// Three databases, and a way to look into them that no proxy is in.
 pub(super) struct Place<'c> {
+    cluster: &'c Cluster,
     databases: Vec<Database<'c>>,
     lookers: Vec<Client>,
     looking: Runtime,
@@ -84,7 +85,13 @@ impl<'c> Place<'c> {
             })?);
             databases.push(database);
         }
-        Ok(Self { databases, lookers, looking, folder: TempDir::new().map_err(text)?, tries: 0 })
+        Ok(Self { cluster, databases, lookers, looking, folder: TempDir::new().map_err(text)?, tries: 0 })
+    }
+
+    /// Another one: what was violated stays in the databases.
+    pub(super) fn renew(&mut self) -> Checked {
+        *self = Self::new(self.cluster)?;
+        Ok(())
     }
 
     /// What goes by on each way.
@@ -220,7 +227,7 @@ impl<'c> Place<'c> {
                 let log = PostgresLog::builder(self.url(2, &ways[2]).parse()?, "node");
                 TransactionManager::builder(log.lock_wait(Duration::from_secs(5)).open().await?)
             }
-            _ => TransactionManager::builder(FileLog::open(self.log()).await?),
+            _ => TransactionManager::builder(FileLog::options().lock_wait(PATIENCE / 2).open(self.log()).await?),
         };
         let manager = builder
             .resource(stores[0].clone())
