@@ -16,7 +16,7 @@ use crate::run::cargo;
 use crate::{complain, say};
 
 /// As the program knows them, the quickest to fail first.
-const LEVELS: &[&str] = &["exhaustive", "simulate", "log", "cancel", "crash"];
+const LEVELS: &[&str] = &["exhaustive", "simulate", "log", "cancel", "network", "crash"];
 
 /// The last one, run from here, since it is cargo that it needs.
 const MUTANTS: &str = "mutants";

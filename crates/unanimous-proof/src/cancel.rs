@@ -6,6 +6,7 @@
 
 mod dropping;
 mod memory;
+mod postgres;
 
 use crate::{Found, Options, say};
 
@@ -14,5 +15,8 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
     let memory = memory::run(options)?;
     say(&format!("on stores in memory: {} cases", memory.cases));
     found.add(memory);
+    let postgres = postgres::run(options)?;
+    say(&format!("on two databases: {} cases", postgres.cases));
+    found.add(postgres);
     Ok(found)
 }

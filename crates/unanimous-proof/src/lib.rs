@@ -8,6 +8,7 @@ mod cancel;
 mod crash;
 mod exhaustive;
 mod log;
+mod network;
 pub mod simulate;
 pub mod transfers;
 
@@ -58,6 +59,7 @@ pub const LEVELS: &[Level] = &[
     Level { name: "simulate", run: simulate::run },
     Level { name: "log", run: log::run },
     Level { name: "cancel", run: cancel::run },
+    Level { name: "network", run: network::run },
     Level { name: "crash", run: crash::run },
 ];
 

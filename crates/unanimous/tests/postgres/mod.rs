@@ -10,6 +10,7 @@ mod decisions;
 mod facts;
 mod join;
 mod listener;
+mod network;
 mod notify;
 mod plain_thread;
 mod pools;
