@@ -4,6 +4,9 @@
 mod exhaustive;
 mod exhaustive_row;
 mod exhaustive_shared;
+mod ids;
 mod log_history;
 mod log_scan;
+mod paths;
+mod plan;
 mod transitions;
