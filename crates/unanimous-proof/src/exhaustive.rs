@@ -2,7 +2,8 @@
 //!
 //! Must not know how states follow one another: the model does.
 
-use std::sync::Mutex;
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
 use std::thread::available_parallelism;
 
 use unanimous_model::row::{self, Kind, RowWorld};
@@ -46,38 +47,55 @@ fn shared(branches: usize, processes: usize, crashes: u8, losses: u8) -> Case {
     Case { name, walks: vec![Box::new(move || walk(&start))] }
 }
 
+/// Those with one start first: each is one core's work.
 fn quick() -> Vec<Case> {
     vec![
+        shared(2, 2, 1, 0),
+        row(Kind::Server, 1, 1, 2),
+        row(Kind::File, 2, 1, 1),
         branches(1, 2, 3, 2),
         branches(2, 2, 2, 1),
         branches(3, 1, 1, 0),
         branches(4, 1, 0, 0),
-        row(Kind::File, 2, 1, 1),
-        row(Kind::Server, 1, 1, 2),
-        shared(2, 2, 1, 0),
     ]
 }
 
 fn full() -> Vec<Case> {
     vec![
+        shared(2, 3, 1, 1),
+        shared(3, 2, 1, 1),
+        row(Kind::Server, 3, 1, 1),
+        row(Kind::Server, 2, 2, 2),
+        row(Kind::File, 3, 2, 2),
         branches(1, 3, 3, 2),
         branches(2, 3, 3, 2),
         branches(3, 2, 2, 1),
         branches(4, 2, 1, 0),
-        row(Kind::File, 2, 2, 2),
-        row(Kind::Server, 1, 2, 2),
-        row(Kind::Server, 2, 1, 1),
-        shared(2, 2, 1, 1),
-        shared(2, 3, 0, 1),
     ]
 }
 
 pub(crate) fn run(options: &Options) -> Result<Found, String> {
+    let cases = if options.quick { quick() } else { full() };
+    let left = Mutex::new(VecDeque::new());
+    let mut sums = Vec::new();
+    for (i, Case { name, walks }) in cases.into_iter().enumerate() {
+        sums.push(Mutex::new(Sum { name, left: walks.len(), starts: walks.len(), walked: Walked::default() }));
+        locked(&left).extend(walks.into_iter().map(|walk| (i, walk)));
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let Some((i, walk)) = locked(&left).pop_front() else { return };
+                    let walked = walk();
+                    locked(&sums[i]).add(walked);
+                }
+            });
+        }
+    });
     let mut found = Found::default();
-    for Case { name, walks } in if options.quick { quick() } else { full() } {
-        let starts = walks.len();
-        let walked = all(walks);
-        say(&format!("{name}: {} states from {starts} starts", walked.states));
+    for sum in sums {
+        let Sum { name, walked, .. } = sum.into_inner().expect(UNPOISONED);
         found.cases += walked.states;
         let named = |(violation, at)| format!("{violation:?}: {name}: {at}");
         found.violations.extend(walked.violations.into_iter().map(named));
@@ -85,24 +103,27 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
     Ok(found)
 }
 
-/// Walks from all of them, as many at a time as there are cores.
-fn all(mut walks: Vec<Box<dyn Fn() -> Walked + Send>>) -> Walked {
-    walks.reverse();
-    let left = Mutex::new(walks);
-    let sum = Mutex::new(Walked::default());
-    std::thread::scope(|scope| {
-        for _ in 0..available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let walk = left.lock().expect("nobody panics while it is locked").pop();
-                    let Some(walk) = walk else { return };
-                    let walked = walk();
-                    let mut sum = sum.lock().expect("nobody panics while it is locked");
-                    sum.states += walked.states;
-                    sum.violations.extend(walked.violations);
-                }
-            });
+/// What the walks of a case have come to.
+struct Sum {
+    name: String,
+    left: usize,
+    starts: usize,
+    walked: Walked,
+}
+
+impl Sum {
+    fn add(&mut self, walked: Walked) {
+        self.left -= 1;
+        self.walked.states += walked.states;
+        self.walked.violations.extend(walked.violations);
+        if self.left == 0 {
+            say(&format!("{}: {} states from {} starts", self.name, self.walked.states, self.starts));
         }
-    });
-    sum.into_inner().expect("nobody panics while it is locked")
+    }
+}
+
+const UNPOISONED: &str = "nobody panics while it is locked";
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect(UNPOISONED)
 }

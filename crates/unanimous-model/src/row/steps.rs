@@ -100,6 +100,8 @@ impl RowWorld {
         }
         if self.losses > 0 {
             out.push((("answer lost", i), done.lost().event(event(LOST))));
+            let again = done.lost().with(|world| world.others[i].late |= call.bit());
+            out.push((("done, to be repeated", i), again.event(event(answer))));
             let late = returned.lost().with(|world| world.others[i].late |= call.bit());
             out.push((("late", i), late.event(event(LOST))));
         }
@@ -123,6 +125,10 @@ impl RowWorld {
                         world.others[i].late &= !call.bit();
                         world.execute(i, call);
                     });
+                    if self.losses > 0 {
+                        let again = late.lost().with(|world| world.others[i].late |= call.bit());
+                        out.push((("late one executed, to be repeated", i), Ok(again)));
+                    }
                     out.push((("late one executed", i), Ok(late)));
                 }
             }
