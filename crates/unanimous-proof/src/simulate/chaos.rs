@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use unanimous::log::LogError;
-use unanimous::{Capability, Decider as _, Decision, DecisionLog as _, Doubt, Known, TransactionId};
+use unanimous::{Capability, Decider as _, DeciderId, Decision, DecisionLog as _, Doubt, Known, TransactionId};
 
 use super::coverage::Path;
 use super::executor::lock;
@@ -177,6 +177,7 @@ async fn supervise(world: Arc<World>, process: usize) {
 
 /// Looks some decisions up: of earlier lives, and of what its client was told the end of.
 async fn audit(world: Arc<World>, running: Running) {
+    nothing_is_forgotten(&world, &running).await;
     let process = running.life.process;
     let mut known: Vec<TransactionId> = Vec::new();
     {
@@ -194,6 +195,26 @@ async fn audit(world: Arc<World>, running: Running) {
     for _ in 0..2 {
         let id = *world.pick(&known);
         look_up(&world, &running, id).await;
+    }
+}
+
+/// A decision of which a branch is still prepared counts as unfinished.
+async fn nothing_is_forgotten(world: &World, running: &Running) {
+    let own = running.log.owner().log;
+    for (server, id) in
+        world.servers().iter().flat_map(|server| server.prepared().into_iter().map(move |id| (server, id)))
+    {
+        if id.transaction.log != own || id.decider != DeciderId::Log {
+            continue;
+        }
+        let Ok(Known::Commit(record)) = running.log.lookup(id.transaction).await else { continue };
+        let listed = record.participants.iter().any(|participant| participant.number == id.number);
+        let Ok(unfinished) = running.log.unfinished().await else { continue };
+        let forgotten = unfinished.iter().all(|record| record.transaction != id.transaction);
+        let came_back = lock(&world.ledger).at(id.transaction, server.index).is_some_and(|at| at.came_back);
+        if listed && forgotten && !came_back && server.prepared().contains(&id) {
+            world.violation(format!("the decision of {id} is forgotten, and it is prepared in {}", server.name));
+        }
     }
 }
 

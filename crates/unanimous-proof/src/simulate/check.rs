@@ -253,7 +253,16 @@ impl Judge<'_> {
         if said.contains(&Some(Outcome::Unknown)) && !self.may_be_unknown() {
             self.wrong("unknown without a reason");
         }
+        if self.runs() && entry.reported.is_none() && entry.wrote.as_ref().is_some_and(|wrote| !wrote.is_empty()) {
+            self.wrong("its commit never ended");
+        }
         self.volatile();
+    }
+
+    /// Whether its process still runs.
+    fn runs(&self) -> bool {
+        let own = (self.entry.process, self.entry.life);
+        self.all.iter().any(|running| (running.life.process, running.life.number) == own)
     }
 
     /// Nobody may know the outcome only where a one-phase commit was not answered, the log's disk failed, or the runtime ended.
@@ -265,10 +274,7 @@ impl Judge<'_> {
     /// In the process that still runs, a volatile branch ends as the others do.
     fn volatile(&mut self) {
         use super::ledger::Volatile;
-        let runs = self
-            .all
-            .iter()
-            .any(|running| (running.life.process, running.life.number) == (self.entry.process, self.entry.life));
+        let runs = self.runs();
         let end = self.entry.volatile;
         if runs && self.entry.told == Some(Outcome::Committed) && end.is_some_and(|end| end != Volatile::Committed) {
             self.wrong(&format!("acknowledged and its volatile branch is {end:?}"));

@@ -135,7 +135,7 @@ impl Plan {
         let small = rng.chance(1, 3);
         Self {
             processes: if rng.chance(1, 2) { 2 } else { 1 },
-            clients: rng.between(1, 3),
+            clients: if rng.chance(1, 10) { 6 } else { rng.between(1, 3) },
             chaos: Duration::from_millis(rng.between(2_000, 15_000)),
             log_size: if small { 48 << 10 } else { 192 << 10 },
             horizon: if rng.chance(1, 3) {
@@ -156,7 +156,7 @@ impl Plan {
             ended_runtimes: some(rng, part(20), 2),
             store_crashes: some(rng, part(35), 4),
             store_restores: some(rng, part(12), 2),
-            log_restores: rng.chance(part(8), 100),
+            log_restores: rng.chance(part(14), 100),
             operators: some(rng, part(15), 4),
             stall: *rng.pick(&[0, 0, 50, 300]),
             threaded: *rng.pick(&[50, 300]),
