@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use unanimous::env::disk::{Disk, OsDisk};
@@ -30,14 +30,16 @@ pub(super) fn block_on<F: Future>(future: F) -> Result<F::Output, String> {
     Ok(runtime.map_err(|error| format!("no runtime: {error}"))?.block_on(future))
 }
 
+type Job = Box<dyn FnOnce() + Send>;
+
 /// A world in which jobs that block wait until they are let go, so that several decisions get into one frame.
 struct Gathering {
     world: Arc<TestEnv>,
-    held: Mutex<Option<Vec<Box<dyn FnOnce() + Send>>>>,
+    held: Mutex<Option<Vec<Job>>>,
 }
 
 impl Gathering {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<Box<dyn FnOnce() + Send>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Job>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -68,7 +70,7 @@ impl Env for Gathering {
         self.world.spawn(task)
     }
 
-    fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime> {
+    fn blocking(&self, job: Job) -> Result<(), NoRuntime> {
         let mut held = self.lock();
         match &mut *held {
             Some(jobs) => jobs.push(job),

@@ -221,7 +221,8 @@ fn judge(ran: &Ran, earlier: &BTreeSet<TransactionId>) -> Result<Vec<String>, St
             wrong.push(format!("it answered {line}"));
         }
     }
-    if !ran.hit && !(said.has("closed: in order") && said.ids("acknowledged").len() as u64 == ALL) {
+    let whole = said.has("closed: in order") && said.ids("acknowledged").len() as u64 == ALL;
+    if !ran.hit && !whole {
         wrong.push("without a fault it did not decide all".into());
     }
     if ran.hit && !ran.killed {
@@ -306,7 +307,8 @@ async fn compare(ran: &Ran, said: &Said<'_>, earlier: &BTreeSet<TransactionId>) 
                 wrong.push(format!("afterwards {transaction} counts as finished"));
             }
             let before = answers.entry(transaction).or_insert_with(|| known.clone());
-            if *before != known && !(matches!(known, Known::Hold(_)) && !kept) {
+            let forgotten = matches!(known, Known::Hold(_)) && !kept;
+            if *before != known && !forgotten {
                 wrong.push(format!("{transaction} was told {before:?} and is {known:?}"));
             }
         }
