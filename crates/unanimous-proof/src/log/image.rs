@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use unanimous::env::disk::{Disk, OsDisk};
@@ -39,7 +39,7 @@ struct Gathering {
 }
 
 impl Gathering {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<Job>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Job>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -70,7 +70,7 @@ impl Env for Gathering {
         self.world.spawn(task)
     }
 
-    fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime> {
+    fn blocking(&self, job: Job) -> Result<(), NoRuntime> {
         let mut held = self.lock();
         match &mut *held {
             Some(jobs) => jobs.push(job),

@@ -221,8 +221,8 @@ fn judge(ran: &Ran, earlier: &BTreeSet<TransactionId>) -> Result<Vec<String>, St
             wrong.push(format!("it answered {line}"));
         }
     }
-    let all = said.has("closed: in order") && said.ids("acknowledged").len() as u64 == ALL;
-    if !ran.hit && !all {
+    let whole = said.has("closed: in order") && said.ids("acknowledged").len() as u64 == ALL;
+    if !ran.hit && !whole {
         wrong.push("without a fault it did not decide all".into());
     }
     if ran.hit && !ran.killed {
@@ -307,8 +307,7 @@ async fn compare(ran: &Ran, said: &Said<'_>, earlier: &BTreeSet<TransactionId>) 
                 wrong.push(format!("afterwards {transaction} counts as finished"));
             }
             let before = answers.entry(transaction).or_insert_with(|| known.clone());
-            // What is finished may be forgotten; nothing is presumed of it then.
-            let forgotten = !kept && matches!(known, Known::Hold(_));
+            let forgotten = matches!(known, Known::Hold(_)) && !kept;
             if *before != known && !forgotten {
                 wrong.push(format!("{transaction} was told {before:?} and is {known:?}"));
             }
