@@ -1,0 +1,7 @@
+"""Transactions over several stores: all of them commit or none does, also through a crash."""
+
+from __future__ import annotations
+
+from ._configuration import configure
+
+__all__ = ["configure"]
