@@ -12,6 +12,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use unanimous::{Branch, BranchError, BranchId, Capability, Work};
@@ -35,6 +36,8 @@ pub(crate) struct Member {
 struct State {
     /// `tpc_begin` was called on all.
     begun: bool,
+    /// Their commits were started.
+    committing: bool,
     /// They were told to give up.
     cleaned: bool,
     /// How far each one has come.
@@ -177,6 +180,14 @@ impl Member {
     pub(crate) fn new(manager: Py<PyAny>, resource: Option<Resource>) -> Self {
         Self { manager, resource }
     }
+
+    /// Calls a method that a recoverable data manager may have, and need not.
+    fn start<'py>(&self, py: Python<'py>, method: &str, arguments: impl PyCallArgs<'py>) -> PyResult<()> {
+        match self.manager.bind(py).getattr_opt(method)? {
+            Some(method) => method.call1(arguments).map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A data manager of a group.
@@ -188,6 +199,40 @@ pub(crate) struct ManagerBranch {
 impl ManagerBranch {
     fn resource(&self) -> Option<&Resource> {
         self.group.resource(self.index)
+    }
+
+    /// Those behind this one that wait for their servers too, up to the next that is called here and may use their connections.
+    fn neighbours(&self) -> std::ops::Range<usize> {
+        let last = (self.index..self.group.len()).find(|&index| self.group.resource(index).is_none());
+        self.index..last.unwrap_or(self.group.len())
+    }
+
+    /// Lets this one and its neighbours vote at the same time, where there are several; they are asked for the answers in their order.
+    fn start_prepares(&self, py: Python<'_>, id: &BranchId) -> PyResult<()> {
+        let neighbours = self.neighbours();
+        if neighbours.len() < 2 || matches!(self.group.state().stages[self.index], Stage::Asked(_)) {
+            return Ok(());
+        }
+        for index in neighbours {
+            let number = id.number + u16::try_from(index - self.index).expect("a branch's number is its place");
+            let id = BranchId { number, ..id.clone() };
+            self.group.set_stage(index, Stage::Asked(id.clone()));
+            self.group.members[index].start(py, "start_prepare", (id.to_string(),))?;
+        }
+        Ok(())
+    }
+
+    /// The same for their commits. What can't be started is done in its turn.
+    fn start_commits(&self, py: Python<'_>) {
+        let neighbours = self.neighbours();
+        if neighbours.len() < 2 || std::mem::replace(&mut self.group.state().committing, true) {
+            return;
+        }
+        for index in neighbours {
+            if let Err(error) = self.group.members[index].start(py, "start_commit", ()) {
+                self.group.log(py, "start_commit() of %s failed", index, error);
+            }
+        }
     }
 
     /// Keeps what was raised for the caller.
@@ -233,9 +278,11 @@ impl Branch for ManagerBranch {
             group.set_stage(self.index, Stage::Voted);
             return Ok(());
         }
-        group.set_stage(self.index, Stage::Asked(id.clone()));
-        let manager = &group.members[self.index].manager;
-        let prepared = Python::attach(|py| manager.call_method1(py, "prepare_branch", (id.to_string(),)).map(drop));
+        let prepared = Python::attach(|py| {
+            self.start_prepares(py, id)?;
+            group.set_stage(self.index, Stage::Asked(id.clone()));
+            group.members[self.index].manager.call_method1(py, "prepare_branch", (id.to_string(),)).map(drop)
+        });
         // Its connection may have been lost behind the question: only the store knows whether it is prepared.
         prepared.map_err(|error| BranchError::lost(self.no(error)))?;
         group.set_stage(self.index, Stage::Prepared(id.clone()));
@@ -251,6 +298,7 @@ impl Branch for ManagerBranch {
         };
         let manager = &group.members[self.index].manager;
         let finished = Python::attach(|py| {
+            self.start_commits(py);
             manager.call_method0(py, "commit_branch").map(drop).map_err(|error| {
                 let raised = error.to_string();
                 group.log(py, "commit_branch() of %s failed; its resource commits the branch", self.index, error);

@@ -6,6 +6,7 @@
 mod branch;
 mod commit;
 mod engine;
+mod postgres;
 mod resource;
 
 use pyo3::prelude::*;
@@ -16,4 +17,8 @@ mod _core {
     use crate::commit::{clean_up, commit};
     #[pymodule_export]
     use crate::engine::{close, forget, is_open, open, open_log};
+    #[pymodule_export]
+    use crate::postgres::{
+        postgres_begin_sql, postgres_deliver_sql, postgres_ensure_outbox, postgres_resource, postgres_vote_sql,
+    };
 }

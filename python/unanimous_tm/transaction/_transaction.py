@@ -322,7 +322,7 @@ class Transaction:
     def _call_hooks(self, moment: str, *first: Any) -> None:
         """Calls the hooks of a moment, also those that they add; afterwards there are none.
 
-        Before a commit the first error goes to the caller; elsewhere it is logged, and the next one called. Behind the end, data managers
+        Before a commit and behind an abort the first error goes to the caller; else it is logged, and the next one called. Behind the end, data managers
         abort once more what hooks may have done in them.
         """
         hooks = getattr(self, moment)
@@ -332,7 +332,7 @@ class Transaction:
                 try:
                     hook(*first, *args, **kws)
                 except BaseException:
-                    if moment == "_before_commit":
+                    if moment in ("_before_commit", "_after_abort"):
                         raise
                     self.log.error("Error in hook exec in %s ", hook, exc_info=True)
         finally:
