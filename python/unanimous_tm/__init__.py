@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from ._configuration import configure
+from ._install import InstallError, install
 
-__all__ = ["configure"]
+__all__ = ["InstallError", "configure", "install"]

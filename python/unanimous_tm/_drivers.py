@@ -153,8 +153,11 @@ class Psycopg3(Driver):
 
     def run_outside(self, sql: str) -> None:
         self.reset()
-        self.run_alone(sql)
-        self.conn.autocommit = False
+        try:
+            self.run_alone(sql)
+        finally:
+            if not self.conn.closed:
+                self.conn.autocommit = False
 
     def rollback(self) -> None:
         self._begun = False

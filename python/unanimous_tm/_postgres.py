@@ -2,13 +2,14 @@
 
 ::
 
-    BEGIN                                    by the driver, so that its own commit() and rollback() refuse until the end
-    SELECT set_config(mark, ...), who        the mark tells this transaction from any other on the connection
+    BEGIN                   by the driver, so that its own commit() and rollback() refuse until the end
+    mark, and who it is     the mark tells this transaction from any other on the connection
     the application's statements
-    SELECT 1/mark; rows of the outbox; PREPARE TRANSACTION gid     the vote: one message, which fails where the transaction has
-    COMMIT PREPARED gid                      the second phase; then what delivers the notifications
+    the vote                one message, which fails where the transaction has failed, or is another one
+    COMMIT PREPARED gid     the second phase; then what delivers the notifications
 
-PostgreSQL answers PREPARE TRANSACTION in a failed transaction with the tag ROLLBACK and no error, and neither driver tells: hence the mark.
+PostgreSQL answers PREPARE TRANSACTION in a failed transaction with the tag ROLLBACK and no error, and neither driver tells: hence the mark. The
+statements are the core's.
 
 Must not know the protocol, nor other branches.
 """
@@ -23,7 +24,7 @@ import time
 import uuid
 from typing import Any, Callable, Optional
 
-from . import transaction
+from . import _core, transaction
 from ._drivers import Driver, driver_of
 from ._notify import Notification, notifications
 from .transaction.interfaces import TransactionError
@@ -117,7 +118,8 @@ class DataManager:
             self.rollback_branch()
         except Exception as error:
             if not self._finish_elsewhere("ROLLBACK", error):
-                self._leave("ROLLBACK")
+                if self.unanimous_resource is None:
+                    self._leave("ROLLBACK")
                 raise
 
     abort = tpc_abort
@@ -180,12 +182,12 @@ class DataManager:
 
     def start_prepare(self, gid: str) -> None:
         """Votes meanwhile; :meth:`prepare_branch` then waits for it. Nothing may use the connection until then."""
-        self._started = _threads().submit(self._prepare, gid)
+        self._start(self._prepare, gid)
 
     def start_commit(self) -> None:
         """Commits meanwhile; :meth:`commit_branch` then waits for it."""
         self._decided = True
-        self._started = _threads().submit(self._commit)
+        self._start(self._commit)
 
     # Savepoints, which the ancestor has not got.
 
@@ -198,27 +200,28 @@ class DataManager:
     # How it is done.
 
     def _look(self) -> None:
-        """Marks the transaction, and asks the server what must be known of it."""
-        replicas = "pg_catalog.current_setting('synchronous_standby_names')"
-        rows = self._driver.run(
-            f"SELECT pg_catalog.set_config('unanimous.branch', {literal(self.mark)}, true), {replicas}"
-        )
-        if rows[0][1]:
+        """Marks the transaction, and asks the server whose branch it is."""
+        row = self._driver.run(_core.postgres_begin_sql(self.mark))[0]
+        _mark, system, database, role, replicas = row
+        self.unanimous_resource = _core.postgres_resource(system, database, role)
+        if replicas:
             self._driver.watch()
 
+    def notify(self, asked: list[Notification]) -> None:
+        """Notifies when the transaction has committed."""
+        if asked and self.unanimous_resource not in (None, *_outboxes):
+            _core.postgres_ensure_outbox(self.unanimous_resource)
+            _outboxes.add(self.unanimous_resource)
+        self.notifies.extend(one for one in asked if one not in self.notifies)
+
     def _prepare(self, gid: str) -> None:
-        ours = f"coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = {literal(self.mark)}"
-        statements = [f"SELECT 1/({ours})::int"]
-        if self.notifies and self.unanimous_resource is not None:
-            rows = (
-                f"({literal(gid)}, {n}, {literal(channel)}, {literal(payload)})"
-                for n, (channel, payload) in enumerate(self.notifies, 1)
-            )
-            statements.append(f"INSERT INTO unanimous.outbox (branch, n, channel, payload) VALUES {', '.join(rows)}")
-        statements.append(f"PREPARE TRANSACTION {literal(gid)}")
-        self._gid, self._state = gid, _VOTING
+        kept = self.notifies if self.unanimous_resource is not None else []
+        vote = _core.postgres_vote_sql(self.mark, gid, kept)
+        self._gid = gid
+        if not self.conn.closed:
+            self._state = _VOTING
         try:
-            self._driver.run("; ".join(statements))
+            self._driver.run(vote)
         except BaseException as error:
             code = self._driver.sqlstate(error)
             if self._driver.is_open() or (code is not None and not self._driver.is_lost(error)):
@@ -241,16 +244,29 @@ class DataManager:
             self._driver.run_outside(f"COMMIT PREPARED {literal(self._gid)}")
             self._state = _COMMITTED
         if self.notifies:
-            self._driver.run_outside(self._notify_sql())
+            recoverable = self.unanimous_resource is not None
+            self._driver.run_outside(_core.postgres_deliver_sql(self._gid) if recoverable else self._notify_sql())
 
     def _notify_sql(self) -> str:
         sent = (f"pg_catalog.pg_notify({literal(channel)}, {literal(payload)})" for channel, payload in self.notifies)
         return f"SELECT {', '.join(sent)}"
 
+    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._started = _threads().submit(function, *arguments)
+        except RuntimeError:
+            # The interpreter ends and has no threads any more: it is done when it is waited for.
+            _log.debug("no thread could be started", exc_info=True)
+
     def _wait(self) -> None:
-        started, self._started = self._started, None
+        started = self._started
         assert started is not None
-        started.result()
+        try:
+            started.result()
+        finally:
+            # Whoever interrupts the wait leaves the thread at its work.
+            if started.done():
+                self._started = None
 
     def _give_up(self) -> None:
         """Gives up what is not prepared. Where the connection is gone the server rolls back what it held."""
@@ -266,6 +282,8 @@ class DataManager:
 
     def _release(self) -> None:
         """Behind the second phase, the connection is the application's again, or is closed."""
+        if self._started is not None:
+            return
         try:
             if self._on_complete is None:
                 self._driver.reset()
@@ -282,7 +300,7 @@ class DataManager:
 
     def _finish_elsewhere(self, how: str, why: Exception) -> bool:
         """Whether a branch that may be prepared was finished on a connection of its own. That it is absent is an answer as well."""
-        if self._reopen is None or self._state == _ENDED:
+        if self._reopen is None or self._state == _ENDED or self.unanimous_resource is not None:
             return False
         _log.warning("a branch is finished on another connection", exc_info=why)
         deadline, wait = time.monotonic() + FINISH_WAIT, 0.05
@@ -356,9 +374,12 @@ def join(connect: Callable[[str], Any], conn: Any, trans: Any = None, notify: An
         else:
             branch = DataManager(conn, trans)
         joined[key] = branch
-    branch.notifies.extend(one for one in asked if one not in branch.notifies)
+    branch.notify(asked)
     return branch.conn if managed else None
 
+
+# Resources whose outbox is there.
+_outboxes: set[Optional[str]] = set()
 
 _pool: Optional[concurrent.futures.ThreadPoolExecutor] = None
 

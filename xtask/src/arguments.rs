@@ -1,4 +1,4 @@
-//! The command line, parsed by hand: three commands don't need more.
+//! The command line, parsed by hand: a few commands don't need more.
 //!
 //! Must not know what the commands do.
 
@@ -8,6 +8,10 @@ pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
        cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keep]
        cargo xtask prove [--quick] [--level NAME] [--seed N]
+       cargo xtask python wheel
+       cargo xtask python test [ARGUMENT ...]
+       cargo xtask python crash --rounds N [--seed S] [--ancestors]
+       cargo xtask python bench NAME [ARGUMENT ...]
 
 test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
              installs what is missing where it may, and says what to install where it may not;
@@ -21,7 +25,12 @@ crash postgres
 prove        all levels of the proof (docs/proof.md), about an hour; the last line are its figures as JSON; exits 1 on any violation
              --quick      at most 3 minutes
              --level NAME that one alone
-             --seed N     the choices of an earlier run (by default the same ones each time)";
+             --seed N     the choices of an earlier run (by default the same ones each time)
+python wheel builds the Python package into target/wheels
+python test  builds it, and runs its own tests and the ancestors' on two PostgreSQL servers; arguments are pytest's
+python crash kill -9 of a gunicorn with 2 workers of 8 threads under load over two servers, N times; exits 1 when anything was violated
+             --ancestors  the ancestors' packages instead, for comparison: what is violated is counted only
+python bench the figures of python/benches/NAME.py, against the ancestors in the same run";
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +40,19 @@ pub(crate) enum Command {
     Test(Option<String>),
     Crash(Crash),
     Prove(Prove),
+    Python(Python),
+}
+
+/// What is done with the Python package.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Python {
+    Wheel,
+    /// With arguments of pytest's.
+    Test(Vec<String>),
+    /// With the rounds' own arguments, which they check themselves.
+    Crash(Vec<String>),
+    /// A bench's name, and its own arguments.
+    Bench(String, Vec<String>),
 }
 
 /// A run of the proof.
@@ -75,6 +97,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
             None => return Err("error: crash what? there are `crash demo` and `crash postgres`".into()),
         },
         Some("prove") => return prove(arguments).map(Command::Prove),
+        Some("python") => return python(arguments).map(Command::Python),
         Some("help" | "--help" | "-h") => Command::Help,
         Some(other) => return Err(format!("error: there is no command {other:?}")),
         None => return Err("error: which command?".into()),
@@ -116,6 +139,24 @@ fn prove(mut arguments: impl Iterator<Item = String>) -> Result<Prove, String> {
     Ok(plan)
 }
 
+fn python(mut arguments: impl Iterator<Item = String>) -> Result<Python, String> {
+    const WHICH: &str = "there are `python wheel`, `python test`, `python crash` and `python bench`";
+    match arguments.next().as_deref() {
+        Some("wheel") => match arguments.next() {
+            None => Ok(Python::Wheel),
+            Some(extra) => Err(format!("error: unexpected argument {extra:?}")),
+        },
+        Some("test") => Ok(Python::Test(arguments.collect())),
+        Some("crash") => Ok(Python::Crash(arguments.collect())),
+        Some("bench") => match arguments.next() {
+            Some(name) => Ok(Python::Bench(name, arguments.collect())),
+            None => Err("error: which bench? python/benches has them".into()),
+        },
+        Some(other) => Err(format!("error: `python` does not know {other:?}; {WHICH}")),
+        None => Err(format!("error: what of python? {WHICH}")),
+    }
+}
+
 fn number<T: FromStr>(name: &str, text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("error: {name} needs a whole number, not {text:?}"))
 }
@@ -138,6 +179,10 @@ mod tests {
         assert_eq!(parsed("crash postgres --rounds 300 --clients 4"), Ok(Command::Crash(crash)));
         let prove = Prove { quick: true, level: Some("log".into()), seed: 7 };
         assert_eq!(parsed("prove --quick --seed 7 --level log"), Ok(Command::Prove(prove)));
+        assert_eq!(parsed("python wheel"), Ok(Command::Python(Python::Wheel)));
+        assert_eq!(parsed("python test -k wsgi"), Ok(Command::Python(Python::Test(vec!["-k".into(), "wsgi".into()]))));
+        let bench = Python::Bench("wsgi".into(), vec!["--quick".into()]);
+        assert_eq!(parsed("python bench wsgi --quick"), Ok(Command::Python(bench)));
     }
 
     #[test]
@@ -153,6 +198,10 @@ mod tests {
             ("crash demo --rounds 1 --sed 2", "\"--sed\""),
             ("prove --level", "needs a name"),
             ("prove quick", "\"quick\""),
+            ("python", "python wheel"),
+            ("python wheels", "\"wheels\""),
+            ("python wheel now", "\"now\""),
+            ("python bench", "which bench"),
         ] {
             let wrong = parsed(line).unwrap_err();
             assert!(wrong.contains(part), "{line:?}: {wrong:?}");
