@@ -9,6 +9,7 @@ use unanimous::{CommitError, JoinError, Options, Transaction, thread};
 
 use crate::branch::{Group, ManagerBranch, Member};
 use crate::engine::{self, Engine, told, wait_detached};
+use crate::files::{self, Gathered};
 use crate::resource::Resource;
 
 /// Commits `managers` in this order. What one of them raises before the decision is raised here, as it is; what the first `tpc_finish` that
@@ -20,13 +21,18 @@ pub(crate) fn commit<'py>(
     managers: Vec<Bound<'py, PyAny>>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let engine = engine::get(py)?;
-    let members = managers.into_iter().map(|manager| {
-        let resource = resource_of(&engine, &manager)?;
-        Ok(Member::new(manager.unbind(), resource))
-    });
-    let resources = members.collect::<PyResult<Vec<_>>>()?;
-    let group = Group::new(transaction.unbind(), resources);
-    let tx = match join_all(py, &engine, &group) {
+    let (mut members, mut gathered) = (Vec::with_capacity(managers.len()), Vec::new());
+    for manager in managers {
+        match Gathered::of(&engine, &manager)? {
+            Some(files) => gathered.push(files),
+            None => {
+                let resource = resource_of(&engine, &manager)?;
+                members.push(Member::new(manager.unbind(), resource));
+            }
+        }
+    }
+    let group = Group::new(transaction.unbind(), members);
+    let tx = match join_all(py, &engine, &group, &gathered) {
         Ok(tx) => tx,
         Err(error) => {
             group.clean_up(py);
@@ -36,20 +42,21 @@ pub(crate) fn commit<'py>(
     match wait_detached(py, async move { tx.commit().await }) {
         Ok(_) => Ok(group.take_unfinished().map(|error| error.into_value(py).into_bound(py).into_any())),
         Err(CommitError::Aborted { .. }) if let Some(error) = group.take_failed() => Err(error),
+        Err(error @ CommitError::Aborted { .. }) if let Some(raised) = files::raised(&error) => Err(raised),
         Err(error) => Err(not_committed(py, &error, group.take_failed())),
     }
 }
 
 /// The configured resource that a data manager says that its branch is in.
 fn resource_of(engine: &Engine, manager: &Bound<'_, PyAny>) -> PyResult<Option<Resource>> {
-    if engine.resources.is_empty() {
+    if engine.resources.postgres.is_empty() {
         return Ok(None);
     }
     let name = manager.getattr_opt("unanimous_resource")?.and_then(|name| name.extract::<String>().ok());
-    Ok(name.and_then(|name| engine.resources.get(&name).cloned()))
+    Ok(name.and_then(|name| engine.resources.postgres.get(&name).cloned()))
 }
 
-fn join_all(py: Python<'_>, engine: &Engine, group: &Arc<Group>) -> PyResult<Transaction> {
+fn join_all(py: Python<'_>, engine: &Engine, group: &Arc<Group>, gathered: &[Gathered]) -> PyResult<Transaction> {
     let names: Vec<String> = (0..group.len()).map(|index| format!("{index:04}")).collect();
     // Nobody could finish a data manager of Python's after a crash: it is let in here, as the ancestors do (rule 10).
     let options = names.iter().fold(Options::default(), |options, name| options.allow(name));
@@ -64,11 +71,22 @@ fn join_all(py: Python<'_>, engine: &Engine, group: &Arc<Group>) -> PyResult<Tra
             }
         };
         if let Err(error) = joined {
-            wait_detached(py, async move { tx.abort().await });
-            return Err(not_joined(py, &error));
+            return Err(given_up(py, tx, not_joined(py, &error)));
+        }
+    }
+    for files in gathered {
+        if let Err(error) = wait_detached(py, files.write(&tx)) {
+            let raised = files::raised(&*error).unwrap_or_else(|| raise(py, "TransactionError", &told(&*error)));
+            return Err(given_up(py, tx, raised));
         }
     }
     Ok(tx)
+}
+
+/// For a reason that is told.
+fn given_up(py: Python<'_>, tx: Transaction, why: PyErr) -> PyErr {
+    wait_detached(py, async move { tx.abort().await });
+    why
 }
 
 fn not_joined(py: Python<'_>, error: &JoinError) -> PyErr {

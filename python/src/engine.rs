@@ -7,21 +7,44 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use unanimous::log::{FileLog, MemoryLog};
+use unanimous::files::Files;
+use unanimous::log::{FileLog, FileLogOptions, MemoryLog, OpenError};
 use unanimous::postgres::Postgres;
 use unanimous::thread::{Background, wait, wait_around};
-use unanimous::{BoxError, TransactionManager};
+use unanimous::{BoxError, Builder, InDoubt, TransactionManager};
 
+use crate::adoption::Adoption;
 use crate::resource::Resource;
+
+/// What is configured.
+#[derive(Clone)]
+pub(crate) struct Configuration {
+    /// The folder of the log, and of those of the other workers; none for a log in memory.
+    pub(crate) log: Option<PathBuf>,
+    /// By their names, where they are: `file:` and a folder, or a connection string of PostgreSQL's.
+    urls: BTreeMap<String, String>,
+    phase_two_wait: Option<Duration>,
+    recovery_interval: Option<Duration>,
+    horizon: Option<Duration>,
+    max_log_size: Option<u64>,
+}
+
+/// The resources of one manager.
+#[derive(Clone, Default)]
+pub(crate) struct Resources {
+    pub(crate) postgres: BTreeMap<String, Resource>,
+    pub(crate) files: BTreeMap<String, Files>,
+}
 
 pub(crate) struct Engine {
     pub(crate) manager: TransactionManager,
-    pub(crate) background: Background,
-    pub(crate) resources: BTreeMap<String, Resource>,
+    pub(crate) resources: Resources,
     /// Where its log is; none for one in memory.
-    pub(crate) log: Option<PathBuf>,
+    log: Option<PathBuf>,
+    /// Ends before the rest.
+    adoption: Option<Adoption>,
 }
 
 /// Only held while Python's lock is, and never over a wait: a fork finds it free.
@@ -33,10 +56,10 @@ pub(crate) fn get(py: Python<'_>) -> PyResult<Arc<Engine>> {
         return Ok(engine);
     }
     py.import("unanimous_tm._configuration")?.call_method0("open_engine")?;
-    peek().ok_or_else(|| PyValueError::new_err("the transaction manager was closed while it was opened"))
+    peek().ok_or_else(|| PyRuntimeError::new_err("the transaction manager was closed while it was opened"))
 }
 
-pub(crate) fn peek() -> Option<Arc<Engine>> {
+fn peek() -> Option<Arc<Engine>> {
     ENGINE.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
@@ -49,43 +72,102 @@ pub(crate) fn wait_detached<F: Future>(py: Python<'_>, future: F) -> F::Output {
     wait_around(future, |park| py.detach(move || park.park()))
 }
 
-/// Opens the process's manager.
+/// Opens the process's manager; durations are seconds.
 #[pyfunction]
-#[pyo3(signature = (log, resources, phase_two_wait = None))]
+#[pyo3(signature = (log, resources, *, phase_two_wait = None, recovery_interval = None, horizon = None, max_log_size = None))]
 pub(crate) fn open(
     py: Python<'_>,
     log: Option<PathBuf>,
     resources: BTreeMap<String, String>,
     phase_two_wait: Option<f64>,
+    recovery_interval: Option<f64>,
+    horizon: Option<f64>,
+    max_log_size: Option<u64>,
 ) -> PyResult<()> {
-    let opened = py.detach(|| build(log, resources, phase_two_wait)).map_err(|error| failed(&*error))?;
+    let seconds = |seconds: Option<f64>| {
+        let duration = seconds.map(Duration::try_from_secs_f64).transpose();
+        duration.map_err(|error| PyValueError::new_err(error.to_string()))
+    };
+    let configuration = Configuration {
+        log,
+        urls: resources,
+        phase_two_wait: seconds(phase_two_wait)?,
+        recovery_interval: seconds(recovery_interval)?,
+        horizon: seconds(horizon)?,
+        max_log_size,
+    };
+    let opened = py.detach(|| configuration.open()).map_err(|error| failed(&*error))?;
     drop(swap(Some(Arc::new(opened))));
     Ok(())
 }
 
-fn build(
-    log: Option<PathBuf>,
-    urls: BTreeMap<String, String>,
-    phase_two_wait: Option<f64>,
-) -> Result<Engine, BoxError> {
-    let background = Background::start()?;
-    let mut resources = BTreeMap::new();
-    for (name, url) in &urls {
-        let postgres = Arc::new(Postgres::from_url(name, url)?);
-        resources.insert(name.clone(), Resource { postgres, background: background.clone() });
+impl Configuration {
+    fn open(self) -> Result<Engine, BoxError> {
+        let background = Background::start()?;
+        let resources = self.resources(&background)?;
+        let Some(folder) = &self.log else {
+            let manager = background.build(self.builder(TransactionManager::builder(MemoryLog::new()), &resources))?;
+            return Ok(Engine { manager, resources, log: None, adoption: None });
+        };
+        let log = self.first_free(folder, &background)?;
+        let path = log.path().to_owned();
+        let manager = background.build(self.builder(TransactionManager::builder(log), &resources))?;
+        let adoption = Adoption::start(self.clone(), path.clone())?;
+        Ok(Engine { manager, resources, log: Some(path), adoption: Some(adoption) })
     }
-    let mut builder = match &log {
-        Some(path) => TransactionManager::builder(background.open(FileLog::open(path))?),
-        None => TransactionManager::builder(MemoryLog::new()),
-    };
-    if let Some(wait) = phase_two_wait {
-        builder = builder.phase_two_wait(Duration::from_secs_f64(wait));
+
+    /// Each process has a log of its own: the folder itself, or the first of its `worker-` folders that nobody has open.
+    fn first_free(&self, folder: &std::path::Path, background: &Background) -> Result<FileLog, OpenError> {
+        for number in 0.. {
+            let path = if number == 0 { folder.to_owned() } else { folder.join(format!("worker-{number}")) };
+            match background.open(self.log_options().open(path)) {
+                Err(OpenError::Held { .. }) => {}
+                opened => return opened,
+            }
+        }
+        unreachable!("there are more numbers than processes")
     }
-    for resource in resources.values() {
-        builder = builder.resource(Postgres::clone(&resource.postgres));
+
+    /// Held logs are passed by at once.
+    pub(crate) fn log_options(&self) -> FileLogOptions {
+        let mut options = FileLog::options().lock_wait(Duration::ZERO);
+        if let Some(horizon) = self.horizon {
+            options = options.horizon(horizon);
+        }
+        if let Some(size) = self.max_log_size {
+            options = options.max_size(size);
+        }
+        options
     }
-    let manager = background.build(builder)?;
-    Ok(Engine { manager, background, resources, log })
+
+    pub(crate) fn resources(&self, background: &Background) -> Result<Resources, BoxError> {
+        let mut resources = Resources::default();
+        for (name, url) in &self.urls {
+            if let Some(root) = url.strip_prefix("file:") {
+                resources.files.insert(name.clone(), Files::new(name, root).with_env(background.env()));
+            } else {
+                let postgres = Arc::new(Postgres::from_url(name, url)?);
+                resources.postgres.insert(name.clone(), Resource { postgres, background: background.clone() });
+            }
+        }
+        Ok(resources)
+    }
+
+    pub(crate) fn builder(&self, mut builder: Builder, resources: &Resources) -> Builder {
+        if let Some(wait) = self.phase_two_wait {
+            builder = builder.phase_two_wait(wait);
+        }
+        if let Some(interval) = self.recovery_interval {
+            builder = builder.recovery_interval(interval);
+        }
+        for resource in resources.postgres.values() {
+            builder = builder.resource(Postgres::clone(&resource.postgres));
+        }
+        for files in resources.files.values() {
+            builder = builder.resource(files.clone());
+        }
+        builder
+    }
 }
 
 /// An error of the library as Python's, with its sources.
@@ -105,13 +187,30 @@ pub(crate) fn told(error: &(dyn std::error::Error + 'static)) -> String {
     told
 }
 
-/// Ends the manager in order; waits for it at most this many seconds. Whether there was one.
+/// One line of what is in doubt: the resource, the transaction and the branch where they are known, and why.
+fn in_doubt_line(doubt: InDoubt) -> (String, Option<String>, Option<String>, String) {
+    let InDoubt { resource, transaction, branch, why, .. } = doubt;
+    (resource, transaction.map(|id| id.to_string()), branch.map(|id| id.to_string()), why.to_string())
+}
+
+/// One pass of recovery now; what it left in doubt.
+#[pyfunction]
+pub(crate) fn recover(py: Python<'_>) -> PyResult<Vec<(String, Option<String>, Option<String>, String)>> {
+    let engine = get(py)?;
+    let left = py.detach(move || wait(engine.manager.recover()));
+    Ok(left.into_iter().map(in_doubt_line).collect())
+}
+
+/// Ends the manager in order; waits for it at most this many seconds, and a moment. Whether there was one.
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>, deadline: f64) -> bool {
     let Some(engine) = swap(None) else { return false };
     py.detach(move || {
+        if let Some(adoption) = &engine.adoption {
+            adoption.stop();
+        }
         // What is not ended by then is left to the next start.
-        let _ = wait(engine.manager.shutdown(Duration::from_secs_f64(deadline)));
+        let _ = wait(engine.manager.shutdown(Duration::try_from_secs_f64(deadline).unwrap_or_default()));
         drop(engine);
     });
     true

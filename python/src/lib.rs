@@ -3,9 +3,11 @@
 //!
 //! Must not know WSGI, nor any Python driver.
 
+mod adoption;
 mod branch;
 mod commit;
 mod engine;
+mod files;
 mod postgres;
 mod resource;
 
@@ -16,7 +18,7 @@ mod _core {
     #[pymodule_export]
     use crate::commit::{clean_up, commit};
     #[pymodule_export]
-    use crate::engine::{close, forget, is_open, open, open_log};
+    use crate::engine::{close, forget, is_open, open, open_log, recover};
     #[pymodule_export]
     use crate::postgres::{
         postgres_begin_sql, postgres_deliver_sql, postgres_ensure_outbox, postgres_resource, postgres_vote_sql,

@@ -33,7 +33,7 @@ pub(crate) fn postgres_deliver_sql(gid: &str) -> String {
 #[pyfunction]
 pub(crate) fn postgres_resource(py: Python<'_>, system: &str, database: &str, role: &str) -> PyResult<Option<String>> {
     let engine = engine::get(py)?;
-    for (name, resource) in &engine.resources {
+    for (name, resource) in &engine.resources.postgres {
         let asked = resource.entered(resource.postgres.leads_here(system, database, role));
         match wait_detached(py, asked) {
             Ok(true) => return Ok(Some(name.clone())),
@@ -49,7 +49,7 @@ pub(crate) fn postgres_resource(py: Python<'_>, system: &str, database: &str, ro
 #[pyfunction]
 pub(crate) fn postgres_ensure_outbox(py: Python<'_>, resource: &str) -> PyResult<()> {
     let engine = engine::get(py)?;
-    let named = engine.resources.get(resource);
+    let named = engine.resources.postgres.get(resource);
     let resource = named.ok_or_else(|| PyValueError::new_err(format!("no resource is named {resource:?}")))?;
     let ensured = resource.entered(resource.postgres.ensure_outbox());
     wait_detached(py, ensured).map_err(|error| failed(&error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._configuration import configure
+from ._configuration import InDoubt, configure, recover, shutdown
 from ._install import InstallError, install
 
-__all__ = ["InstallError", "configure", "install"]
+__all__ = ["InDoubt", "InstallError", "configure", "install", "recover", "shutdown"]
