@@ -6,15 +6,20 @@
 //! prepare of each      tpc_vote                  commit of each          tpc_finish
 //! ```
 //!
+//! A data manager that its resource can finish after a crash is a branch. Of the others, those that follow each other are one together: nothing
+//! but this process knows of them, so that between them there is nothing to decide, and the order of all calls stays the ancestors'.
+//!
 //! Must not know the manager, the log, or when what is called.
 
 use std::error::Error;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::call::PyCallArgs;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 use unanimous::{Branch, BranchError, BranchId, Capability, Work};
 
 use crate::resource::Resource;
@@ -80,7 +85,21 @@ impl Group {
         self.members[index].resource.as_ref()
     }
 
-    fn call(&self, py: Python<'_>, index: usize, method: &str) -> PyResult<()> {
+    /// The members of each branch.
+    pub(crate) fn branches(&self) -> Vec<Range<usize>> {
+        let mut branches: Vec<Range<usize>> = Vec::new();
+        for (index, member) in self.members.iter().enumerate() {
+            match branches.last_mut() {
+                Some(last) if member.resource.is_none() && self.members[last.start].resource.is_none() => {
+                    last.end = index + 1;
+                }
+                _ => branches.push(index..index + 1),
+            }
+        }
+        branches
+    }
+
+    fn call(&self, py: Python<'_>, index: usize, method: &Bound<'_, PyString>) -> PyResult<()> {
         self.members[index].manager.call_method1(py, method, (&self.transaction,)).map(drop)
     }
 
@@ -107,7 +126,7 @@ impl Group {
         if std::mem::replace(&mut self.state().begun, true) {
             return Ok(());
         }
-        (0..self.members.len()).try_for_each(|index| self.call(py, index, "tpc_begin"))
+        (0..self.members.len()).try_for_each(|index| self.call(py, index, intern!(py, "tpc_begin")))
     }
 
     /// Tells all to give up, once: those that have not voted first. Errors are logged, and change nothing.
@@ -117,14 +136,14 @@ impl Group {
         }
         for index in 0..self.members.len() {
             let open = matches!(self.state().stages[index], Stage::Open | Stage::Asked(_));
-            if open && let Err(error) = self.call(py, index, "abort") {
+            if open && let Err(error) = self.call(py, index, intern!(py, "abort")) {
                 self.log(py, "Error in abort() on manager %s", index, error);
             }
         }
         for index in 0..self.members.len() {
             let stage = self.state().stages[index].clone();
             let (method, done) = match stage {
-                Stage::Open | Stage::Voted => ("tpc_abort", self.call(py, index, "tpc_abort")),
+                Stage::Open | Stage::Voted => ("tpc_abort", self.call(py, index, intern!(py, "tpc_abort"))),
                 Stage::Asked(_) | Stage::Prepared(_) => {
                     let manager = &self.members[index].manager;
                     ("rollback_branch", manager.call_method0(py, "rollback_branch").map(drop))
@@ -157,7 +176,7 @@ impl Group {
     }
 
     fn finish(&self, py: Python<'_>, index: usize) {
-        let finished = self.call(py, index, "tpc_finish");
+        let finished = self.call(py, index, intern!(py, "tpc_finish"));
         self.set_stage(index, Stage::Over);
         let Err(error) = finished else { return };
         let again = {
@@ -190,39 +209,52 @@ impl Member {
     }
 }
 
-/// A data manager of a group.
+/// The one data manager that a resource can finish, or several that nobody else could.
 pub(crate) struct ManagerBranch {
     pub(crate) group: Arc<Group>,
-    pub(crate) index: usize,
+    /// Its members; not empty.
+    pub(crate) members: Range<usize>,
 }
 
 impl ManagerBranch {
+    /// Where it is prepared, and the member that prepares it.
     fn resource(&self) -> Option<&Resource> {
-        self.group.resource(self.index)
+        self.group.resource(self.members.start)
     }
 
-    /// Those behind this one that wait for their servers too, up to the next that is called here and may use their connections.
-    fn neighbours(&self) -> std::ops::Range<usize> {
-        let last = (self.index..self.group.len()).find(|&index| self.group.resource(index).is_none());
-        self.index..last.unwrap_or(self.group.len())
+    fn manager(&self) -> &Py<PyAny> {
+        &self.group.members[self.members.start].manager
+    }
+
+    fn stage(&self) -> Stage {
+        self.group.state().stages[self.members.start].clone()
+    }
+
+    /// Those from this one on that wait for their servers too, up to the next that is called here and may use their connections.
+    fn neighbours(&self) -> Range<usize> {
+        let start = self.members.start;
+        let last = (start..self.group.len()).find(|&index| self.group.resource(index).is_none());
+        start..last.unwrap_or(self.group.len())
     }
 
     /// Lets this one and its neighbours vote at the same time, where there are several; they are asked for the answers in their order.
     fn start_prepares(&self, py: Python<'_>, id: &BranchId) -> PyResult<()> {
         let neighbours = self.neighbours();
-        if neighbours.len() < 2 || matches!(self.group.state().stages[self.index], Stage::Asked(_)) {
+        if neighbours.len() < 2 || matches!(self.stage(), Stage::Asked(_)) {
             return Ok(());
         }
         for index in neighbours {
-            let number = id.number + u16::try_from(index - self.index).expect("a branch's number is its place");
-            let id = BranchId { number, ..id.clone() };
+            // Each of them is a branch, and branches are numbered in this order.
+            let further =
+                u16::try_from(index - self.members.start).expect("a transaction has fewer branches than numbers");
+            let id = BranchId { number: id.number + further, ..id.clone() };
             self.group.set_stage(index, Stage::Asked(id.clone()));
             self.group.members[index].start(py, "start_prepare", (id.to_string(),))?;
         }
         Ok(())
     }
 
-    /// The same for their commits. What can't be started is done in its turn.
+    /// The same for their commits, once for all. What can't be started is done in its turn.
     fn start_commits(&self, py: Python<'_>) {
         let neighbours = self.neighbours();
         if neighbours.len() < 2 || std::mem::replace(&mut self.group.state().committing, true) {
@@ -262,62 +294,62 @@ impl Branch for ManagerBranch {
 
     async fn flush(&self) -> Result<Work, BranchError> {
         let group = &self.group;
-        Python::attach(|py| {
+        let flushed = Python::attach(|py| {
             group.begin_all(py)?;
-            group.call(py, self.index, "commit")
-        })
-        .map_err(|error| BranchError::refused(self.no(error)))?;
+            self.members.clone().try_for_each(|index| group.call(py, index, intern!(py, "commit")))
+        });
+        flushed.map_err(|error| BranchError::refused(self.no(error)))?;
         Ok(Work::Wrote)
     }
 
     async fn prepare(&self, id: &BranchId) -> Result<(), BranchError> {
         let group = &self.group;
         if self.resource().is_none() {
-            let voted = Python::attach(|py| group.call(py, self.index, "tpc_vote"));
-            voted.map_err(|error| BranchError::refused(self.no(error)))?;
-            group.set_stage(self.index, Stage::Voted);
-            return Ok(());
+            let voted = Python::attach(|py| {
+                self.members.clone().try_for_each(|index| {
+                    group.call(py, index, intern!(py, "tpc_vote"))?;
+                    group.set_stage(index, Stage::Voted);
+                    Ok(())
+                })
+            });
+            return voted.map_err(|error| BranchError::refused(self.no(error)));
         }
         let prepared = Python::attach(|py| {
             self.start_prepares(py, id)?;
-            group.set_stage(self.index, Stage::Asked(id.clone()));
-            group.members[self.index].manager.call_method1(py, "prepare_branch", (id.to_string(),)).map(drop)
+            group.set_stage(self.members.start, Stage::Asked(id.clone()));
+            self.manager().call_method1(py, intern!(py, "prepare_branch"), (id.to_string(),)).map(drop)
         });
         // Its connection may have been lost behind the question: only the store knows whether it is prepared.
         prepared.map_err(|error| BranchError::lost(self.no(error)))?;
-        group.set_stage(self.index, Stage::Prepared(id.clone()));
+        group.set_stage(self.members.start, Stage::Prepared(id.clone()));
         Ok(())
     }
 
     async fn commit(&self) -> Result<(), BranchError> {
         let group = &self.group;
-        let stage = group.state().stages[self.index].clone();
-        let (Some(resource), Stage::Prepared(id)) = (self.resource(), stage) else {
-            Python::attach(|py| group.finish(py, self.index));
+        let (Some(resource), Stage::Prepared(id)) = (self.resource(), self.stage()) else {
+            Python::attach(|py| self.members.clone().for_each(|index| group.finish(py, index)));
             return Ok(());
         };
-        let manager = &group.members[self.index].manager;
         let finished = Python::attach(|py| {
             self.start_commits(py);
-            manager.call_method0(py, "commit_branch").map(drop).map_err(|error| {
-                let raised = error.to_string();
-                group.log(py, "commit_branch() of %s failed; its resource commits the branch", self.index, error);
-                raised
+            self.manager().call_method0(py, intern!(py, "commit_branch")).map(drop).map_err(|error| {
+                let message = "commit_branch() of %s failed; its resource commits the branch";
+                group.log(py, message, self.members.start, error);
             })
         });
         if finished.is_err() {
             resource.commit(&id).await?;
         }
-        group.set_stage(self.index, Stage::Over);
+        group.set_stage(self.members.start, Stage::Over);
         Ok(())
     }
 
     async fn rollback(&self) -> Result<(), BranchError> {
         Python::attach(|py| self.group.clean_up(py));
-        let stage = self.group.state().stages[self.index].clone();
-        if let (Some(resource), Stage::Asked(id) | Stage::Prepared(id)) = (self.resource(), stage) {
+        if let (Some(resource), Stage::Asked(id) | Stage::Prepared(id)) = (self.resource(), self.stage()) {
             resource.rollback(&id).await?;
-            self.group.set_stage(self.index, Stage::Over);
+            self.group.set_stage(self.members.start, Stage::Over);
         }
         Ok(())
     }

@@ -57,16 +57,20 @@ fn resource_of(engine: &Engine, manager: &Bound<'_, PyAny>) -> PyResult<Option<R
 }
 
 fn join_all(py: Python<'_>, engine: &Engine, group: &Arc<Group>, gathered: &[Gathered]) -> PyResult<Transaction> {
-    let names: Vec<String> = (0..group.len()).map(|index| format!("{index:04}")).collect();
-    // Nobody could finish a data manager of Python's after a crash: it is let in here, as the ancestors do (rule 10).
-    let options = names.iter().fold(Options::default(), |options, name| options.allow(name));
-    let tx = thread::begin(&engine.manager, options);
-    for (index, name) in names.iter().enumerate() {
-        let branch = ManagerBranch { group: group.clone(), index };
-        let joined = match group.resource(index) {
-            None => tx.join_branch(name, branch).map(drop),
+    let tx = thread::begin(&engine.manager, Options::default());
+    for (place, members) in group.branches().into_iter().enumerate() {
+        // Branches are called in the order of their names.
+        let name = format!("python {place:04}");
+        let resource = group.resource(members.start);
+        let branch = ManagerBranch { group: group.clone(), members };
+        let joined = match resource {
+            None => {
+                // Nobody could finish it after a crash: it is let in here, as the ancestors do (rule 10).
+                tx.allow(&name);
+                tx.join_branch(&name, branch).map(drop)
+            }
             Some(resource) => {
-                let join = tx.join_foreign(resource.name(), name, branch);
+                let join = tx.join_foreign(resource.name(), &name, branch);
                 wait_detached(py, resource.entered(join)).map(drop)
             }
         };

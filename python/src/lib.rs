@@ -21,6 +21,7 @@ mod _core {
     use crate::engine::{close, forget, is_open, open, open_log, recover};
     #[pymodule_export]
     use crate::postgres::{
-        postgres_begin_sql, postgres_deliver_sql, postgres_ensure_outbox, postgres_resource, postgres_vote_sql,
+        postgres_deliver_sql, postgres_ensure_outbox, postgres_mark_sql, postgres_resource, postgres_vote_sql,
+        postgres_who_sql,
     };
 }

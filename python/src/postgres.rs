@@ -8,10 +8,16 @@ use unanimous::postgres::{ForeignBranch, PostgresError};
 
 use crate::engine::{self, failed, told, wait_detached};
 
-/// Sent behind BEGIN: marks the transaction. Its row, of texts: mark, system, database, role, replicas.
+/// Asks where a connection leads, outside of a transaction. Its row, of texts: system, database, role, replicas.
 #[pyfunction]
-pub(crate) fn postgres_begin_sql(mark: &str) -> String {
-    ForeignBranch::new(mark).begin_sql()
+pub(crate) fn postgres_who_sql() -> &'static str {
+    ForeignBranch::who_sql()
+}
+
+/// Sent behind BEGIN: marks the transaction.
+#[pyfunction]
+pub(crate) fn postgres_mark_sql(mark: &str) -> String {
+    ForeignBranch::new(mark).mark_sql()
 }
 
 /// The vote of a branch with this mark, one message: prepares it under this id, with its notifications as rows of the outbox.
@@ -28,7 +34,7 @@ pub(crate) fn postgres_deliver_sql(gid: &str) -> String {
     ForeignBranch::deliver_sql(gid)
 }
 
-/// The name of the configured resource that a connection belongs to, by the row of `postgres_begin_sql`; None where it is none of them. A
+/// The name of the configured resource that a connection belongs to, by the row of `postgres_who_sql`; None where it is none of them. A
 /// resource that can't be reached now is not it: the connection's server has just answered.
 #[pyfunction]
 pub(crate) fn postgres_resource(py: Python<'_>, system: &str, database: &str, role: &str) -> PyResult<Option<String>> {
