@@ -12,7 +12,7 @@ import inspect
 from typing import Any, Optional
 
 # libpq's PGTransactionStatusType.
-_IN_TRANSACTION, _IN_ERROR = 2, 3
+_IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3
 
 
 def driver_of(conn: Any) -> Driver:
@@ -36,6 +36,22 @@ class Driver:
     def dsn(self) -> str:
         """The connection string, without password."""
         raise NotImplementedError
+
+    def is_idle(self) -> bool:
+        """Whether nothing has begun on it; where something has, the driver's begin says what is wrong."""
+        try:
+            return int(self.conn.info.transaction_status) == _IDLE and not self.conn.autocommit
+        except Exception:
+            return False
+
+    def ask(self, sql: str) -> tuple:
+        """The first row that a query gives, in no transaction."""
+        self.conn.autocommit = True
+        try:
+            return self.run(sql)[0]
+        finally:
+            if not self.conn.closed:
+                self.conn.autocommit = False
 
     def begin(self, name: str) -> None:
         """Begins a transaction in which the driver refuses `commit` and `rollback`."""

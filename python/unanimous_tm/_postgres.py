@@ -2,8 +2,9 @@
 
 ::
 
+    whose branch it is      asked once for each connection
     BEGIN                   by the driver, so that its own commit() and rollback() refuse until the end
-    mark, and who it is     the mark tells this transaction from any other on the connection
+    the mark                which tells this transaction from any other on the connection
     the application's statements
     the vote                one message, which fails where the transaction has failed, or is another one
     COMMIT PREPARED gid     the second phase; then what delivers the notifications
@@ -22,6 +23,7 @@ import logging
 import os
 import time
 import uuid
+import weakref
 from typing import Any, Callable, Optional
 
 from . import _core, transaction
@@ -80,9 +82,10 @@ class DataManager:
         self._gid = ""
         self._savepoints = 0
         self._started: Optional[concurrent.futures.Future] = None
+        self._look()
         self._driver.begin(self.mark)
         try:
-            self._look()
+            self._driver.run(_core.postgres_mark_sql(self.mark))
             trans.join(self)
         except BaseException:
             self._give_up()
@@ -200,12 +203,16 @@ class DataManager:
     # How it is done.
 
     def _look(self) -> None:
-        """Marks the transaction, and asks the server whose branch it is."""
-        row = self._driver.run(_core.postgres_begin_sql(self.mark))[0]
-        _mark, system, database, role, replicas = row
-        self.unanimous_resource = _core.postgres_resource(system, database, role)
-        if replicas:
-            self._driver.watch()
+        """Asks the server whose branch it will be, once for each connection. What reads within the transaction would keep the
+        application from setting its isolation level."""
+        who = _known.get(self.conn)
+        if who is None and self._driver.is_idle():
+            who = _known[self.conn] = tuple(self._driver.ask(_core.postgres_who_sql()))
+        if who is not None:
+            system, database, role, replicas = who
+            self.unanimous_resource = _core.postgres_resource(system, database, role)
+            if replicas:
+                self._driver.watch()
 
     def notify(self, asked: list[Notification]) -> None:
         """Notifies when the transaction has committed."""
@@ -377,6 +384,9 @@ def join(connect: Callable[[str], Any], conn: Any, trans: Any = None, notify: An
     branch.notify(asked)
     return branch.conn if managed else None
 
+
+# What the servers of connections have said of themselves.
+_known: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 # Resources whose outbox is there.
 _outboxes: set[Optional[str]] = set()

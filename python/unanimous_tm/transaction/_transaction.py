@@ -66,6 +66,12 @@ def rm_key(datamanager: Any) -> Any:
     return None if sort_key is None else sort_key()
 
 
+def _order(datamanager: Any) -> tuple[bool, Any]:
+    # Those without a key come last, as they have joined: the data manager in the ancestor's document has none.
+    key = rm_key(datamanager)
+    return key is None, key
+
+
 @implementer(ITransaction)
 class Transaction:
     """A unit of work. Most need none of what is None here, so that it costs them nothing."""
@@ -150,7 +156,7 @@ class Transaction:
     def _commit_resources(self) -> None:
         resources = self._resources
         if len(resources) > 1:
-            resources = sorted(resources, key=rm_key)
+            resources = sorted(resources, key=_order)
         try:
             failed = _commit(self, resources)
         except BaseException:

@@ -13,7 +13,8 @@ use super::sql::literal;
 /// takes part by [`Tx::join_foreign`](crate::Tx::join_foreign).
 ///
 /// ```text
-/// BEGIN, and begin_sql                 one row, which Postgres::leads_here reads
+/// who_sql                              one row, which Postgres::leads_here reads; once for each connection is enough
+/// BEGIN, and mark_sql
 /// the application's statements
 /// vote_sql                             one message
 /// COMMIT PREPARED or ROLLBACK PREPARED the id as a literal; on another connection where this one is lost
@@ -30,16 +31,18 @@ impl ForeignBranch {
         Self { mark: mark.into() }
     }
 
-    /// Behind `BEGIN`: marks the transaction, and asks where it leads. Its row, of texts: the mark, `system`, `database` and `role` for
-    /// [`Postgres::leads_here`], and `replicas`: where that is not empty, a warning at the vote is a no.
-    pub fn begin_sql(&self) -> String {
-        format!(
-            "SELECT pg_catalog.set_config('unanimous.branch', {}, true) AS mark, \
-             (SELECT system_identifier FROM pg_catalog.pg_control_system())::text AS system, \
-             (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())::text AS database, \
-             session_user::text AS role, pg_catalog.current_setting('synchronous_standby_names') AS replicas",
-            literal(&self.mark)
-        )
+    /// Asks where a connection leads, outside of a transaction: whatever reads within one keeps the application from setting its
+    /// isolation level. Its row, of texts: `system`, `database` and `role` for [`Postgres::leads_here`], and `replicas`: where that is not
+    /// empty, a warning at the vote is a no.
+    pub fn who_sql() -> &'static str {
+        "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system())::text AS system, \
+         (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())::text AS database, \
+         session_user::text AS role, pg_catalog.current_setting('synchronous_standby_names') AS replicas"
+    }
+
+    /// Behind `BEGIN`: marks the transaction.
+    pub fn mark_sql(&self) -> String {
+        format!("SET LOCAL unanimous.branch = {}", literal(&self.mark))
     }
 
     /// The vote, to be sent as one message: it prepares the transaction under `id`, with its notifications (channel and payload) as rows of the
@@ -77,7 +80,7 @@ impl ForeignBranch {
 }
 
 impl Postgres {
-    /// Whether a connection leads to this database, by what it answered to [`ForeignBranch::begin_sql`]. A store that was not reached yet is asked
+    /// Whether a connection leads to this database, by what it answered to [`ForeignBranch::who_sql`]. A store that was not reached yet is asked
     /// who it is.
     ///
     /// # Errors
