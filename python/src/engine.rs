@@ -197,7 +197,8 @@ fn in_doubt_line(doubt: InDoubt) -> (String, Option<String>, Option<String>, Str
 #[pyfunction]
 pub(crate) fn recover(py: Python<'_>) -> PyResult<Vec<(String, Option<String>, Option<String>, String)>> {
     let engine = get(py)?;
-    let left = py.detach(move || wait(engine.manager.recover()));
+    // The stores are asked from here, and their driver needs the background.
+    let left = py.detach(move || engine.background.open(engine.manager.recover()));
     Ok(left.into_iter().map(in_doubt_line).collect())
 }
 
