@@ -216,9 +216,11 @@ class DataManager:
 
     def notify(self, asked: list[Notification]) -> None:
         """Notifies when the transaction has committed."""
-        if asked and self.unanimous_resource not in (None, *_outboxes):
-            _core.postgres_ensure_outbox(self.unanimous_resource)
-            _outboxes.add(self.unanimous_resource)
+        if asked and self.unanimous_resource is not None:
+            store = _known[self.conn][:2]
+            if store not in _outboxes:
+                _core.postgres_ensure_outbox(self.unanimous_resource)
+                _outboxes.add(store)
         self.notifies.extend(one for one in asked if one not in self.notifies)
 
     def _prepare(self, gid: str) -> None:
@@ -388,8 +390,8 @@ def join(connect: Callable[[str], Any], conn: Any, trans: Any = None, notify: An
 # What the servers of connections have said of themselves.
 _known: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
-# Resources whose outbox is there.
-_outboxes: set[Optional[str]] = set()
+# The databases, by system and number, that have an outbox.
+_outboxes: set[tuple[str, ...]] = set()
 
 _pool: Optional[concurrent.futures.ThreadPoolExecutor] = None
 
