@@ -81,6 +81,7 @@ struct Adopter {
 /// A dead worker's log, which is recovered here.
 struct Held {
     path: PathBuf,
+    background: Background,
     manager: TransactionManager,
     since: Instant,
 }
@@ -131,14 +132,14 @@ impl Adopter {
         let resources = self.configuration.resources(&background)?;
         let builder = TransactionManager::builder(log);
         let manager = background.build(self.configuration.builder(builder, &resources))?;
-        self.held.push(Held { path: path.to_owned(), manager, since: Instant::now() });
+        self.held.push(Held { path: path.to_owned(), background, manager, since: Instant::now() });
         Ok(())
     }
 }
 
 impl Held {
     fn is_done(&self) -> bool {
-        self.since.elapsed() >= HOLD && wait(self.manager.recover()).is_empty()
+        self.since.elapsed() >= HOLD && self.background.open(self.manager.recover()).is_empty()
     }
 }
 

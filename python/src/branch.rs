@@ -19,22 +19,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::call::PyCallArgs;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyDict, PyList, PyString};
 use unanimous::{Branch, BranchError, BranchId, Capability, Work};
 
+use crate::phases::Phases;
 use crate::resource::Resource;
 
 /// The data managers of one commit.
 pub(crate) struct Group {
     transaction: Py<PyAny>,
-    members: Vec<Member>,
+    /// In their order.
+    managers: Py<PyList>,
+    /// Where the branch of each is, when it can be finished from elsewhere; empty where none can.
+    resources: Vec<Option<Resource>>,
     state: Mutex<State>,
-}
-
-pub(crate) struct Member {
-    manager: Py<PyAny>,
-    /// Where its branch is, when it can be finished from elsewhere.
-    resource: Option<Resource>,
 }
 
 #[derive(Default)]
@@ -66,9 +64,19 @@ enum Stage {
 }
 
 impl Group {
-    pub(crate) fn new(transaction: Py<PyAny>, members: Vec<Member>) -> Arc<Self> {
-        let stages = vec![Stage::Open; members.len()];
-        Arc::new(Self { transaction, members, state: Mutex::new(State { stages, ..State::default() }) })
+    /// `resources` is as long as `managers`, or empty where none has any.
+    pub(crate) fn new(
+        transaction: Bound<'_, PyAny>,
+        managers: Bound<'_, PyList>,
+        resources: Vec<Option<Resource>>,
+    ) -> Arc<Self> {
+        let state = State { stages: vec![Stage::Open; managers.len()], ..State::default() };
+        Arc::new(Self {
+            transaction: transaction.unbind(),
+            managers: managers.unbind(),
+            resources,
+            state: Mutex::new(state),
+        })
     }
 
     /// Never held while Python is called: another thread may want it, and Python's lock.
@@ -77,30 +85,50 @@ impl Group {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.members.len()
+        self.state().stages.len()
     }
 
     /// The configured resource that this one's branch is in.
     pub(crate) fn resource(&self, index: usize) -> Option<&Resource> {
-        self.members[index].resource.as_ref()
+        self.resources.get(index)?.as_ref()
     }
 
-    /// The members of each branch.
-    pub(crate) fn branches(&self) -> Vec<Range<usize>> {
-        let mut branches: Vec<Range<usize>> = Vec::new();
-        for (index, member) in self.members.iter().enumerate() {
-            match branches.last_mut() {
-                Some(last) if member.resource.is_none() && self.members[last.start].resource.is_none() => {
-                    last.end = index + 1;
-                }
-                _ => branches.push(index..index + 1),
-            }
+    fn manager<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyAny>> {
+        self.managers.bind(py).get_item(index)
+    }
+
+    /// Its branches, in their order.
+    pub(crate) fn branches(self: &Arc<Self>, py: Python<'_>) -> Vec<ManagerBranch> {
+        let all = self.len();
+        let branch = |members: Range<usize>| {
+            let managers = if members == (0..all) {
+                self.managers.clone_ref(py)
+            } else {
+                self.managers.bind(py).get_slice(members.start, members.end).unbind()
+            };
+            ManagerBranch { group: self.clone(), managers, members }
+        };
+        let mut branches = Vec::new();
+        let mut start = 0;
+        while start < all {
+            let alone = self.resource(start).is_some();
+            let end = (start + 1..all).find(|&index| alone || self.resource(index).is_some()).unwrap_or(all);
+            branches.push(branch(start..end));
+            start = end;
         }
         branches
     }
 
     fn call(&self, py: Python<'_>, index: usize, method: &Bound<'_, PyString>) -> PyResult<()> {
-        self.members[index].manager.call_method1(py, method, (&self.transaction,)).map(drop)
+        self.manager(py, index)?.call_method1(method, (&self.transaction,)).map(drop)
+    }
+
+    /// Calls a method that a recoverable data manager may have, and need not.
+    fn start<'py>(&self, py: Python<'py>, index: usize, method: &str, arguments: impl PyCallArgs<'py>) -> PyResult<()> {
+        match self.manager(py, index)?.getattr_opt(method)? {
+            Some(method) => method.call1(arguments).map(drop),
+            None => Ok(()),
+        }
     }
 
     fn set_stage(&self, index: usize, stage: Stage) {
@@ -122,11 +150,11 @@ impl Group {
         self.state().unfinished.take()
     }
 
-    fn begin_all(&self, py: Python<'_>) -> PyResult<()> {
+    fn begin_all(&self, py: Python<'_>, phases: &Phases) -> PyResult<()> {
         if std::mem::replace(&mut self.state().begun, true) {
             return Ok(());
         }
-        (0..self.members.len()).try_for_each(|index| self.call(py, index, intern!(py, "tpc_begin")))
+        phases.begin(py, &self.transaction, &self.managers)
     }
 
     /// Tells all to give up, once: those that have not voted first. Errors are logged, and change nothing.
@@ -134,19 +162,20 @@ impl Group {
         if std::mem::replace(&mut self.state().cleaned, true) {
             return;
         }
-        for index in 0..self.members.len() {
+        for index in 0..self.len() {
             let open = matches!(self.state().stages[index], Stage::Open | Stage::Asked(_));
             if open && let Err(error) = self.call(py, index, intern!(py, "abort")) {
                 self.log(py, "Error in abort() on manager %s", index, error);
             }
         }
-        for index in 0..self.members.len() {
+        for index in 0..self.len() {
             let stage = self.state().stages[index].clone();
             let (method, done) = match stage {
                 Stage::Open | Stage::Voted => ("tpc_abort", self.call(py, index, intern!(py, "tpc_abort"))),
                 Stage::Asked(_) | Stage::Prepared(_) => {
-                    let manager = &self.members[index].manager;
-                    ("rollback_branch", manager.call_method0(py, "rollback_branch").map(drop))
+                    let rolled_back =
+                        self.manager(py, index).and_then(|manager| manager.call_method0("rollback_branch"));
+                    ("rollback_branch", rolled_back.map(drop))
                 }
                 Stage::Over => continue,
             };
@@ -168,43 +197,10 @@ impl Group {
             let keywords = PyDict::new(py);
             keywords.set_item("exc_info", error.value(py))?;
             let log = self.transaction.bind(py).getattr("log")?;
-            log.call_method("error", (message, &self.members[index].manager), Some(&keywords)).map(drop)
+            log.call_method("error", (message, self.manager(py, index)?), Some(&keywords)).map(drop)
         };
         if let Err(error) = logged() {
             error.write_unraisable(py, None);
-        }
-    }
-
-    fn finish(&self, py: Python<'_>, index: usize) {
-        let finished = self.call(py, index, intern!(py, "tpc_finish"));
-        self.set_stage(index, Stage::Over);
-        let Err(error) = finished else { return };
-        let again = {
-            let mut state = self.state();
-            match state.unfinished {
-                Some(_) => Some(error),
-                None => {
-                    state.unfinished = Some(error);
-                    None
-                }
-            }
-        };
-        if let Some(error) = again {
-            self.log(py, "Error in tpc_finish() on manager %s", index, error);
-        }
-    }
-}
-
-impl Member {
-    pub(crate) fn new(manager: Py<PyAny>, resource: Option<Resource>) -> Self {
-        Self { manager, resource }
-    }
-
-    /// Calls a method that a recoverable data manager may have, and need not.
-    fn start<'py>(&self, py: Python<'py>, method: &str, arguments: impl PyCallArgs<'py>) -> PyResult<()> {
-        match self.manager.bind(py).getattr_opt(method)? {
-            Some(method) => method.call1(arguments).map(drop),
-            None => Ok(()),
         }
     }
 }
@@ -212,18 +208,19 @@ impl Member {
 /// The one data manager that a resource can finish, or several that nobody else could.
 pub(crate) struct ManagerBranch {
     pub(crate) group: Arc<Group>,
-    /// Its members; not empty.
-    pub(crate) members: Range<usize>,
+    managers: Py<PyList>,
+    /// Their places; not empty.
+    members: Range<usize>,
 }
 
 impl ManagerBranch {
     /// Where it is prepared, and the member that prepares it.
-    fn resource(&self) -> Option<&Resource> {
+    pub(crate) fn resource(&self) -> Option<&Resource> {
         self.group.resource(self.members.start)
     }
 
-    fn manager(&self) -> &Py<PyAny> {
-        &self.group.members[self.members.start].manager
+    fn manager<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.group.manager(py, self.members.start)
     }
 
     fn stage(&self) -> Stage {
@@ -249,7 +246,7 @@ impl ManagerBranch {
                 u16::try_from(index - self.members.start).expect("a transaction has fewer branches than numbers");
             let id = BranchId { number: id.number + further, ..id.clone() };
             self.group.set_stage(index, Stage::Asked(id.clone()));
-            self.group.members[index].start(py, "start_prepare", (id.to_string(),))?;
+            self.group.start(py, index, "start_prepare", (id.to_string(),))?;
         }
         Ok(())
     }
@@ -261,7 +258,7 @@ impl ManagerBranch {
             return;
         }
         for index in neighbours {
-            if let Err(error) = self.group.members[index].start(py, "start_commit", ()) {
+            if let Err(error) = self.group.start(py, index, "start_commit", ()) {
                 self.group.log(py, "start_commit() of %s failed", index, error);
             }
         }
@@ -295,8 +292,9 @@ impl Branch for ManagerBranch {
     async fn flush(&self) -> Result<Work, BranchError> {
         let group = &self.group;
         let flushed = Python::attach(|py| {
-            group.begin_all(py)?;
-            self.members.clone().try_for_each(|index| group.call(py, index, intern!(py, "commit")))
+            let phases = Phases::get(py)?;
+            group.begin_all(py, phases)?;
+            phases.flush(py, &group.transaction, &self.managers)
         });
         flushed.map_err(|error| BranchError::refused(self.no(error)))?;
         Ok(Work::Wrote)
@@ -306,18 +304,17 @@ impl Branch for ManagerBranch {
         let group = &self.group;
         if self.resource().is_none() {
             let voted = Python::attach(|py| {
-                self.members.clone().try_for_each(|index| {
-                    group.call(py, index, intern!(py, "tpc_vote"))?;
-                    group.set_stage(index, Stage::Voted);
-                    Ok(())
-                })
+                let phases = Phases::get(py).map_err(|error| (0, error))?;
+                phases.vote(py, &group.transaction, &self.managers)
             });
-            return voted.map_err(|error| BranchError::refused(self.no(error)));
+            let count = voted.as_ref().map_or_else(|(count, _)| *count, |()| self.members.len());
+            group.state().stages[self.members.clone()][..count].fill(Stage::Voted);
+            return voted.map_err(|(_, error)| BranchError::refused(self.no(error)));
         }
         let prepared = Python::attach(|py| {
             self.start_prepares(py, id)?;
             group.set_stage(self.members.start, Stage::Asked(id.clone()));
-            self.manager().call_method1(py, intern!(py, "prepare_branch"), (id.to_string(),)).map(drop)
+            self.manager(py)?.call_method1("prepare_branch", (id.to_string(),)).map(drop)
         });
         // Its connection may have been lost behind the question: only the store knows whether it is prepared.
         prepared.map_err(|error| BranchError::lost(self.no(error)))?;
@@ -328,12 +325,16 @@ impl Branch for ManagerBranch {
     async fn commit(&self) -> Result<(), BranchError> {
         let group = &self.group;
         let (Some(resource), Stage::Prepared(id)) = (self.resource(), self.stage()) else {
-            Python::attach(|py| self.members.clone().for_each(|index| group.finish(py, index)));
+            let finished = Python::attach(|py| Phases::get(py)?.finish(py, &group.transaction, &self.managers));
+            let mut state = group.state();
+            if let Err(error) = finished {
+                state.unfinished.get_or_insert(error);
+            }
             return Ok(());
         };
         let finished = Python::attach(|py| {
             self.start_commits(py);
-            self.manager().call_method0(py, intern!(py, "commit_branch")).map(drop).map_err(|error| {
+            self.manager(py).and_then(|manager| manager.call_method0("commit_branch")).map(drop).map_err(|error| {
                 let message = "commit_branch() of %s failed; its resource commits the branch";
                 group.log(py, message, self.members.start, error);
             })

@@ -4,10 +4,12 @@
 
 use std::sync::Arc;
 
+use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 use unanimous::{CommitError, JoinError, Options, Transaction, thread};
 
-use crate::branch::{Group, ManagerBranch, Member};
+use crate::branch::Group;
 use crate::engine::{self, Engine, told, wait_detached};
 use crate::files::{self, Gathered};
 use crate::resource::Resource;
@@ -18,20 +20,12 @@ use crate::resource::Resource;
 pub(crate) fn commit<'py>(
     py: Python<'py>,
     transaction: Bound<'py, PyAny>,
-    managers: Vec<Bound<'py, PyAny>>,
+    managers: Bound<'py, PyList>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let engine = engine::get(py)?;
-    let (mut members, mut gathered) = (Vec::with_capacity(managers.len()), Vec::new());
-    for manager in managers {
-        match Gathered::of(&engine, &manager)? {
-            Some(files) => gathered.push(files),
-            None => {
-                let resource = resource_of(&engine, &manager)?;
-                members.push(Member::new(manager.unbind(), resource));
-            }
-        }
-    }
-    let group = Group::new(transaction.unbind(), members);
+    let (managers, gathered) = files::gathered(&engine, managers)?;
+    let resources = resources_of(&engine, &managers)?;
+    let group = Group::new(transaction, managers, resources);
     let tx = match join_all(py, &engine, &group, &gathered) {
         Ok(tx) => tx,
         Err(error) => {
@@ -47,22 +41,25 @@ pub(crate) fn commit<'py>(
     }
 }
 
-/// The configured resource that a data manager says that its branch is in.
-fn resource_of(engine: &Engine, manager: &Bound<'_, PyAny>) -> PyResult<Option<Resource>> {
+/// The configured resource that each data manager says that its branch is in; empty where none is configured.
+fn resources_of(engine: &Engine, managers: &Bound<'_, PyList>) -> PyResult<Vec<Option<Resource>>> {
     if engine.resources.postgres.is_empty() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let name = manager.getattr_opt("unanimous_resource")?.and_then(|name| name.extract::<String>().ok());
-    Ok(name.and_then(|name| engine.resources.postgres.get(&name).cloned()))
+    let resource_of = |manager: Bound<'_, PyAny>| {
+        let name = manager.getattr_opt(intern!(manager.py(), "unanimous_resource"))?;
+        let name = name.and_then(|name| name.extract::<String>().ok());
+        Ok(name.and_then(|name| engine.resources.postgres.get(&name).cloned()))
+    };
+    managers.iter().map(resource_of).collect()
 }
 
 fn join_all(py: Python<'_>, engine: &Engine, group: &Arc<Group>, gathered: &[Gathered]) -> PyResult<Transaction> {
     let tx = thread::begin(&engine.manager, Options::default());
-    for (place, members) in group.branches().into_iter().enumerate() {
+    for (place, branch) in group.branches(py).into_iter().enumerate() {
         // Branches are called in the order of their names.
         let name = format!("python {place:04}");
-        let resource = group.resource(members.start);
-        let branch = ManagerBranch { group: group.clone(), members };
+        let resource = branch.resource().cloned();
         let joined = match resource {
             None => {
                 // Nobody could finish it after a crash: it is let in here, as the ancestors do (rule 10).
@@ -123,7 +120,6 @@ fn raise(py: Python<'_>, class: &str, message: &str) -> PyErr {
 
 /// Tells data managers to give up, none of which has voted: `abort` on all, then `tpc_abort` on all. Errors are logged.
 #[pyfunction]
-pub(crate) fn clean_up(py: Python<'_>, transaction: Py<PyAny>, managers: Vec<Py<PyAny>>) {
-    let members = managers.into_iter().map(|manager| Member::new(manager, None)).collect();
-    Group::new(transaction, members).clean_up(py);
+pub(crate) fn clean_up<'py>(py: Python<'py>, transaction: Bound<'py, PyAny>, managers: Bound<'py, PyList>) {
+    Group::new(transaction, managers, Vec::new()).clean_up(py);
 }

@@ -41,6 +41,7 @@ pub(crate) struct Resources {
 pub(crate) struct Engine {
     pub(crate) manager: TransactionManager,
     pub(crate) resources: Resources,
+    background: Background,
     /// Where its log is; none for one in memory.
     log: Option<PathBuf>,
     /// Ends before the rest.
@@ -107,13 +108,13 @@ impl Configuration {
         let resources = self.resources(&background)?;
         let Some(folder) = &self.log else {
             let manager = background.build(self.builder(TransactionManager::builder(MemoryLog::new()), &resources))?;
-            return Ok(Engine { manager, resources, log: None, adoption: None });
+            return Ok(Engine { manager, resources, background, log: None, adoption: None });
         };
         let log = self.first_free(folder, &background)?;
         let path = log.path().to_owned();
         let manager = background.build(self.builder(TransactionManager::builder(log), &resources))?;
         let adoption = Adoption::start(self.clone(), path.clone())?;
-        Ok(Engine { manager, resources, log: Some(path), adoption: Some(adoption) })
+        Ok(Engine { manager, resources, background, log: Some(path), adoption: Some(adoption) })
     }
 
     /// Each process has a log of its own: the folder itself, or the first of its `worker-` folders that nobody has open.
@@ -187,19 +188,21 @@ pub(crate) fn told(error: &(dyn std::error::Error + 'static)) -> String {
     told
 }
 
-/// One line of what is in doubt: the resource, the transaction and the branch where they are known, and why.
-fn in_doubt_line(doubt: InDoubt) -> (String, Option<String>, Option<String>, String) {
+/// Something in doubt: the resource, the transaction and the branch where they are known, and why.
+type Left = (String, Option<String>, Option<String>, String);
+
+fn left(doubt: InDoubt) -> Left {
     let InDoubt { resource, transaction, branch, why, .. } = doubt;
     (resource, transaction.map(|id| id.to_string()), branch.map(|id| id.to_string()), why.to_string())
 }
 
 /// One pass of recovery now; what it left in doubt.
 #[pyfunction]
-pub(crate) fn recover(py: Python<'_>) -> PyResult<Vec<(String, Option<String>, Option<String>, String)>> {
+pub(crate) fn recover(py: Python<'_>) -> PyResult<Vec<Left>> {
     let engine = get(py)?;
     // The stores are asked from here, and their driver needs the background.
-    let left = py.detach(move || engine.background.open(engine.manager.recover()));
-    Ok(left.into_iter().map(in_doubt_line).collect())
+    let in_doubt = py.detach(move || engine.background.open(engine.manager.recover()));
+    Ok(in_doubt.into_iter().map(left).collect())
 }
 
 /// Ends the manager in order; waits for it at most this many seconds, and a moment. Whether there was one.

@@ -6,6 +6,7 @@ use std::error::Error;
 
 use pyo3::exceptions::{PyFileExistsError, PyFileNotFoundError, PyOSError};
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 use unanimous::files::{Files, FilesError};
 use unanimous::{BoxError, Transaction};
 
@@ -18,12 +19,27 @@ pub(crate) struct Gathered {
     operations: Vec<(String, String, Vec<u8>)>,
 }
 
+/// The data managers that are none of files, and what those have gathered that are.
+pub(crate) fn gathered<'py>(
+    engine: &Engine,
+    managers: Bound<'py, PyList>,
+) -> PyResult<(Bound<'py, PyList>, Vec<Gathered>)> {
+    if engine.resources.files.is_empty() {
+        return Ok((managers, Vec::new()));
+    }
+    let (others, mut gathered) = (PyList::empty(managers.py()), Vec::new());
+    for manager in managers {
+        match Gathered::of(engine, &manager)? {
+            Some(files) => gathered.push(files),
+            None => others.append(manager)?,
+        }
+    }
+    Ok((others, gathered))
+}
+
 impl Gathered {
     /// What a data manager has gathered, where it is one of files: it has `unanimous_files`, the name of its resource, and `operations`.
-    pub(crate) fn of(engine: &Engine, manager: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
-        if engine.resources.files.is_empty() {
-            return Ok(None);
-        }
+    fn of(engine: &Engine, manager: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
         let Some(name) = manager.getattr_opt("unanimous_files")? else { return Ok(None) };
         let name: String = name.extract()?;
         let Some(files) = engine.resources.files.get(&name) else {

@@ -9,6 +9,7 @@ Must not know the protocol, nor how a decision is made durable.
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import traceback
 import warnings
@@ -25,6 +26,7 @@ from .interfaces import (
     ITransaction,
     TransactionFailedError,
 )
+from .weakset import WeakSet
 
 try:
     from zope.interface import implementer
@@ -58,6 +60,10 @@ class Status:
 _ACTIVE, _COMMITTING, _COMMITTED = Status.ACTIVE, Status.COMMITTING, Status.COMMITTED
 _DOOMED, _COMMITFAILED = Status.DOOMED, Status.COMMITFAILED
 _commit = _core.commit
+
+
+#: What data managers are sorted by, where all have it.
+_sort_key = operator.methodcaller("sortKey")
 
 
 def rm_key(datamanager: Any) -> Any:
@@ -132,7 +138,7 @@ class Transaction:
         if self._before_commit:
             self._call_hooks("_before_commit")
         synchronizers = self._synchronizers
-        if synchronizers is not None:
+        if synchronizers is not None and (type(synchronizers) is not WeakSet or synchronizers.data):
             synchronizers.map(self._before_completion)
         self.status = _COMMITTING
         try:
@@ -148,7 +154,8 @@ class Transaction:
                 del error
             raise
         self.status = _COMMITTED
-        self._after_completion(synchronizers)
+        if synchronizers is not None and (type(synchronizers) is not WeakSet or synchronizers.data):
+            self._after_completion(synchronizers)
         if self._after_commit:
             self._call_hooks("_after_commit", True)
         self._free()
@@ -156,7 +163,10 @@ class Transaction:
     def _commit_resources(self) -> None:
         resources = self._resources
         if len(resources) > 1:
-            resources = sorted(resources, key=_order)
+            try:
+                resources = sorted(resources, key=_sort_key)
+            except AttributeError:
+                resources = sorted(resources, key=_order)
         try:
             failed = _commit(self, resources)
         except BaseException:
@@ -222,13 +232,21 @@ class Transaction:
 
     def _free(self) -> None:
         """It has ended: lets go of everything."""
-        self._free_manager()
+        if self._manager is not None:
+            self._free_manager()
         self._synchronizers = None
-        self._resources = []
-        # Back to what the class says.
-        own = self.__dict__
-        for name in own.keys() & _LET_GO:
-            del own[name]
+        if self._resources:
+            self._resources = []
+        if self._data is not None:
+            self._data = None
+        if self._before_commit is not None:
+            self._before_commit = None
+        if self._after_commit is not None:
+            self._after_commit = None
+        if self._before_abort is not None:
+            self._before_abort = None
+        if self._after_abort is not None:
+            self._after_abort = None
 
     # Synchronizers.
 
@@ -414,10 +432,6 @@ class Transaction:
 
     def isRetryableError(self, error: BaseException) -> bool:  # noqa: N802
         return self._manager is not None and self._manager._retryable(type(error), error)
-
-
-#: What a transaction lets go of when it has ended.
-_LET_GO = frozenset({"_data", "_before_commit", "_after_commit", "_before_abort", "_after_abort"})
 
 
 def _text(value: Any) -> str:

@@ -16,8 +16,8 @@ class WeakSet:
     """Objects that are in it as long as somebody else holds them."""
 
     def __init__(self) -> None:
-        # By id: an entry goes with its object, before the id can be another's.
-        self.data: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        #: By their ids. An entry goes with its object, before the id can be another's.
+        self.data: dict[int, weakref.ref[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.data)
@@ -26,7 +26,9 @@ class WeakSet:
         return id(ob) in self.data
 
     def add(self, ob: Any) -> None:
-        self.data[id(ob)] = ob
+        data, key = self.data, id(ob)
+        # The set itself is not held by what is in it.
+        data[key] = weakref.ref(ob, lambda gone: data.pop(key, None))
 
     def remove(self, ob: Any) -> None:
         del self.data[id(ob)]
@@ -36,12 +38,10 @@ class WeakSet:
 
     def map(self, func: Callable[[Any], Any]) -> None:
         """Call it with each; those that are added meanwhile are left out."""
-        if not self.data:
-            return
         for reference in self.as_weakref_list():
             ob = reference()
             if ob is not None:
                 func(ob)
 
-    def as_weakref_list(self) -> list[Any]:
-        return self.data.valuerefs()
+    def as_weakref_list(self) -> list[weakref.ref[Any]]:
+        return list(self.data.values())
