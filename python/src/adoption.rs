@@ -124,7 +124,7 @@ impl Adopter {
             return Ok(());
         }
         let background = Background::start()?;
-        let log = match background.open(self.configuration.log_options().open(path)) {
+        let log = match background.open(self.configuration.log_options(&background).open(path)) {
             Err(OpenError::Held { .. }) => return Ok(()),
             opened => opened?,
         };

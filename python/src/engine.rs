@@ -107,7 +107,8 @@ impl Configuration {
         let background = Background::start()?;
         let resources = self.resources(&background)?;
         let Some(folder) = &self.log else {
-            let manager = background.build(self.builder(TransactionManager::builder(MemoryLog::new()), &resources))?;
+            let manager = background
+                .build(self.builder(TransactionManager::builder(MemoryLog::with_env(background.env())), &resources))?;
             return Ok(Engine { manager, resources, background, log: None, adoption: None });
         };
         let log = self.first_free(folder, &background)?;
@@ -121,7 +122,7 @@ impl Configuration {
     fn first_free(&self, folder: &std::path::Path, background: &Background) -> Result<FileLog, OpenError> {
         for number in 0.. {
             let path = if number == 0 { folder.to_owned() } else { folder.join(format!("worker-{number}")) };
-            match background.open(self.log_options().open(path)) {
+            match background.open(self.log_options(background).open(path)) {
                 Err(OpenError::Held { .. }) => {}
                 opened => return opened,
             }
@@ -130,8 +131,8 @@ impl Configuration {
     }
 
     /// Held logs are passed by at once.
-    pub(crate) fn log_options(&self) -> FileLogOptions {
-        let mut options = FileLog::options().lock_wait(Duration::ZERO);
+    pub(crate) fn log_options(&self, background: &Background) -> FileLogOptions {
+        let mut options = FileLog::options().lock_wait(Duration::ZERO).env(background.env());
         if let Some(horizon) = self.horizon {
             options = options.horizon(horizon);
         }
