@@ -141,18 +141,22 @@ class Transaction:
         if synchronizers is not None and (type(synchronizers) is not WeakSet or synchronizers.data):
             synchronizers.map(self._before_completion)
         self.status = _COMMITTING
-        try:
-            if self._resources:
-                self._commit_resources()
-        except BaseException as error:
-            self._fail(error)
+        resources = self._resources
+        if resources:
             try:
-                if self._after_commit:
-                    self._call_hooks("_after_commit", False)
-            finally:
-                # No cycle through the traceback.
-                del error
-            raise
+                if len(resources) > 1:
+                    try:
+                        resources = sorted(resources, key=_sort_key)
+                    except AttributeError:
+                        resources = sorted(resources, key=_order)
+                failed = _commit(self, resources)
+                if failed is not None:
+                    # What a tpc_finish has raised: it is committed all the same.
+                    self.log.critical("A storage error occurred during the second phase of the two-phase commit.")
+                    raise failed
+            except BaseException as error:
+                self._commit_failed(error)
+                raise
         self.status = _COMMITTED
         if synchronizers is not None and (type(synchronizers) is not WeakSet or synchronizers.data):
             self._after_completion(synchronizers)
@@ -160,23 +164,18 @@ class Transaction:
             self._call_hooks("_after_commit", True)
         self._free()
 
-    def _commit_resources(self) -> None:
-        resources = self._resources
-        if len(resources) > 1:
-            try:
-                resources = sorted(resources, key=_sort_key)
-            except AttributeError:
-                resources = sorted(resources, key=_order)
+    def _commit_failed(self, error: BaseException) -> None:
         try:
-            failed = _commit(self, resources)
-        except BaseException:
             self._after_completion(self._synchronizers)
+        except BaseException as other:
+            # It is the caller's error now.
+            self._fail(other)
             raise
-        if failed is not None:
-            # What a tpc_finish has raised: it is committed all the same.
-            self._after_completion(self._synchronizers)
-            self.log.critical("A storage error occurred during the second phase of the two-phase commit.")
-            raise failed
+        else:
+            self._fail(error)
+        finally:
+            if self._after_commit:
+                self._call_hooks("_after_commit", False)
 
     def _fail(self, error: BaseException) -> None:
         """From here on nothing but an abort is left of it."""
@@ -232,8 +231,10 @@ class Transaction:
 
     def _free(self) -> None:
         """It has ended: lets go of everything."""
-        if self._manager is not None:
-            self._free_manager()
+        manager = self._manager
+        if manager is not None:
+            self._manager = None
+            manager.free(self)
         self._synchronizers = None
         if self._resources:
             self._resources = []
