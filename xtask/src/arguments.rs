@@ -10,6 +10,10 @@ usage: cargo xtask test [STEP]
        cargo xtask prove [--quick] [--level NAME] [--seed N] [--mutant NAME]
        cargo xtask coverage
        cargo xtask fuzz [--executions N] [--target NAME]
+       cargo xtask python wheel
+       cargo xtask python test [ARGUMENT ...]
+       cargo xtask python crash --rounds N [--seed S] [--ancestors]
+       cargo xtask python bench NAME [ARGUMENT ...]
 
 test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
              installs what is missing where it may, and says what to install where it may not;
@@ -28,7 +32,12 @@ prove        all levels of the proof (docs/proof.md), about an hour; the last li
 coverage     which lines of the core crate, the log and recovery the tests run; exits 1 below 95 % of any. Needs cargo-llvm-cov
 fuzz         the fuzz targets of fuzz/ (docs/proof.md). Needs a nightly toolchain and cargo-fuzz
              --executions N  of each target, 10,000,000 by default
-             --target NAME   that one alone";
+             --target NAME   that one alone
+python wheel builds the Python package into target/wheels
+python test  builds it, and runs its own tests and the ancestors' on two PostgreSQL servers; arguments are pytest's
+python crash kill -9 of a gunicorn with 2 workers of 8 threads under load over two servers, N times; exits 1 when anything was violated
+             --ancestors  the ancestors' packages instead, for comparison: what is violated is counted only
+python bench the figures of python/benches/NAME.py, against the ancestors in the same run";
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +49,7 @@ pub(crate) enum Command {
     Prove(Prove),
     Coverage,
     Fuzz(Fuzz),
+    Python(Python),
 }
 
 /// A run of the fuzz targets.
@@ -48,6 +58,18 @@ pub(crate) struct Fuzz {
     pub(crate) executions: u64,
     /// None: all of them.
     pub(crate) target: Option<String>,
+}
+
+/// What is done with the Python package.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Python {
+    Wheel,
+    /// With arguments of pytest's.
+    Test(Vec<String>),
+    /// With the rounds' own arguments, which they check themselves.
+    Crash(Vec<String>),
+    /// A bench's name, and its own arguments.
+    Bench(String, Vec<String>),
 }
 
 /// A run of the proof.
@@ -96,6 +118,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
         Some("prove") => return prove(arguments).map(Command::Prove),
         Some("coverage") => Command::Coverage,
         Some("fuzz") => return fuzz(arguments).map(Command::Fuzz),
+        Some("python") => return python(arguments).map(Command::Python),
         Some("help" | "--help" | "-h") => Command::Help,
         Some(other) => return Err(format!("error: there is no command {other:?}")),
         None => return Err("error: which command?".into()),
@@ -155,6 +178,24 @@ fn fuzz(mut arguments: impl Iterator<Item = String>) -> Result<Fuzz, String> {
     Ok(plan)
 }
 
+fn python(mut arguments: impl Iterator<Item = String>) -> Result<Python, String> {
+    const WHICH: &str = "there are `python wheel`, `python test`, `python crash` and `python bench`";
+    match arguments.next().as_deref() {
+        Some("wheel") => match arguments.next() {
+            None => Ok(Python::Wheel),
+            Some(extra) => Err(format!("error: unexpected argument {extra:?}")),
+        },
+        Some("test") => Ok(Python::Test(arguments.collect())),
+        Some("crash") => Ok(Python::Crash(arguments.collect())),
+        Some("bench") => match arguments.next() {
+            Some(name) => Ok(Python::Bench(name, arguments.collect())),
+            None => Err("error: which bench? python/benches has them".into()),
+        },
+        Some(other) => Err(format!("error: `python` does not know {other:?}; {WHICH}")),
+        None => Err(format!("error: what of python? {WHICH}")),
+    }
+}
+
 fn number<T: FromStr>(name: &str, text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("error: {name} needs a whole number, not {text:?}"))
 }
@@ -182,6 +223,10 @@ mod tests {
         assert_eq!(parsed("fuzz --executions 7 --target log_open"), Ok(Command::Fuzz(fuzz)));
         let prove = Prove { quick: false, level: Some("mutants".into()), seed: 1, mutant: Some("early".into()) };
         assert_eq!(parsed("prove --mutant early"), Ok(Command::Prove(prove)));
+        assert_eq!(parsed("python wheel"), Ok(Command::Python(Python::Wheel)));
+        assert_eq!(parsed("python test -k wsgi"), Ok(Command::Python(Python::Test(vec!["-k".into(), "wsgi".into()]))));
+        let bench = Python::Bench("wsgi".into(), vec!["--quick".into()]);
+        assert_eq!(parsed("python bench wsgi --quick"), Ok(Command::Python(bench)));
     }
 
     #[test]
@@ -201,6 +246,10 @@ mod tests {
             ("fuzz --executions", "needs a number"),
             ("prove --mutant", "needs a name"),
             ("prove --level log --mutant early", "level mutants only"),
+            ("python", "python wheel"),
+            ("python wheels", "\"wheels\""),
+            ("python wheel now", "\"now\""),
+            ("python bench", "which bench"),
         ] {
             let wrong = parsed(line).unwrap_err();
             assert!(wrong.contains(part), "{line:?}: {wrong:?}");

@@ -4,10 +4,10 @@
 
 use std::time::Instant;
 
-use crate::arguments::{Crash, Prove, Stores};
+use crate::arguments::{Crash, Prove, Python, Stores};
 use crate::metadata::{Workspace, workspace};
 use crate::run::{Run, cargo};
-use crate::{crash, documents, packages, prove, runners, say, tools};
+use crate::{crash, documents, packages, prove, python, runners, say, tools};
 
 /// Few, since the full number is a command of its own; enough to see that the machinery works and that nothing is badly broken.
 const CRASH_ROUNDS: u32 = 5;
@@ -37,6 +37,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
         &cargo(["doc", "--workspace", "--all-features", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     steps.cargo("tests", &cargo(["test", "--workspace", "--all-features"]))?;
+    steps.step("python", "cargo xtask python test", || python::run(&Python::Test(Vec::new())))?;
     steps.cargo("dependencies", &cargo(["deny", "check", "bans", "licenses", "sources"]))?;
     steps.step("packages: each builds from its own files", "cargo xtask test packages", || {
         packages::check(&workspace)

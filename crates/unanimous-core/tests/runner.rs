@@ -8,7 +8,7 @@ mod exhaustive_shared;
 mod ids;
 mod log_history;
 mod log_scan;
-mod texts;
 mod paths;
 mod plan;
+mod texts;
 mod transitions;

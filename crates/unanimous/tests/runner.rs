@@ -44,6 +44,7 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
+mod thread_front;
 mod thread_manager;
 mod thread_order;
 #[cfg(all(feature = "sqlite", feature = "files"))]

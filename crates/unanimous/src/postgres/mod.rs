@@ -46,6 +46,7 @@ mod branch;
 mod carrier;
 mod control;
 mod error;
+mod foreign;
 mod join;
 mod log;
 mod node;
@@ -71,6 +72,7 @@ pub use control::Prepared;
 /// The pool that a store can be made on.
 pub use deadpool_postgres;
 pub use error::PostgresError;
+pub use foreign::ForeignBranch;
 pub use join::JoinPostgres;
 pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
