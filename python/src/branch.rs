@@ -191,6 +191,17 @@ impl Group {
         }
     }
 
+    /// Nobody knows the outcome: recoverable data managers leave their branches to recovery, also when the program aborts now.
+    pub(crate) fn forget(&self, py: Python<'_>) {
+        for index in 0..self.resources.len() {
+            if self.resource(index).is_some()
+                && let Err(error) = self.start(py, index, "forget_branch", ())
+            {
+                self.log(py, "Error in forget_branch() on manager %s", index, error);
+            }
+        }
+    }
+
     /// To the transaction's own logger. What fails here is nobody's concern.
     fn log(&self, py: Python<'_>, message: &str, index: usize, error: PyErr) {
         let logged = || {

@@ -34,10 +34,21 @@ pub(crate) fn commit<'py>(
         }
     };
     match wait_detached(py, async move { tx.commit().await }) {
-        Ok(_) => Ok(group.take_unfinished().map(|error| error.into_value(py).into_bound(py).into_any())),
+        Ok(committed) => {
+            if committed.pending > 0 {
+                tracing::warn!(transaction = %committed.id, pending = committed.pending,
+                    "committed, and some branches have not confirmed it yet; recovery goes on with them");
+            }
+            Ok(group.take_unfinished().map(|error| error.into_value(py).into_bound(py).into_any()))
+        }
         Err(CommitError::Aborted { .. }) if let Some(error) = group.take_failed() => Err(error),
         Err(error @ CommitError::Aborted { .. }) if let Some(raised) = files::raised(&error) => Err(raised),
-        Err(error) => Err(not_committed(py, &error, group.take_failed())),
+        Err(error) => {
+            if matches!(error, CommitError::Unknown { .. }) {
+                group.forget(py);
+            }
+            Err(not_committed(py, &error, group.take_failed()))
+        }
     }
 }
 

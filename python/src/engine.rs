@@ -16,6 +16,7 @@ use unanimous::thread::{Background, wait, wait_around};
 use unanimous::{BoxError, Builder, InDoubt, TransactionManager};
 
 use crate::adoption::Adoption;
+use crate::logging;
 use crate::resource::Resource;
 
 /// What is configured.
@@ -97,6 +98,7 @@ pub(crate) fn open(
         horizon: seconds(horizon)?,
         max_log_size,
     };
+    logging::start();
     let opened = py.detach(|| configuration.open()).map_err(|error| failed(&*error))?;
     drop(swap(Some(Arc::new(opened))));
     Ok(())
@@ -217,6 +219,7 @@ pub(crate) fn close(py: Python<'_>, deadline: f64) -> bool {
         // What is not ended by then is left to the next start.
         let _ = wait(engine.manager.shutdown(Duration::try_from_secs_f64(deadline).unwrap_or_default()));
         drop(engine);
+        logging::flush();
     });
     true
 }

@@ -380,3 +380,34 @@ else:
     assert len(orders.prepared()) == 1 and not (files / "one").exists()
     assert program(text, *arguments, "recover") == "[]\n"
     assert orders.values() == [1] and (files / "one").read_bytes() == b"heres the data"
+
+
+# What is told.
+
+
+def test_a_branch_of_unknown_outcome_is_left_to_recovery_also_by_an_abort(configured, orders, billing):
+    configured({"orders": orders.url, "billing": billing.url})
+    conn = unanimous_tm.psycopg2.join(orders.url)
+    orders.insert(conn, 1)
+    (manager,) = transaction.get()._resources
+    assert manager.unanimous_resource == "orders"
+    manager.prepare_branch("as if its log had not answered")
+    manager.forget_branch()
+    transaction.abort()
+    assert orders.prepared() == ["as if its log had not answered"]
+    orders.execute("rollback prepared 'as if its log had not answered'")
+
+
+def test_what_recovery_can_not_do_is_said_in_the_log(program, tmp_path):
+    said = program(
+        f"""
+import logging, sys
+import unanimous_tm
+logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
+unanimous_tm.configure(log={str(tmp_path / "decisions")!r}, resources={{"orders": "host=127.0.0.1 port=1 user=nobody"}})
+(doubt,) = unanimous_tm.recover()
+assert doubt.resource == "orders" and doubt.transaction is None and "can't be asked" in doubt.why, doubt
+"""
+    )
+    assert said.startswith("unanimous WARNING "), said
+    assert "orders" in said
