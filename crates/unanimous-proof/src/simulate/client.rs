@@ -23,7 +23,7 @@ use super::server::Key;
 use super::world::World;
 
 /// The keys of each store; few, so that transactions meet.
-pub(super) const KEYS: u64 = 12;
+pub(super) const KEYS: u64 = 24;
 
 /// A client: one transaction after another, while there are faults.
 pub(super) async fn serve(world: Arc<World>, running: Running) {

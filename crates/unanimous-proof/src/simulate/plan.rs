@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) stall: u64,
     /// A job is seen half done.
     pub(super) threaded: PerMille,
+    /// The longest that an operation of a disk takes, in microseconds.
+    pub(super) disk_time: u64,
     /// A client is dropped.
     pub(super) cut: PerMille,
     /// Where a store is down at the start.
@@ -159,7 +161,8 @@ impl Plan {
             log_restores: rng.chance(part(14), 100),
             operators: some(rng, part(15), 4),
             stall: *rng.pick(&[0, 0, 50, 300]),
-            threaded: *rng.pick(&[50, 300]),
+            threaded: *rng.pick(&[50, 300, 800]),
+            disk_time: *rng.pick(&[1_000, 3_000, 40_000]),
             cut: some(rng, 50, 300),
             down_at_start: rng.chance(part(15), 100),
             transactions: if rng.chance(1, 20) { 60 } else { rng.between(3, 14) },
