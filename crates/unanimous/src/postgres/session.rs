@@ -100,7 +100,11 @@ impl Who {
 
 /// The store that a row names by its `system` and `database`.
 pub(super) fn store_of(row: &SimpleQueryRow) -> Result<StoreId, PostgresError> {
-    let (system, database) = (row.get("system"), row.get("database"));
+    store_by(row.get("system"), row.get("database"))
+}
+
+/// The store of this system identifier and database.
+pub(super) fn store_by(system: Option<&str>, database: Option<&str>) -> Result<StoreId, PostgresError> {
     let numbers =
         system.and_then(|text| text.parse::<i64>().ok()).zip(database.and_then(|text| text.parse::<u32>().ok()));
     let store = numbers.and_then(|(system, database)| format!("pg-{system:016x}-{database}").parse().ok());

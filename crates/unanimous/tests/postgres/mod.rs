@@ -8,6 +8,7 @@ mod branch;
 mod conformance;
 mod decisions;
 mod facts;
+mod foreign;
 mod join;
 mod listener;
 mod network;
