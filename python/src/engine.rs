@@ -12,10 +12,10 @@ use pyo3::prelude::*;
 use unanimous::files::Files;
 use unanimous::log::{FileLog, FileLogOptions, MemoryLog, OpenError};
 use unanimous::postgres::Postgres;
-use unanimous::thread::{Background, wait, wait_around};
+use unanimous::thread::{Background, wait_around};
 use unanimous::{BoxError, Builder, InDoubt, TransactionManager};
 
-use crate::adoption::Adoption;
+use crate::adoption::{self, Adoption};
 use crate::logging;
 use crate::resource::Resource;
 
@@ -216,9 +216,15 @@ pub(crate) fn close(py: Python<'_>, deadline: f64) -> bool {
         if let Some(adoption) = &engine.adoption {
             adoption.stop();
         }
+        let deadline = Duration::try_from_secs_f64(deadline).unwrap_or_default();
         // What is not ended by then is left to the next start.
-        let _ = wait(engine.manager.shutdown(Duration::try_from_secs_f64(deadline).unwrap_or_default()));
+        let drained = engine.background.open(engine.manager.shutdown(deadline)).is_ok();
+        let finished = drained && engine.manager.in_doubt().is_empty();
+        let log = engine.log.clone();
         drop(engine);
+        if let (true, Some(log)) = (finished, log) {
+            adoption::note_finished(&log);
+        }
         logging::flush();
     });
     true

@@ -180,16 +180,28 @@ if child == 0:
     work(3, Killer(" ", "tpc_finish"))
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 work(4)
+
+def until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
 import psycopg2
 conn = psycopg2.connect(orders)
 conn.autocommit = True
 cursor = conn.cursor()
-deadline = time.monotonic() + 30
-while time.monotonic() < deadline:
-    cursor.execute(f"select count(*) from {table1} where v = 3")
-    if cursor.fetchone() == (1,):
-        break
-    time.sleep(0.05)
+
+def is_there(value):
+    cursor.execute(f"select count(*) from {table1} where v = {value}")
+    return cursor.fetchone() == (1,)
+
+until(lambda: is_there(3))
+# It is let go of, and adopted again when it was used again.
+until(lambda: os.path.exists(os.path.join(log, "worker-1", "finished")))
+if os.fork() == 0:
+    work(5, Killer(" ", "tpc_finish"))
+until(lambda: is_there(5))
 """,
         str(tmp_path / "decisions"),
         orders.url,
@@ -198,7 +210,7 @@ while time.monotonic() < deadline:
         billing.table,
     )
     assert said.split() == [str(tmp_path / "decisions"), str(tmp_path / "decisions" / "worker-1")]
-    assert until(lambda: orders.values() == billing.values() == [1, 2, 3, 4])
+    assert until(lambda: orders.values() == billing.values() == [1, 2, 3, 4, 5])
     assert orders.prepared() == billing.prepared() == []
 
 
@@ -270,6 +282,8 @@ transaction.get().join(Killer("a", "never"))
 """
     )
     assert time.monotonic() - started < 30
+    # Nothing is left to do, which is noted.
+    assert (tmp_path / "decisions" / "finished").exists()
     # The lock is given up: the next one has the same log.
     said = program(KILLER + f"unanimous_tm.configure(log={str(tmp_path / 'decisions')!r})\nunanimous_tm.recover()\nprint(unanimous_tm._core.open_log())")
     assert said == f"{tmp_path / 'decisions'}\n"

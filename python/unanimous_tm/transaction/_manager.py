@@ -18,7 +18,7 @@ try:
     from zope.interface import implementer
 except ImportError:
 
-    def implementer(*_interfaces: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
+    def implementer(*_interfaces: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef,unused-ignore]
         return lambda implemented: implemented
 
 
