@@ -114,7 +114,7 @@ impl Place {
             fs::remove_file(&old).map_err(|error| failed(&old, &error))?;
         }
         let manifest = ["--manifest-path", text(&self.manifest)?, "--out", text(&self.wheels)?];
-        self.python(["-m", "maturin", "build", "--release", "--locked", "--quiet"].into_iter().chain(manifest))
+        self.python(["-m", "maturin", "build", "--profile", "wheel", "--locked", "--quiet"].into_iter().chain(manifest))
             .show()?;
         let mut built = self.built()?;
         match (built.pop(), built.pop()) {
