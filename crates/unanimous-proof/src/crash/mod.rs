@@ -49,14 +49,16 @@ struct Extent {
     blocks: u32,
     /// The longest that something is halted: longer than the program waits for a vote, where there is time.
     halt: Duration,
+    /// The longest load before a fault, in milliseconds.
+    load: u64,
 }
 
 pub(crate) fn run(options: &Options) -> Result<Found, String> {
     let start = Instant::now();
     let extent = if options.quick {
-        Extent { time: Duration::from_secs(26), blocks: 3, halt: Duration::from_millis(700) }
+        Extent { time: Duration::from_secs(26), blocks: 3, halt: Duration::from_millis(700), load: 500 }
     } else {
-        Extent { time: Duration::from_secs(12 * 60), blocks: 12, halt: Duration::from_secs(4) }
+        Extent { time: Duration::from_secs(12 * 60), blocks: 12, halt: Duration::from_secs(4), load: 1500 }
     };
     let failed = |error: io::Error| error.to_string();
     let mut folder = tempfile::Builder::new().prefix("unanimous-crash-").tempdir().map_err(failed)?;
@@ -83,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
             program: &program,
             folder,
             arrangement,
-            halt: extent.halt,
+            extent,
             rng: rng.split(),
             servers: &mut servers,
             sum: &mut sum,
@@ -176,7 +178,7 @@ struct Block<'a> {
     program: &'a Path,
     folder: PathBuf,
     arrangement: Arrangement,
-    halt: Duration,
+    extent: Extent,
     rng: Rng,
     servers: &'a mut Servers,
     sum: &'a mut Sum,
@@ -192,8 +194,8 @@ impl Block<'_> {
         let Some(mut program) = self.start(WORKERS)? else { return Ok(told.join(", ")) };
         for _ in 0..self.rng.between(1, 3) {
             let fault = Fault::choose(&mut self.rng);
-            self.sleep(20, 500);
-            fault.strike(self.servers, &mut program, self.halt, &mut self.rng)?;
+            self.sleep(20, self.extent.load);
+            fault.strike(self.servers, &mut program, self.extent.halt, &mut self.rng)?;
             *self.sum.faults.entry(fault.name()).or_default() += 1;
             self.sum.kills_of_servers += fault.kills_of_servers();
             told.push(fault.name());
