@@ -1,7 +1,7 @@
 //! Finishing what is prepared, and lost answers: no error code ends a branch.
 
 use unanimous::postgres::{Postgres, PostgresError};
-use unanimous::{BranchId, CommitError, DeciderId, RunError};
+use unanimous::{BranchId, CommitError, DeciderId, DecisionLog, ResourceManager, RunError};
 use unanimous_testing::memory::{Journal, JournalLog};
 use unanimous_testing::proxy::{Act, Proxy};
 
