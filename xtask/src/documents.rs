@@ -1,4 +1,5 @@
-//! No document names a test that is not there: where one says `module::test`, a function of that name must exist in that module.
+//! No document names a test that is not there: where one says `module::test`, a function of that name must exist in that module; of
+//! Python's tests the module is the file (`test_wsgi::test_...`).
 //!
 //! A table of tests is believed only while it is true, and names change. Looked through are `docs/*.md` and the root's documents.
 //!
@@ -20,6 +21,15 @@ pub(crate) fn check(root: &Path) -> Result<(), String> {
             functions.entry(name.to_owned()).or_default().insert(place.clone());
         }
     })?;
+    let python = root.join("python/tests");
+    if python.is_dir() {
+        each_file(&python, "py", &mut |path, text| {
+            let place = place(path.strip_prefix(&python).unwrap_or(path));
+            for name in text.lines().filter_map(python_function) {
+                functions.entry(name.to_owned()).or_default().insert(place.clone());
+            }
+        })?;
+    }
     let mut wrong = Vec::new();
     let mut see = |path: &Path, text: &str| {
         for name in named_tests(text) {
@@ -77,6 +87,13 @@ fn function(line: &str) -> Option<&str> {
     is_item.then(|| after.split(['(', '<']).next().unwrap_or(after))
 }
 
+/// The function that a line of Python begins.
+fn python_function(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let after = line.strip_prefix("async ").unwrap_or(line).strip_prefix("def ")?;
+    Some(after.split('(').next().unwrap_or(after))
+}
+
 fn each_file(folder: &Path, extension: &str, see: &mut dyn FnMut(&Path, &str)) -> Result<(), String> {
     let failed = |error| format!("{}: {error}", folder.display());
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -109,6 +126,7 @@ mod tests {
         write("crates/one/tests/it.rs", "    async fn it_is_right() {}\n// fn it_is_not_code() {}\n");
         write("crates/one/src/part/inner.rs", "    fn it_is_deep() {}\n");
         write("crates/one/tests/whole/mod.rs", "fn it_is_whole() {}\n");
+        write("python/tests/test_one.py", "class TestOne:\n    def test_it_is_python(self):\n");
         for name in AT_THE_ROOT.into_iter().chain(["docs/it.md"]) {
             write(name, "");
         }
@@ -140,6 +158,7 @@ mod tests {
             "inner::tests::it_is_deep",
             "part::it_is_deep",
             "whole::it_is_whole",
+            "test_one::test_it_is_python",
         ];
         for name in right {
             fs::write(&path, format!("`{name}`")).unwrap();

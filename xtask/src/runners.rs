@@ -14,12 +14,21 @@ pub(crate) fn check(packages: &[Package]) -> Result<(), String> {
     let mut wrong = Vec::new();
     for package in packages {
         let folder = package.folder.join("tests");
-        if folder.is_dir() {
+        if has_rust(&folder)? {
             wrong.extend(forgotten(&folder)?);
             wrong.extend(strangers(package, &folder.join("runner.rs")));
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
+/// Whether cargo would look into it: Python's tests have a folder of the same name.
+fn has_rust(folder: &Path) -> Result<bool, String> {
+    if !folder.is_dir() {
+        return Ok(false);
+    }
+    let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    Ok(entries.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "rs")))
 }
 
 /// Files that no `mod` line of the runner names, and lines that name no file (rustc sees these too, but says it less plainly).

@@ -4,10 +4,10 @@
 
 use std::time::Instant;
 
-use crate::arguments::{Crash, Prove, Stores};
+use crate::arguments::{Crash, Prove, Python, Stores};
 use crate::metadata::{Workspace, workspace};
 use crate::run::{Run, cargo};
-use crate::{crash, documents, packages, prove, runners, say, tools};
+use crate::{crash, documents, packages, prove, python, runners, say, tools};
 
 /// Few, since the full number is a command of its own; enough to see that the machinery works and that nothing is badly broken.
 const CRASH_ROUNDS: u32 = 5;
@@ -18,6 +18,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     let mut steps = Steps { only: only.unwrap_or_default().into(), done: Vec::new() };
     steps.step("tools", "cargo xtask test tools", tools::prepare)?;
     steps.cargo("format", &cargo(["fmt", "--all", "--", "--check"]))?;
+    steps.cargo("format", &cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
     steps.step("runners: no test file is forgotten", "cargo xtask test runners", || {
         runners::check(&workspace.packages)
     })?;
@@ -36,11 +37,13 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
         &cargo(["doc", "--workspace", "--all-features", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     steps.cargo("tests", &cargo(["test", "--workspace", "--all-features"]))?;
+    steps.step("python", "cargo xtask python test", || python::run(&Python::Test(Vec::new())))?;
     steps.cargo("dependencies", &cargo(["deny", "check", "bans", "licenses", "sources"]))?;
     steps.step("packages: each builds from its own files", "cargo xtask test packages", || {
         packages::check(&workspace)
     })?;
-    steps.step("proof", "cargo xtask prove --quick", || prove::run(&Prove { quick: true, level: None, seed: 1 }))?;
+    let quick = Prove { quick: true, level: None, seed: 1, mutant: None };
+    steps.step("proof", "cargo xtask prove --quick", || prove::run(&quick))?;
     for (stores, name) in [(Stores::Sqlite, "demo"), (Stores::Postgres, "postgres")] {
         let rounds = Crash { stores, rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
         let repeat = format!("cargo xtask crash {name} --rounds {CRASH_ROUNDS}");

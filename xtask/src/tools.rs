@@ -12,6 +12,8 @@ pub(crate) fn prepare() -> Result<(), String> {
     compiler()?;
     postgresql()?;
     pgbouncer()?;
+    strace()?;
+    python()?;
     for (name, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if !cargo([name, "--version"]).works() {
             return Err(format!("`cargo {name}` is missing; install it: rustup component add {component}"));
@@ -92,6 +94,47 @@ fn pgbouncer() -> Result<(), String> {
          Debian, Ubuntu: apt-get install pgbouncer\n  Fedora: dnf install pgbouncer\n  macOS: brew install pgbouncer{}",
         why(tried)
     ))
+}
+
+/// The proof kills and fails the log's own system calls, where there is ptrace.
+fn strace() -> Result<(), String> {
+    let strace = Run::new("strace", ["--version"]);
+    if !cfg!(target_os = "linux") || strace.works() {
+        return Ok(());
+    }
+    let tried = as_root("strace", "apt-get update; apt-get install --yes --no-install-recommends strace");
+    if strace.works() {
+        return Ok(());
+    }
+    Err(format!(
+        "strace is not installed; install it:\n  Debian, Ubuntu: apt-get install strace\n  Fedora: dnf install strace{}",
+        why(tried)
+    ))
+}
+
+/// The interpreters that are looked for: one that the environment names, and what systems call theirs.
+const PYTHONS: [&str; 6] = ["python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10"];
+
+/// Python's tests make a virtual environment with an interpreter, 3.10 or later, that has what is needed for that. Its program.
+pub(crate) fn python() -> Result<String, String> {
+    const CAN: &str = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))";
+    let find = || {
+        let named = std::env::var("UNANIMOUS_PYTHON").ok();
+        let names = named.into_iter().chain(PYTHONS.map(str::to_owned));
+        names.into_iter().find(|name| Run::new(name.clone(), ["-c", CAN]).works())
+    };
+    if let Some(python) = find() {
+        return Ok(python);
+    }
+    let script = "apt-get update; apt-get install --yes --no-install-recommends python3 python3-venv";
+    let tried = as_root("Python", script);
+    find().ok_or_else(|| {
+        format!(
+            "there is no Python 3.10 or later that can make virtual environments; install one, or name it in UNANIMOUS_PYTHON:\n  \
+             Debian, Ubuntu: apt-get install python3 python3-venv\n  Fedora: dnf install python3\n  macOS: brew install python{}",
+            why(tried)
+        )
+    })
 }
 
 /// Runs a script of `apt-get` commands, by `sudo` where we are not root; does nothing where there is neither. (`apt-get update` may fail for a

@@ -335,7 +335,12 @@ impl Driver {
     fn decision(&mut self) -> DecisionRecord {
         let participants = self.protocol.participants().map(|i| Participant {
             number: self.id_of(i).number,
-            resource: self.slots[i].name.clone(),
+            // Recovery looks for the store, whatever a foreign branch is called.
+            resource: self.slots[i]
+                .registered
+                .as_ref()
+                .map_or(&self.slots[i].name, |registered| &registered.name)
+                .clone(),
             store: self.slots[i].registered.as_ref().and_then(|registered| registered.known_identity()).cloned(),
         });
         let record = DecisionRecord {

@@ -14,6 +14,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use self::threads::Threads;
+
 /// A future on the heap, as a trait object's method gives it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -63,13 +65,21 @@ impl std::error::Error for NoRuntime {}
 pub struct TokioEnv {
     start: Instant,
     runtime: Option<tokio::runtime::Handle>,
+    threads: Arc<Threads>,
 }
 
 impl TokioEnv {
     /// The environment of the current tokio runtime, if there is one: what it spawns later runs there, also when it is called from
     /// a thread outside.
     pub fn current() -> Self {
-        Self { start: Instant::now(), runtime: tokio::runtime::Handle::try_current().ok() }
+        let runtime = tokio::runtime::Handle::try_current().ok();
+        Self { start: Instant::now(), runtime, threads: Threads::shared() }
+    }
+
+    /// The same, with threads that nobody else uses. A forked process has none of its parent's threads, which the shared ones would not
+    /// notice.
+    pub(crate) fn apart() -> Self {
+        Self { threads: Arc::default(), ..Self::current() }
     }
 
     /// The same, shared.
@@ -113,7 +123,7 @@ impl Env for TokioEnv {
     fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime> {
         // Refused outside of a runtime: who waits for the job is a future.
         self.handle()?;
-        threads::run(job).map_err(|error| {
+        self.threads.run(job).map_err(|error| {
             tracing::error!(%error, "the system gives no thread for a job that blocks");
             NoRuntime
         })

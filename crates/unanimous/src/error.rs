@@ -15,6 +15,11 @@ use crate::thread::StateError;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum JoinError {
+    /// A branch that joins for a registered resource ([`join_foreign`](crate::Tx::join_foreign)) must be two-phase.
+    NotTwoPhase {
+        /// The branch's name.
+        name: String,
+    },
     /// The manager does not know a resource of this name and type.
     NotRegistered {
         /// The name that was joined.
@@ -93,6 +98,9 @@ impl fmt::Display for JoinError {
                 "the branch {resource:?} says that it can be recovered, but no registered resource could do it; \
                  join its resource, or let its capability be volatile"
             ),
+            JoinError::NotTwoPhase { name } => {
+                write!(f, "the branch {name:?} can't be recovered by a resource: it says that it is not two-phase")
+            }
             JoinError::Store { resource, .. } => write!(f, "the resource {resource:?} could not begin a branch"),
         }
     }

@@ -36,6 +36,16 @@ thread_local! {
 ///
 /// When the future does.
 pub fn wait<F: Future>(future: F) -> F::Output {
+    wait_around(future, |park| park.park())
+}
+
+/// The same, for a thread that holds what others need while it only waits, as an interpreter's lock: it blocks within `around`, which is called
+/// each time that there is nothing to do, and must [park](Park::park).
+///
+/// # Panics
+///
+/// When the future or `around` does.
+pub fn wait_around<F: Future>(future: F, mut around: impl FnMut(Park<'_>)) -> F::Output {
     // Before the future, so that what is spawned when that is dropped finds the list.
     let mut tasks = Tasks::enter();
     let mut future = pin!(future);
@@ -48,7 +58,23 @@ pub fn wait<F: Future>(future: F) -> F::Output {
         if let Poll::Ready(output) = polled {
             return output;
         }
-        parker.park();
+        if !parker.was_woken() {
+            around(Park { parker: &parker });
+        }
+    }
+}
+
+/// Lets the thread of a [`wait_around`] block.
+#[derive(Debug)]
+#[must_use = "the wait goes round in circles until it is parked"]
+pub struct Park<'w> {
+    parker: &'w Parker,
+}
+
+impl Park<'_> {
+    /// Blocks until there is something to do. To be called on the thread that waits.
+    pub fn park(self) {
+        self.parker.park();
     }
 }
 
@@ -117,15 +143,21 @@ impl Drop for Tasks {
 }
 
 /// Wakes the thread that waits.
+#[derive(Debug)]
 struct Parker {
     thread: Thread,
     woken: AtomicBool,
 }
 
 impl Parker {
+    /// Takes the wake that has come, if any.
+    fn was_woken(&self) -> bool {
+        self.woken.swap(false, Ordering::Acquire)
+    }
+
     fn park(&self) {
         // The thread's own token may be another's, of a wait outside of this one.
-        while !self.woken.swap(false, Ordering::Acquire) {
+        while !self.was_woken() {
             std::thread::park();
         }
     }

@@ -2,9 +2,10 @@
 //!
 //! Must not know what is locked or counted.
 
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// Locks. State behind these locks is changed in single steps, so a panic elsewhere leaves nothing half done.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -12,30 +13,43 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// How many are under way, and a wait for none.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Gauge {
-    count: watch::Sender<usize>,
+    count: AtomicUsize,
+    none: Notify,
 }
 
 impl Gauge {
     pub(crate) fn new() -> Self {
-        Self { count: watch::Sender::new(0) }
+        Self::default()
     }
 
+    /// Whoever adds and looks at something then, and whoever changes that and counts then: one of the two sees the other.
     pub(crate) fn add(&self) {
-        self.count.send_modify(|count| *count += 1);
+        self.count.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
     }
 
     pub(crate) fn remove(&self) {
-        self.count.send_modify(|count| *count = count.saturating_sub(1));
+        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.none.notify_waiters();
+        }
     }
 
     pub(crate) fn count(&self) -> usize {
-        *self.count.borrow()
+        fence(Ordering::SeqCst);
+        self.count.load(Ordering::Acquire)
     }
 
     pub(crate) async fn none(&self) {
-        // The sender lives in self, so the wait can't fail.
-        let _ = self.count.subscribe().wait_for(|&count| count == 0).await;
+        loop {
+            // Before the look, so that a last one that leaves between the two is heard.
+            let mut none = std::pin::pin!(self.none.notified());
+            none.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            none.await;
+        }
     }
 }

@@ -532,6 +532,41 @@ impl Tx {
         Ok(Joined { branch, lease, tx: self })
     }
 
+    /// Joins a branch of a registered resource that somebody else works on: another driver, another language. The branch prepares in the resource's
+    /// store, by the id that it is given; so the resource lists it, and recovery finishes what a crash leaves of it. Several
+    /// can join, each under a name of its own.
+    ///
+    /// Where the branch's own connection can't finish it, its `commit` and `rollback` may ask the
+    /// [registered](Self::registered) resource's, by the id.
+    ///
+    /// Cancel safety: a join that is dropped has joined or not; the branch is dropped then.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError::NotRegistered`]; [`JoinError::NotTwoPhase`];
+    /// [`JoinError::Store`] where the store, which was down until now, can't say who it is; [`JoinError::Duplicate`]. The transaction
+    /// goes on without that branch.
+    pub async fn join_foreign<B: Branch>(
+        &self,
+        resource: &str,
+        name: &str,
+        branch: B,
+    ) -> Result<Joined<'_, B>, JoinError> {
+        let shared = &self.shared;
+        let lease = shared.lease()?;
+        if DynBranch::capability(&branch) != Capability::TwoPhase {
+            return Err(JoinError::NotTwoPhase { name: name.to_owned() });
+        }
+        let not_registered = || JoinError::NotRegistered { resource: resource.to_owned() };
+        let registered = shared.manager.registered(resource).ok_or_else(not_registered)?;
+        if registered.known_identity().is_none() {
+            let store = |error| JoinError::Store { resource: resource.to_owned(), source: BranchError::refused(error) };
+            registered.identity().await.map_err(store)?;
+        }
+        let branch = shared.add(name, branch, Some(registered))?;
+        Ok(Joined { branch, lease, tx: self })
+    }
+
     /// The registered resources of this type, by their names: for adapters that are given a connection, and must find the resource that it
     /// belongs to.
     pub fn registered<R: ResourceManager>(&self) -> Vec<Arc<R>> {

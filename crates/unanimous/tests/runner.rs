@@ -16,6 +16,7 @@ mod http_requests;
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
+mod log_errors;
 mod log_faults;
 mod log_file;
 mod log_power;
@@ -43,6 +44,7 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod support;
+mod thread_front;
 mod thread_manager;
 mod thread_order;
 #[cfg(all(feature = "sqlite", feature = "files"))]

@@ -137,6 +137,17 @@ impl Control {
         self.known.get().is_some_and(|known| known.store == who.store)
     }
 
+    /// Whether this is the store, as it was when it was reached; another role could not finish what this one prepares.
+    pub(super) fn is_store(&self, store: &StoreId, role: &str) -> Result<bool, PostgresError> {
+        match self.known.get() {
+            Some(known) if known.store != *store => Ok(false),
+            Some(known) if known.role != role => {
+                Err(PostgresError::OtherRole { expected: known.role.clone(), found: role.to_owned() })
+            }
+            known => Ok(known.is_some()),
+        }
+    }
+
     /// Whether the store was reached before.
     pub(super) fn is_known(&self) -> bool {
         self.known.get().is_some()

@@ -169,7 +169,12 @@ enum Busy {
 ///
 /// Who has the first row has them all, so that two that deliver at once don't share them out and mix their order.
 pub(super) fn deliver_sql(branch: &BranchId) -> String {
-    delivery(&branch.to_string(), Busy::Wait)
+    delivery_sql(&branch.to_string())
+}
+
+/// The same of a branch that is named by its text.
+pub(super) fn delivery_sql(branch: &str) -> String {
+    delivery(branch, Busy::Wait)
 }
 
 fn delivery(branch: &str, busy: Busy) -> String {

@@ -33,7 +33,8 @@ impl fmt::Debug for Background {
 }
 
 impl Background {
-    /// Starts the thread. After a fork the child needs one of its own.
+    /// Starts the thread. After a fork the child needs one of its own, and logs and stores that are opened with it; what blocks in them has
+    /// threads that belong to it.
     ///
     /// # Errors
     ///
@@ -47,7 +48,7 @@ impl Background {
             let _ = runtime.block_on(stopped);
         })?;
         let inside = handle.enter();
-        let tokio = TokioEnv::current();
+        let tokio = TokioEnv::apart();
         drop(inside);
         let running = Running { handle, stop: Some(stop), thread: Some(thread) };
         Ok(Self { env: Arc::new(BackgroundEnv { tokio, running }) })

@@ -35,4 +35,21 @@ pub use self::background::{Background, Entered};
 pub use self::error::{StateError, ThreadError};
 pub use self::handle::{ThreadSavepoint, ThreadTx};
 pub use self::manager::ThreadManager;
-pub use crate::inline::wait;
+pub use crate::inline::{Park, wait, wait_around};
+use crate::manager::TransactionManager;
+use crate::transaction::{Home, Options, Transaction};
+
+/// Begins a transaction that lives as those of a [`ThreadManager`], and is no thread's current one: for front ends that keep their own
+/// account of what is current. A thread may have several.
+///
+/// Its branches are called on the thread that waits for its end, where the call is made within that wait:
+/// `wait(async move { transaction.commit().await })`.
+///
+/// # Panics
+///
+/// As [`TransactionManager::begin`].
+pub fn begin(manager: &TransactionManager, options: Options) -> Transaction {
+    let transaction = manager.begin_unannounced(options, Home::Thread);
+    transaction.announce();
+    transaction
+}

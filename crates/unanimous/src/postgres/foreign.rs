@@ -1,0 +1,107 @@
+//! Branches on connections of other drivers, and of other languages: the statements that they send, and whose branches they are.
+//!
+//! Must not know how they are sent, nor when.
+
+use super::Postgres;
+use super::error::PostgresError;
+use super::outbox::{self, Notification};
+use super::schema::SCHEMA;
+use super::session;
+use super::sql::literal;
+
+/// A branch on a connection that another driver has made: what it sends, so that it keeps the promises of this adapter's own branches. It
+/// takes part by [`Tx::join_foreign`](crate::Tx::join_foreign).
+///
+/// ```text
+/// who_sql                              one row, which Postgres::leads_here reads; once for each connection is enough
+/// BEGIN, and mark_sql
+/// the application's statements
+/// vote_sql                             one message
+/// COMMIT PREPARED or ROLLBACK PREPARED the id as a literal; on another connection where this one is lost
+/// deliver_sql                          one message, behind COMMIT PREPARED where it has notifications
+/// ```
+#[derive(Clone, Debug)]
+pub struct ForeignBranch {
+    mark: String,
+}
+
+impl ForeignBranch {
+    /// A branch that is told from others by this mark: random, or the transaction's id.
+    pub fn new(mark: impl Into<String>) -> Self {
+        Self { mark: mark.into() }
+    }
+
+    /// Asks where a connection leads, outside of a transaction: whatever reads within one keeps the application from setting its
+    /// isolation level. Its row, of texts: `system`, `database` and `role` for [`Postgres::leads_here`], and `replicas`: where that is not
+    /// empty, a warning at the vote is a no.
+    pub fn who_sql() -> &'static str {
+        "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system())::text AS system, \
+         (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())::text AS database, \
+         session_user::text AS role, pg_catalog.current_setting('synchronous_standby_names') AS replicas"
+    }
+
+    /// Behind `BEGIN`: marks the transaction.
+    pub fn mark_sql(&self) -> String {
+        format!("SET LOCAL unanimous.branch = {}", literal(&self.mark))
+    }
+
+    /// The vote, to be sent as one message: it prepares the transaction under `id`, with its notifications (channel and payload) as rows of the
+    /// [outbox](Postgres::ensure_outbox). It fails with 25P02 where the transaction has failed, and with 22012 where the work has ended it;
+    /// a bare `PREPARE TRANSACTION` would be answered without an error then, and prepare nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::Notification`] for what PostgreSQL would refuse to notify.
+    pub fn vote_sql(&self, id: &str, notifications: &[(String, String)]) -> Result<String, PostgresError> {
+        let ours =
+            format!("coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = {}", literal(&self.mark));
+        let mut sql = format!("SELECT 1/({ours})::int; ");
+        if !notifications.is_empty() {
+            let mut rows = Vec::with_capacity(notifications.len());
+            for (index, (channel, payload)) in notifications.iter().enumerate() {
+                Notification::new(channel, payload)?;
+                rows.push(format!("({}, {}, {}, {})", literal(id), index + 1, literal(channel), literal(payload)));
+            }
+            let table = outbox::TABLE;
+            sql.push_str(&format!(
+                "INSERT INTO {SCHEMA}.{table} (branch, n, channel, payload) VALUES {}; ",
+                rows.join(", ")
+            ));
+        }
+        sql.push_str("PREPARE TRANSACTION ");
+        sql.push_str(&literal(id));
+        Ok(sql)
+    }
+
+    /// Notifies what the committed branch has in the outbox, in a transaction of its own; nothing where recovery was earlier. One message.
+    pub fn deliver_sql(id: &str) -> String {
+        outbox::delivery_sql(id)
+    }
+}
+
+impl Postgres {
+    /// Whether a connection leads to this database, by what it answered to [`ForeignBranch::who_sql`]. A store that was not reached yet is asked
+    /// who it is.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::OtherRole`] where it does, with another role than this store's, so that this store could not finish its branches; and
+    /// what a store that was not reached yet fails with.
+    pub async fn leads_here(&self, system: &str, database: &str, role: &str) -> Result<bool, PostgresError> {
+        let control = &self.store.control;
+        if !control.is_known() {
+            control.identity().await?;
+        }
+        let store = session::store_by(Some(system), Some(database))?;
+        control.is_store(&store, role)
+    }
+
+    /// Makes the table of notifications where it is missing; a [`vote_sql`](ForeignBranch::vote_sql) with notifications needs it.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be reached, or the role may not: see [`schema_sql`](super::schema_sql).
+    pub async fn ensure_outbox(&self) -> Result<(), PostgresError> {
+        self.store.ensure_outbox().await
+    }
+}

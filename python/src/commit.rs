@@ -1,0 +1,125 @@
+//! The commit of one transaction of Python's: its data managers become branches, and the core does the rest.
+//!
+//! Must not know the ancestors' hooks, savepoints or synchronizers.
+
+use std::sync::Arc;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use unanimous::{CommitError, JoinError, Options, Transaction, thread};
+
+use crate::branch::Group;
+use crate::engine::{self, Engine, told, wait_detached};
+use crate::files::{self, Gathered};
+use crate::resource::Resource;
+
+/// Commits `managers` in this order. What one of them raises before the decision is raised here, as it is; what the first `tpc_finish` that
+/// fails raises is returned: it is committed then.
+#[pyfunction]
+pub(crate) fn commit<'py>(
+    py: Python<'py>,
+    transaction: Bound<'py, PyAny>,
+    managers: Bound<'py, PyList>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let engine = engine::get(py)?;
+    let (managers, gathered) = files::gathered(&engine, managers)?;
+    let resources = resources_of(&engine, &managers)?;
+    let group = Group::new(transaction, managers, resources);
+    let tx = match join_all(py, &engine, &group, &gathered) {
+        Ok(tx) => tx,
+        Err(error) => {
+            group.clean_up(py);
+            return Err(error);
+        }
+    };
+    match wait_detached(py, async move { tx.commit().await }) {
+        Ok(_) => Ok(group.take_unfinished().map(|error| error.into_value(py).into_bound(py).into_any())),
+        Err(CommitError::Aborted { .. }) if let Some(error) = group.take_failed() => Err(error),
+        Err(error @ CommitError::Aborted { .. }) if let Some(raised) = files::raised(&error) => Err(raised),
+        Err(error) => Err(not_committed(py, &error, group.take_failed())),
+    }
+}
+
+/// The configured resource that each data manager says that its branch is in; empty where none is configured.
+fn resources_of(engine: &Engine, managers: &Bound<'_, PyList>) -> PyResult<Vec<Option<Resource>>> {
+    if engine.resources.postgres.is_empty() {
+        return Ok(Vec::new());
+    }
+    let resource_of = |manager: Bound<'_, PyAny>| {
+        let name = manager.getattr_opt(intern!(manager.py(), "unanimous_resource"))?;
+        let name = name.and_then(|name| name.extract::<String>().ok());
+        Ok(name.and_then(|name| engine.resources.postgres.get(&name).cloned()))
+    };
+    managers.iter().map(resource_of).collect()
+}
+
+fn join_all(py: Python<'_>, engine: &Engine, group: &Arc<Group>, gathered: &[Gathered]) -> PyResult<Transaction> {
+    let tx = thread::begin(&engine.manager, Options::default());
+    for (place, branch) in group.branches(py).into_iter().enumerate() {
+        // Branches are called in the order of their names.
+        let name = format!("python {place:04}");
+        let resource = branch.resource().cloned();
+        let joined = match resource {
+            None => {
+                // Nobody could finish it after a crash: it is let in here, as the ancestors do (rule 10).
+                tx.allow(&name);
+                tx.join_branch(&name, branch).map(drop)
+            }
+            Some(resource) => {
+                let join = tx.join_foreign(resource.name(), &name, branch);
+                wait_detached(py, resource.entered(join)).map(drop)
+            }
+        };
+        if let Err(error) = joined {
+            return Err(given_up(py, tx, not_joined(py, &error)));
+        }
+    }
+    for files in gathered {
+        if let Err(error) = wait_detached(py, files.write(&tx)) {
+            let raised = files::raised(&*error).unwrap_or_else(|| raise(py, "TransactionError", &told(&*error)));
+            return Err(given_up(py, tx, raised));
+        }
+    }
+    Ok(tx)
+}
+
+/// For a reason that is told.
+fn given_up(py: Python<'_>, tx: Transaction, why: PyErr) -> PyErr {
+    wait_detached(py, async move { tx.abort().await });
+    why
+}
+
+fn not_joined(py: Python<'_>, error: &JoinError) -> PyErr {
+    raise(py, if error.is_retryable() { "TransientError" } else { "TransactionError" }, &told(error))
+}
+
+fn not_committed(py: Python<'_>, error: &CommitError, cause: Option<PyErr>) -> PyErr {
+    let class = match error {
+        CommitError::Unknown { .. } => "OutcomeUnknown",
+        CommitError::Aborted { .. } if error.is_retryable() => "TransientError",
+        CommitError::Aborted { .. } => "TransactionError",
+    };
+    let raised = raise(py, class, &told(error));
+    if class == "OutcomeUnknown" {
+        // The exception is one of ours: it takes the attribute.
+        let _ = raised.value(py).setattr("transaction_id", error.id().to_string());
+    }
+    raised.set_cause(py, cause);
+    raised
+}
+
+/// An exception of `unanimous_tm.transaction.interfaces`.
+fn raise(py: Python<'_>, class: &str, message: &str) -> PyErr {
+    let made = py
+        .import("unanimous_tm.transaction.interfaces")
+        .and_then(|interfaces| interfaces.getattr(class))
+        .and_then(|class| class.call1((message,)));
+    made.map_or_else(|error| error, PyErr::from_value)
+}
+
+/// Tells data managers to give up, none of which has voted: `abort` on all, then `tpc_abort` on all. Errors are logged.
+#[pyfunction]
+pub(crate) fn clean_up<'py>(py: Python<'py>, transaction: Bound<'py, PyAny>, managers: Bound<'py, PyList>) {
+    Group::new(transaction, managers, Vec::new()).clean_up(py);
+}

@@ -1,0 +1,412 @@
+"""Connections of psycopg2 and psycopg 3 as branches of a transaction.
+
+::
+
+    whose branch it is      asked once for each connection
+    BEGIN                   by the driver, so that its own commit() and rollback() refuse until the end
+    the mark                which tells this transaction from any other on the connection
+    the application's statements
+    the vote                one message, which fails where the transaction has failed, or is another one
+    COMMIT PREPARED gid     the second phase; then what delivers the notifications
+
+PostgreSQL answers PREPARE TRANSACTION in a failed transaction with the tag ROLLBACK and no error, and neither driver tells: hence the mark. The
+statements are the core's.
+
+Must not know the protocol, nor other branches.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import time
+import uuid
+import weakref
+from typing import Any, Callable, Optional
+
+from . import _core, transaction
+from ._drivers import Driver, driver_of
+from ._notify import Notification, notifications
+from .transaction.interfaces import TransactionError
+
+_log = logging.getLogger("unanimous_tm.psycopg2")
+
+#: How long a branch that nobody else could finish is tried on new connections, in seconds.
+FINISH_WAIT = 5.0
+
+# What another try of the transaction can cure: serialization failures and deadlocks.
+_RETRYABLE = ("40001", "40P01")
+
+_OPEN, _VOTING, _PREPARED, _COMMITTED, _ENDED = "open", "voting", "prepared", "committed", "ended"
+
+
+class BranchError(TransactionError):
+    """A connection's part of the transaction can't be committed, since its work failed, or ended the transaction by itself."""
+
+
+def literal(text: str) -> str:
+    """A string literal, whatever ``standard_conforming_strings`` says (PostgreSQL 15, 4.1.2.2)."""
+    quoted = text.replace("'", "''")
+    return " E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
+
+
+class DataManager:
+    """A connection's part of a transaction. Made, it has begun and joined.
+
+    :param conn: of psycopg2 or psycopg 3, in no transaction, not in autocommit mode.
+    :param on_complete: called once, when the branch has ended.
+    """
+
+    def __init__(
+        self,
+        conn: Any,
+        trans: Any = None,
+        on_complete: Optional[Callable[[], Any]] = None,
+        reopen: Optional[Callable[[], Any]] = None,
+    ) -> None:
+        if trans is None:
+            trans = transaction.get()
+        self.conn = conn
+        self.transaction_manager = getattr(trans, "_manager", None)
+        #: The configured resource whose branch this is; None where nobody could finish it after a crash.
+        self.unanimous_resource: Optional[str] = None
+        self.notifies: list[Notification] = []
+        self.mark = uuid.uuid4().hex
+        self._driver: Driver = driver_of(conn)
+        self._on_complete = on_complete
+        self._reopen = reopen
+        self._state = _OPEN
+        self._decided = False
+        self._gid = ""
+        self._savepoints = 0
+        self._started: Optional[concurrent.futures.Future] = None
+        self._look()
+        self._driver.begin(self.mark)
+        try:
+            self._driver.run(_core.postgres_mark_sql(self.mark))
+            trans.join(self)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._driver.dsn!r} {self._state}>"
+
+    # The two phases, as a volatile data manager has them.
+
+    def tpc_begin(self, trans: Any) -> None:
+        pass
+
+    def commit(self, trans: Any) -> None:
+        pass
+
+    def tpc_vote(self, trans: Any) -> None:
+        """Prepares, under an id of its own: nothing that recovers knows of it."""
+        self.prepare_branch(f"unanimous-volatile-{self.mark}")
+
+    def tpc_finish(self, trans: Any) -> None:
+        """Commits what is prepared; where its connection breaks and a connection string is known, on another one."""
+        try:
+            self.commit_branch()
+        except Exception as error:
+            if not self._finish_elsewhere("COMMIT", error):
+                self._leave("COMMIT")
+                raise
+
+    def tpc_abort(self, trans: Any) -> None:
+        """Rolls back, whatever was reached. Nothing happens where the branch has ended, or must commit."""
+        try:
+            self.rollback_branch()
+        except Exception as error:
+            if not self._finish_elsewhere("ROLLBACK", error):
+                if self.unanimous_resource is None:
+                    self._leave("ROLLBACK")
+                raise
+
+    abort = tpc_abort
+
+    @property
+    def has_ended(self) -> bool:
+        return self._state == _ENDED
+
+    def sortKey(self) -> str:
+        return self._driver.dsn
+
+    def should_retry(self, error: BaseException) -> bool:
+        """Whether the same work can succeed when it is done again."""
+        return self._driver.sqlstate(error) in _RETRYABLE
+
+    # The two phases, as a branch of a configured resource has them.
+
+    def prepare_branch(self, gid: str) -> None:
+        """Votes: prepares the work under this id.
+
+        :raises BranchError: the work has failed or has ended its transaction.
+        """
+        if self._started is None:
+            self._prepare(gid)
+        else:
+            self._wait()
+
+    def commit_branch(self) -> None:
+        """Commits what is prepared, and delivers its notifications. An error leaves open which of it is done."""
+        self._decided = True
+        try:
+            if self._started is None:
+                self._commit()
+            else:
+                self._wait()
+            self._state = _ENDED
+        finally:
+            self._release()
+
+    def rollback_branch(self) -> None:
+        """Rolls back what is open or prepared. An error leaves open whether it is prepared."""
+        if self._decided or self._state == _ENDED:
+            # Also after-commit hooks are followed by an abort of all.
+            return
+        if self._started is not None:
+            try:
+                self._wait()
+            except Exception:
+                _log.debug("a vote that was under way failed", exc_info=True)
+        if self._state == _OPEN:
+            self._give_up()
+            return
+        try:
+            if self._state == _VOTING:
+                raise BranchError("the vote's answer was lost: the branch may be prepared, now or later")
+            self._driver.run_outside(f"ROLLBACK PREPARED {literal(self._gid)}")
+            self._state = _ENDED
+        finally:
+            self._release()
+
+    def start_prepare(self, gid: str) -> None:
+        """Votes meanwhile; :meth:`prepare_branch` then waits for it. Nothing may use the connection until then."""
+        self._start(self._prepare, gid)
+
+    def start_commit(self) -> None:
+        """Commits meanwhile; :meth:`commit_branch` then waits for it."""
+        self._decided = True
+        self._start(self._commit)
+
+    # Savepoints, which the ancestor has not got.
+
+    def savepoint(self) -> Savepoint:
+        self._savepoints += 1
+        name = f"unanimous_{self._savepoints}"
+        self._driver.run(f"SAVEPOINT {name}")
+        return Savepoint(self, name, len(self.notifies))
+
+    # How it is done.
+
+    def _look(self) -> None:
+        """Asks the server whose branch it will be, once for each connection. What reads within the transaction would keep the
+        application from setting its isolation level."""
+        who = _known.get(self.conn)
+        if who is None and self._driver.is_idle():
+            who = _known[self.conn] = tuple(self._driver.ask(_core.postgres_who_sql()))
+        if who is not None:
+            system, database, role, replicas = who
+            self.unanimous_resource = _core.postgres_resource(system, database, role)
+            if replicas:
+                self._driver.watch()
+
+    def notify(self, asked: list[Notification]) -> None:
+        """Notifies when the transaction has committed."""
+        if asked and self.unanimous_resource is not None:
+            store = _known[self.conn][:2]
+            if store not in _outboxes:
+                _core.postgres_ensure_outbox(self.unanimous_resource)
+                _outboxes.add(store)
+        self.notifies.extend(one for one in asked if one not in self.notifies)
+
+    def _prepare(self, gid: str) -> None:
+        kept = self.notifies if self.unanimous_resource is not None else []
+        vote = _core.postgres_vote_sql(self.mark, gid, kept)
+        self._gid = gid
+        if not self.conn.closed:
+            self._state = _VOTING
+        try:
+            self._driver.run(vote)
+        except BaseException as error:
+            code = self._driver.sqlstate(error)
+            if self._driver.is_open() or (code is not None and not self._driver.is_lost(error)):
+                self._state = _OPEN
+            if code == "25P02":
+                raise BranchError("a statement of the work in this connection failed, so that it can only be aborted") from error
+            if code == "22012":
+                raise BranchError(
+                    "the work in this connection has ended its transaction (COMMIT, ROLLBACK, BEGIN); leave that to the"
+                    " transaction that it has joined"
+                ) from error
+            raise
+        self._state = _PREPARED
+        warning = self._driver.take_warning()
+        if warning is not None:
+            raise BranchError(f"the vote may not be on a replica that it must be on: {warning}")
+
+    def _commit(self) -> None:
+        if self._state == _PREPARED:
+            self._driver.run_outside(f"COMMIT PREPARED {literal(self._gid)}")
+            self._state = _COMMITTED
+        if self.notifies:
+            recoverable = self.unanimous_resource is not None
+            self._driver.run_outside(_core.postgres_deliver_sql(self._gid) if recoverable else self._notify_sql())
+
+    def _notify_sql(self) -> str:
+        sent = (f"pg_catalog.pg_notify({literal(channel)}, {literal(payload)})" for channel, payload in self.notifies)
+        return f"SELECT {', '.join(sent)}"
+
+    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._started = _threads().submit(function, *arguments)
+        except RuntimeError:
+            # The interpreter ends and has no threads any more: it is done when it is waited for.
+            _log.debug("no thread could be started", exc_info=True)
+
+    def _wait(self) -> None:
+        started = self._started
+        assert started is not None
+        try:
+            started.result()
+        finally:
+            # Whoever interrupts the wait leaves the thread at its work.
+            if started.done():
+                self._started = None
+
+    def _give_up(self) -> None:
+        """Gives up what is not prepared. Where the connection is gone the server rolls back what it held."""
+        self._state = _ENDED
+        try:
+            self._driver.rollback()
+        except Exception as error:
+            if not self._driver.is_lost(error):
+                raise
+            _log.debug("a branch's connection was gone when it was rolled back", exc_info=True)
+        finally:
+            self._complete()
+
+    def _release(self) -> None:
+        """Behind the second phase, the connection is the application's again, or is closed."""
+        if self._started is not None:
+            return
+        try:
+            if self._on_complete is None:
+                self._driver.reset()
+        except Exception:
+            _log.debug("a connection can't be used on, and is closed", exc_info=True)
+            self._driver.close()
+        finally:
+            self._complete()
+
+    def _complete(self) -> None:
+        complete, self._on_complete = self._on_complete, None
+        if complete is not None:
+            complete()
+
+    def _finish_elsewhere(self, how: str, why: Exception) -> bool:
+        """Whether a branch that may be prepared was finished on a connection of its own. That it is absent is an answer as well."""
+        if self._reopen is None or self._state == _ENDED or self.unanimous_resource is not None:
+            return False
+        _log.warning("a branch is finished on another connection", exc_info=why)
+        deadline, wait = time.monotonic() + FINISH_WAIT, 0.05
+        while True:
+            try:
+                with contextlib.closing(self._reopen()) as conn:
+                    self._finish_on(driver_of(conn), how)
+                self._state = _ENDED
+                return True
+            except Exception:
+                if time.monotonic() + wait > deadline:
+                    _log.warning("a branch could not be finished on another connection", exc_info=True)
+                    return False
+                time.sleep(wait)
+                wait = min(wait * 2, 1.0)
+
+    def _finish_on(self, driver: Driver, how: str) -> None:
+        try:
+            driver.run_alone(f"{how} PREPARED {literal(self._gid)}")
+        except Exception as error:
+            if driver.sqlstate(error) != "42704":
+                raise
+        if how == "COMMIT" and self.notifies:
+            driver.run_alone(self._notify_sql())
+
+    def _leave(self, how: str) -> None:
+        _log.critical(
+            "a branch could not be finished; where it is prepared, send this to its database (%s): %s PREPARED %s",
+            self._driver.dsn,
+            how,
+            literal(self._gid),
+        )
+
+
+class Savepoint:
+    """A savepoint of one connection. What was to be notified since goes with a rollback to it."""
+
+    def __init__(self, branch: DataManager, name: str, notifies: int) -> None:
+        self._branch = branch
+        self._name = name
+        self._notifies = notifies
+
+    def rollback(self) -> None:
+        self._branch._driver.run(f"ROLLBACK TO SAVEPOINT {self._name}")
+        del self._branch.notifies[self._notifies :]
+
+
+def join(connect: Callable[[str], Any], conn: Any, trans: Any = None, notify: Any = None) -> Any:
+    """What the modules' `join` do; `connect` opens a connection by its string."""
+    if trans is None:
+        trans = transaction.get()
+    # What is wrong with it is told before anything has begun.
+    asked = notifications(notify) if notify else []
+    try:
+        joined = trans.data(DataManager)
+    except KeyError:
+        joined = {}
+        trans.set_data(DataManager, joined)
+    managed = isinstance(conn, str)
+    key = conn if managed else id(conn)
+    branch = joined.get(key)
+    if branch is None or branch.has_ended:
+        # A rollback to a savepoint from before the join has ended the one that was there.
+        if managed:
+            opened = connect(conn)
+            try:
+                branch = DataManager(opened, trans, opened.close, lambda: connect(conn))
+            except BaseException:
+                opened.close()
+                raise
+        else:
+            branch = DataManager(conn, trans)
+        joined[key] = branch
+    branch.notify(asked)
+    return branch.conn if managed else None
+
+
+# What the servers of connections have said of themselves.
+_known: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+# The databases, by system and number, that have an outbox.
+_outboxes: set[tuple[str, ...]] = set()
+
+_pool: Optional[concurrent.futures.ThreadPoolExecutor] = None
+
+
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = concurrent.futures.ThreadPoolExecutor(64, "unanimous-postgres")
+    return _pool
+
+
+def _forked() -> None:
+    # A child has none of its parent's threads.
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forked)
