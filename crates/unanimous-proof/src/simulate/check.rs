@@ -148,7 +148,7 @@ async fn decisions_stay(world: &World, running: &Running) {
     let known: Vec<TransactionId> = {
         let ledger = lock(&world.ledger);
         let looked_up = ledger.transactions.iter();
-        let own = looked_up.filter(|(_, e)| e.process == running.life.process && e.looked_up.is_some());
+        let own = looked_up.filter(|(_, e)| e.process == running.life.process && (e.looked_up.is_some() || e.by_log));
         own.map(|(id, _)| *id).collect()
     };
     for id in known {

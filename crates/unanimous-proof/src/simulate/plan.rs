@@ -160,7 +160,7 @@ impl Plan {
             ended_runtimes: some(rng, part(20), 2),
             store_crashes: some(rng, part(35), 4),
             store_restores: some(rng, part(12), 2),
-            log_restores: rng.chance(part(14), 100),
+            log_restores: rng.chance(part(15), 100),
             operators: some(rng, part(15), 4),
             stall: *rng.pick(&[0, 0, 50, 300]),
             threaded: if busy { 1000 } else { *rng.pick(&[50, 300]) },
