@@ -160,7 +160,7 @@ fn a_commit_that_hangs_leaves_those_behind_it_to_recovery() {
     assert_eq!(c.keys(), ["row"]);
     plain.until("b.recovered-commit!");
     hangs.release();
-    plain.until_kept(&a, "row");
+    plain.until_kept(a, "row");
     plain.manager.shutdown(Duration::from_secs(30)).unwrap();
     assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
     assert_eq!(plain.world.journal.count("b.commit!"), 0, "{:?}", plain.acts());
