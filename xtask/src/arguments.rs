@@ -7,7 +7,9 @@ use std::str::FromStr;
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
        cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keep]
-       cargo xtask prove [--quick] [--level NAME] [--seed N]
+       cargo xtask prove [--quick] [--level NAME] [--seed N] [--mutant NAME]
+       cargo xtask coverage
+       cargo xtask fuzz [--executions N] [--target NAME]
        cargo xtask python wheel
        cargo xtask python test [ARGUMENT ...]
        cargo xtask python crash --rounds N [--seed S] [--ancestors]
@@ -26,6 +28,11 @@ prove        all levels of the proof (docs/proof.md), about an hour; the last li
              --quick      at most 3 minutes
              --level NAME that one alone
              --seed N     the choices of an earlier run (by default the same ones each time)
+             --mutant NAME of the level `mutants` the planted bugs whose names begin so, and nothing else
+coverage     which lines of the core crate, the log and recovery the tests run; exits 1 below 95 % of any. Needs cargo-llvm-cov
+fuzz         the fuzz targets of fuzz/ (docs/proof.md). Needs a nightly toolchain and cargo-fuzz
+             --executions N  of each target, 10,000,000 by default
+             --target NAME   that one alone
 python wheel builds the Python package into target/wheels
 python test  builds it, and runs its own tests and the ancestors' on two PostgreSQL servers; arguments are pytest's
 python crash kill -9 of a gunicorn with 2 workers of 8 threads under load over two servers, N times; exits 1 when anything was violated
@@ -40,7 +47,17 @@ pub(crate) enum Command {
     Test(Option<String>),
     Crash(Crash),
     Prove(Prove),
+    Coverage,
+    Fuzz(Fuzz),
     Python(Python),
+}
+
+/// A run of the fuzz targets.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Fuzz {
+    pub(crate) executions: u64,
+    /// None: all of them.
+    pub(crate) target: Option<String>,
 }
 
 /// What is done with the Python package.
@@ -62,6 +79,8 @@ pub(crate) struct Prove {
     /// None: all of them.
     pub(crate) level: Option<String>,
     pub(crate) seed: u64,
+    /// The beginning of a planted bug's name; it is the level `mutants` then.
+    pub(crate) mutant: Option<String>,
 }
 
 /// On which stores the demo is.
@@ -97,6 +116,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
             None => return Err("error: crash what? there are `crash demo` and `crash postgres`".into()),
         },
         Some("prove") => return prove(arguments).map(Command::Prove),
+        Some("coverage") => Command::Coverage,
+        Some("fuzz") => return fuzz(arguments).map(Command::Fuzz),
         Some("python") => return python(arguments).map(Command::Python),
         Some("help" | "--help" | "-h") => Command::Help,
         Some(other) => return Err(format!("error: there is no command {other:?}")),
@@ -127,12 +148,30 @@ fn crash(stores: Stores, mut arguments: impl Iterator<Item = String>) -> Result<
 }
 
 fn prove(mut arguments: impl Iterator<Item = String>) -> Result<Prove, String> {
-    let mut plan = Prove { quick: false, level: None, seed: 1 };
+    let mut plan = Prove { quick: false, level: None, seed: 1, mutant: None };
     while let Some(name) = arguments.next() {
         match name.as_str() {
             "--quick" => plan.quick = true,
             "--level" => plan.level = Some(arguments.next().ok_or("error: --level needs a name")?),
             "--seed" => plan.seed = number(&name, &arguments.next().ok_or("error: --seed needs a number")?)?,
+            "--mutant" => plan.mutant = Some(arguments.next().ok_or("error: --mutant needs a name")?),
+            _ => return Err(format!("error: unexpected argument {name:?}")),
+        }
+    }
+    if plan.mutant.is_some() && plan.level.get_or_insert_with(|| "mutants".into()) != "mutants" {
+        return Err("error: --mutant is of the level mutants only".into());
+    }
+    Ok(plan)
+}
+
+fn fuzz(mut arguments: impl Iterator<Item = String>) -> Result<Fuzz, String> {
+    let mut plan = Fuzz { executions: 10_000_000, target: None };
+    while let Some(name) = arguments.next() {
+        match name.as_str() {
+            "--executions" => {
+                plan.executions = number(&name, &arguments.next().ok_or("error: --executions needs a number")?)?;
+            }
+            "--target" => plan.target = Some(arguments.next().ok_or("error: --target needs a name")?),
             _ => return Err(format!("error: unexpected argument {name:?}")),
         }
     }
@@ -177,8 +216,13 @@ mod tests {
         assert_eq!(parsed("crash demo --rounds 7 --seed 9 --keep"), Ok(Command::Crash(crash)));
         let crash = Crash { stores: Stores::Postgres, rounds: 300, seed: None, clients: 4, keep: false };
         assert_eq!(parsed("crash postgres --rounds 300 --clients 4"), Ok(Command::Crash(crash)));
-        let prove = Prove { quick: true, level: Some("log".into()), seed: 7 };
+        let prove = Prove { quick: true, level: Some("log".into()), seed: 7, mutant: None };
         assert_eq!(parsed("prove --quick --seed 7 --level log"), Ok(Command::Prove(prove)));
+        assert_eq!(parsed("coverage"), Ok(Command::Coverage));
+        let fuzz = Fuzz { executions: 7, target: Some("log_open".into()) };
+        assert_eq!(parsed("fuzz --executions 7 --target log_open"), Ok(Command::Fuzz(fuzz)));
+        let prove = Prove { quick: false, level: Some("mutants".into()), seed: 1, mutant: Some("early".into()) };
+        assert_eq!(parsed("prove --mutant early"), Ok(Command::Prove(prove)));
         assert_eq!(parsed("python wheel"), Ok(Command::Python(Python::Wheel)));
         assert_eq!(parsed("python test -k wsgi"), Ok(Command::Python(Python::Test(vec!["-k".into(), "wsgi".into()]))));
         let bench = Python::Bench("wsgi".into(), vec!["--quick".into()]);
@@ -198,6 +242,10 @@ mod tests {
             ("crash demo --rounds 1 --sed 2", "\"--sed\""),
             ("prove --level", "needs a name"),
             ("prove quick", "\"quick\""),
+            ("coverage now", "\"now\""),
+            ("fuzz --executions", "needs a number"),
+            ("prove --mutant", "needs a name"),
+            ("prove --level log --mutant early", "level mutants only"),
             ("python", "python wheel"),
             ("python wheels", "\"wheels\""),
             ("python wheel now", "\"now\""),

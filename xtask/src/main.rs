@@ -5,13 +5,18 @@
 //!   two PostgreSQL servers, which fail too.
 //! - `cargo xtask python wheel|test|crash|bench`: the Python package.
 //! - `cargo xtask prove`: all levels of the proof.
+//! - `cargo xtask coverage`: which lines the tests run.
+//! - `cargo xtask fuzz`: the fuzz targets.
 //!
 //! Must not know the library: it runs cargo, and the test tools.
 
 mod arguments;
+mod coverage;
 mod crash;
 mod documents;
+mod fuzz;
 mod metadata;
+mod mutants;
 mod packages;
 mod prove;
 mod python;
@@ -34,6 +39,8 @@ fn main() -> ExitCode {
         Ok(Command::Test(only)) => test::run(only.as_deref()),
         Ok(Command::Crash(plan)) => crash::run(&plan),
         Ok(Command::Prove(plan)) => prove::run(&plan),
+        Ok(Command::Coverage) => coverage::run(),
+        Ok(Command::Fuzz(plan)) => fuzz::run(&plan),
         Ok(Command::Python(what)) => python::run(&what),
         Err(wrong) => {
             complain(&format!("{wrong}\n\n{USAGE}"));

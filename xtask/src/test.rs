@@ -18,6 +18,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     let mut steps = Steps { only: only.unwrap_or_default().into(), done: Vec::new() };
     steps.step("tools", "cargo xtask test tools", tools::prepare)?;
     steps.cargo("format", &cargo(["fmt", "--all", "--", "--check"]))?;
+    steps.cargo("format", &cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
     steps.step("runners: no test file is forgotten", "cargo xtask test runners", || {
         runners::check(&workspace.packages)
     })?;
@@ -41,7 +42,8 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     steps.step("packages: each builds from its own files", "cargo xtask test packages", || {
         packages::check(&workspace)
     })?;
-    steps.step("proof", "cargo xtask prove --quick", || prove::run(&Prove { quick: true, level: None, seed: 1 }))?;
+    let quick = Prove { quick: true, level: None, seed: 1, mutant: None };
+    steps.step("proof", "cargo xtask prove --quick", || prove::run(&quick))?;
     for (stores, name) in [(Stores::Sqlite, "demo"), (Stores::Postgres, "postgres")] {
         let rounds = Crash { stores, rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
         let repeat = format!("cargo xtask crash {name} --rounds {CRASH_ROUNDS}");

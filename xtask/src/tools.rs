@@ -12,6 +12,7 @@ pub(crate) fn prepare() -> Result<(), String> {
     compiler()?;
     postgresql()?;
     pgbouncer()?;
+    strace()?;
     python()?;
     for (name, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if !cargo([name, "--version"]).works() {
@@ -91,6 +92,22 @@ fn pgbouncer() -> Result<(), String> {
     Err(format!(
         "PgBouncer is not installed; install it (its program is enough, none needs to run):\n  \
          Debian, Ubuntu: apt-get install pgbouncer\n  Fedora: dnf install pgbouncer\n  macOS: brew install pgbouncer{}",
+        why(tried)
+    ))
+}
+
+/// The proof kills and fails the log's own system calls, where there is ptrace.
+fn strace() -> Result<(), String> {
+    let strace = Run::new("strace", ["--version"]);
+    if !cfg!(target_os = "linux") || strace.works() {
+        return Ok(());
+    }
+    let tried = as_root("strace", "apt-get update; apt-get install --yes --no-install-recommends strace");
+    if strace.works() {
+        return Ok(());
+    }
+    Err(format!(
+        "strace is not installed; install it:\n  Debian, Ubuntu: apt-get install strace\n  Fedora: dnf install strace{}",
         why(tried)
     ))
 }

@@ -114,6 +114,16 @@ fn postgres(name: &str, value: &str, carrier: bool) -> Result<Postgres, Failure>
     Ok(if carrier { builder.carrier().build() } else { builder.build() })
 }
 
+/// The database that a decision log is in.
+pub(crate) fn decisions(url: &str) -> Result<Postgres, Failure> {
+    let config = url
+        .parse::<Config>()
+        .map_err(PostgresError::Config)
+        .map_err(|error| Failure::new("can't understand the connection string of the decision log").because(&error))?;
+    // It is used as a carrier's is: nothing is prepared there.
+    Ok(Postgres::builder("the decision log", config).carrier().build())
+}
+
 /// As it was given, or, for `env:VARIABLE`, what that has.
 pub(crate) fn connection_string(value: &str, whose: &str) -> Result<String, Failure> {
     let Some(variable) = value.strip_prefix("env:") else { return Ok(value.to_owned()) };

@@ -744,6 +744,34 @@ fn a_node_that_does_not_come_back_is_taken_over() {
     );
 
     let url = format!("--log-postgres={}", decisions.url());
+    // The log's database need not be one of the stores.
+    let (code, out, err) = told(&unanimous(["indoubt", &url, &orders]));
+    assert_eq!((code, err.as_str()), (Some(1), ""), "{out}");
+    let lines: Vec<String> = masked(&out).lines().map(|line| line.trim().to_owned()).collect();
+    assert_eq!(lines[0], "logs in a database, of the nodes web-1");
+    let told_of = |branch: &BranchId| {
+        let at = lines.iter().position(|line| *line == branch.to_string()).unwrap();
+        [lines[at + 2].clone(), lines[at + 3].clone()]
+    };
+    assert_eq!(
+        told_of(&first),
+        [
+            "decision    commit, TIME, note \"order 7\"",
+            "in doubt    decided to commit by the node \"web-1\", and its store has not finished it",
+        ]
+    );
+    assert_eq!(
+        told_of(&second),
+        [
+            "decision    none",
+            "in doubt    the node \"web-1\" has not decided it: it may still do so where its process lives",
+        ]
+    );
+    let (code, out, _) = told(&unanimous(["indoubt", "--json", &url, &orders]));
+    assert!(code == Some(1) && out.lines().any(|line| line == r#"{"kind":"log","nodes":["web-1"]}"#), "{out}");
+    let (code, _, err) = told(&unanimous(["indoubt", &format!("--log-postgres={}", database.url()), &orders]));
+    assert!(code == Some(2) && err.starts_with("error: there is no decision log in that database\nhint: "), "{err}");
+
     let wrong = told(&unanimous(["recover", &url, "--take-over=web-2", &orders]));
     let expected = "error: there is no node \"web-2\" in that database\nhint: the nodes that there are: web-1\n";
     assert_eq!(wrong, (Some(2), String::new(), expected.to_owned()));

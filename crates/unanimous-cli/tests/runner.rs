@@ -10,3 +10,4 @@ mod log;
 mod postgres;
 mod serve;
 mod support;
+mod tls;

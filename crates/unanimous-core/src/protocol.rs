@@ -21,6 +21,8 @@
 //!
 //! Must not know: time, I/O, ids, error texts, how often a call was tried.
 
+mod inspect;
+
 use crate::branch::{Capability, Work};
 use crate::error::FailureKind;
 use crate::outcome::{Decision, Outcome};

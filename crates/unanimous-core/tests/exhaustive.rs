@@ -1,13 +1,14 @@
 //! Every reachable state of the real protocol and recovery's plan, for 1 to 3 branches of every capability, in the world of the model;
 //! and planted bugs, which show that the walk would see what it is there to see.
 
-use unanimous_core::Capability;
-use unanimous_model::world::{Planted, Violation, World};
-use unanimous_model::{explore, explore_all, specs};
+use unanimous_core::Capability::{self, Carrier, OnePhase, TwoPhase, Volatile};
+use unanimous_model::walk::{reaches, walk};
+use unanimous_model::world::{Faults, Planted, Spec, World};
+use unanimous_model::{Violation, walk_all};
 
-fn holds(count: usize, crashes: u8, losses: u8) {
-    let seen = explore_all(count, crashes, losses);
-    println!("{count} branches, {crashes} crashes, {losses} lost answers: {} states", seen.states);
+fn holds(count: usize, faults: Faults) {
+    let seen = walk_all(count, faults);
+    println!("{count} branches, {faults:?}: {} states", seen.states);
     if let Some((violation, at)) = seen.violations.first() {
         panic!("{violation:?}: {at}");
     }
@@ -15,33 +16,54 @@ fn holds(count: usize, crashes: u8, losses: u8) {
 
 #[test]
 fn one_branch_in_every_state() {
-    holds(1, 2, 3);
+    holds(1, Faults { crashes: 2, losses: 3, repeats: 1 });
 }
 
 #[test]
 fn two_branches_in_every_state() {
-    holds(2, 2, 2);
+    holds(2, Faults { crashes: 2, losses: 1, repeats: 1 });
 }
 
 #[test]
 fn three_branches_in_every_state() {
-    holds(3, 1, 1);
+    holds(3, Faults { crashes: 1, losses: 1, repeats: 0 });
 }
 
+#[track_caller]
 fn catches(planted: Planted, capabilities: &[Capability], expected: Violation) {
-    let seen = explore(World::new(&specs(capabilities, true), false, 2, 2, planted));
-    let found: Vec<_> = seen.violations.iter().map(|(violation, _)| violation).collect();
-    assert!(found.contains(&&expected), "{planted:?} was not caught: {found:?} in {} states", seen.states);
+    let specs: Vec<_> = capabilities.iter().map(|&capability| Spec { capability, allowed: true }).collect();
+    let faults = Faults { crashes: 2, losses: 1, repeats: 1 };
+    if let Err(found) = reaches(&World::new(&specs, false, faults, planted), &expected) {
+        panic!("{planted:?} does not lead to {expected:?}, but to {found:?}");
+    }
 }
 
 #[test]
 fn planted_bugs_are_caught() {
-    use Capability::{Carrier, TwoPhase};
     catches(Planted::BelieveUnforced, &[TwoPhase, TwoPhase], Violation::Torn);
     catches(Planted::BelieveUnforced, &[TwoPhase, Carrier], Violation::Torn);
+    catches(Planted::BelieveUnforced, &[TwoPhase, TwoPhase], Violation::DecisionChanged);
+    catches(Planted::BelieveUnforced, &[TwoPhase, Carrier], Violation::CommitBeforeDecision);
+    catches(Planted::NoFence, &[TwoPhase, Carrier], Violation::ReportedAbortedCommitted);
+    catches(Planted::AbortedWhenDropped, &[TwoPhase, TwoPhase], Violation::AcknowledgedLost);
     catches(Planted::TouchLive, &[TwoPhase, TwoPhase], Violation::Torn);
     catches(Planted::DecisionBeforeLive, &[TwoPhase, TwoPhase], Violation::Torn);
     catches(Planted::NoFence, &[TwoPhase, Carrier], Violation::Torn);
     catches(Planted::AskTheLog, &[TwoPhase, Carrier], Violation::Torn);
     catches(Planted::PresumePoisoned, &[TwoPhase, TwoPhase], Violation::Torn);
+    catches(Planted::DontWaitForTheLog, &[TwoPhase, TwoPhase], Violation::Torn);
+    catches(Planted::AbortedWhenDropped, &[TwoPhase, TwoPhase], Violation::Torn);
+    catches(Planted::ForgetUnconfirmed, &[TwoPhase, TwoPhase], Violation::LeftInDoubt);
+    catches(Planted::ListsBeforeDecisions, &[TwoPhase, TwoPhase], Violation::LeftInDoubt);
+    catches(Planted::ForgetUnconfirmed, &[TwoPhase, Carrier], Violation::LeftInDoubt);
+}
+
+/// What a crash may tear is what was opted in to, and that it may is seen too.
+#[test]
+fn without_a_crash_volatile_and_one_phase_branches_are_atomic_too() {
+    for other in [OnePhase, Volatile] {
+        let specs = [TwoPhase, other].map(|capability| Spec { capability, allowed: true });
+        let seen = walk(&World::new(&specs, false, Faults { crashes: 0, losses: 2, repeats: 1 }, Planted::None));
+        assert!(seen.violations.is_empty(), "{:?}", seen.violations);
+    }
 }

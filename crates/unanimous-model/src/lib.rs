@@ -1,106 +1,93 @@
-//! Every reachable state of the real protocol and recovery's plan, for a few branches of every capability, in the world of [`world`]:
-//! every vote and failure, answers that are lost or late, a crash at every point, process or power, and another during recovery.
+//! Every reachable state of the real protocol, recovery's plan and the log's memory, for a few branches of every capability:
+//! every vote and failure, messages that are lost, late or repeated, a crash at every point, process or power, and another during
+//! recovery.
+//!
+//! - [`world`]: branches of every capability, a log in a file, or a carrier as a whole.
+//! - [`row`]: a decision that is a row in one of the databases, statement by statement, with two recoverers.
+//! - [`shared`]: a decision log that several processes share, with an owner that may be slow.
+//! - [`walk`]: the walk through all states of any of them.
 //!
 //! Must not know anything but the core: it has to be built and run in seconds, so that every planted bug can be tried.
 
 #[allow(missing_docs, reason = "the names say it, and nobody outside of the proof reads them")]
+pub mod row;
+#[allow(missing_docs, reason = "the names say it, and nobody outside of the proof reads them")]
+pub mod shared;
+pub mod walk;
+#[allow(missing_docs, reason = "the names say it, and nobody outside of the proof reads them")]
 pub mod world;
 
-use std::collections::{HashSet, VecDeque};
-
 use unanimous_core::Capability;
-use unanimous_core::protocol::Spec;
 
-use crate::world::{Planted, Violation, World};
+use crate::walk::{Walked, walk};
+use crate::world::{Faults, Planted, Spec, World};
 
-/// What a walk through all states has found.
-#[derive(Clone, Debug, Default)]
-pub struct Seen {
-    /// How many different ones there were.
-    pub states: usize,
-    /// Each kind of violation once, with the state where it was seen first.
-    pub violations: Vec<(Violation, String)>,
+/// What must never be seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Violation {
+    Torn,
+    AcknowledgedLost,
+    ReportedAbortedCommitted,
+    /// A decider has told two outcomes.
+    DecisionChanged,
+    CommitBeforeDecision,
+    RollbackAfterDecision,
+    PrepareNotLive,
+    ListChanged,
+    /// Recovery was given a branch that it can't finish.
+    NobodysBranch,
+    LeftInDoubt,
+    /// A second pass of recovery changes what the first one has left.
+    NotTheSameAgain,
+    ToldTwice,
+    Misused(String),
 }
 
-/// Walks through every state that can follow.
-pub fn explore(start: World) -> Seen {
-    let mut seen: HashSet<World> = HashSet::new();
-    let mut queue = VecDeque::new();
-    let mut violations: Vec<(Violation, String)> = Vec::new();
-    let mut note = |violation: Violation, world: &World| {
-        if !violations.iter().any(|(known, _)| *known == violation) {
-            violations.push((violation, format!("{world:#?}")));
-        }
-    };
-    seen.insert(start.clone());
-    queue.push_back(start);
-    let mut next = Vec::new();
-    while let Some(world) = queue.pop_front() {
-        if let Err(violation) = world.check() {
-            note(violation, &world);
-            continue;
-        }
-        world.next(&mut next);
-        let mut moved = false;
-        for step in next.drain(..) {
-            match step {
-                Err(violation) => note(violation, &world),
-                Ok(following) => {
-                    moved |= following != world;
-                    if !seen.contains(&following) {
-                        seen.insert(following.clone());
-                        queue.push_back(following);
-                    }
-                }
-            }
-        }
-        if !moved && let Err(violation) = world.check_end() {
-            note(violation, &world);
-        }
-    }
-    Seen { states: seen.len(), violations }
-}
+/// Every kind of branch: what its store can promise, and whether it was opted in where that matters.
+const KINDS: [Spec; 6] = [
+    Spec { capability: Capability::TwoPhase, allowed: true },
+    Spec { capability: Capability::Carrier, allowed: true },
+    Spec { capability: Capability::OnePhase, allowed: true },
+    Spec { capability: Capability::OnePhase, allowed: false },
+    Spec { capability: Capability::Volatile, allowed: true },
+    Spec { capability: Capability::Volatile, allowed: false },
+];
 
-const ALL: [Capability; 4] = [Capability::TwoPhase, Capability::Carrier, Capability::OnePhase, Capability::Volatile];
-
-/// Every choice of `count` capabilities, in every order that makes a difference.
-fn choices(count: usize) -> Vec<Vec<Capability>> {
+/// Every choice of so many branches; their order makes no difference to the protocol.
+pub fn choices(count: usize) -> Vec<Vec<Spec>> {
     let mut all = vec![Vec::new()];
     for _ in 0..count {
         all = all
             .into_iter()
-            .flat_map(|some: Vec<Capability>| {
-                // Sorted: the protocol treats branches by their capability, not by their place.
-                let last = some.last().copied();
-                let follows = move |capability: &Capability| last.is_none_or(|last| last <= *capability);
-                ALL.into_iter().filter(follows).map(move |capability| [&some[..], &[capability]].concat())
+            .flat_map(|some: Vec<usize>| {
+                let last = some.last().copied().unwrap_or(0);
+                (last..KINDS.len()).map(move |kind| [&some[..], &[kind]].concat())
             })
             .collect();
+    }
+    all.into_iter().map(|kinds| kinds.into_iter().map(|kind| KINDS[kind]).collect()).collect()
+}
+
+/// Every start of a world with so many branches.
+pub fn worlds(count: usize, faults: Faults) -> Vec<World> {
+    let mut all = Vec::new();
+    for specs in choices(count) {
+        all.push(World::new(&specs, false, faults, Planted::None));
+        if specs.iter().any(|spec| spec.capability == Capability::Carrier) {
+            all.push(World::new(&specs, true, faults, Planted::None));
+        }
     }
     all
 }
 
-/// Branches of these capabilities.
-pub fn specs(capabilities: &[Capability], allowed: bool) -> Vec<Spec> {
-    capabilities.iter().map(|&capability| Spec { capability, allowed }).collect()
-}
-
-/// Every choice of capabilities for that many branches, with every option that some branch heeds.
-pub fn explore_all(count: usize, crashes: u8, losses: u8) -> Seen {
-    let mut all = Seen::default();
-    for capabilities in choices(count) {
-        let has = |wanted: &[Capability]| capabilities.iter().any(|capability| wanted.contains(capability));
-        let mut options = vec![(true, false)];
-        options.extend(has(&[Capability::Carrier]).then_some((true, true)));
-        options.extend(has(&[Capability::OnePhase, Capability::Volatile]).then_some((false, false)));
-        for (allowed, ask_single) in options {
-            let world = World::new(&specs(&capabilities, allowed), ask_single, crashes, losses, Planted::None);
-            let seen = explore(world);
-            all.states += seen.states;
-            all.violations.extend(seen.violations.into_iter().map(|(violation, at)| {
-                (violation, format!("{capabilities:?}, allowed {allowed}, ask_single {ask_single}: {at}"))
-            }));
-        }
+/// Walks through all of them.
+pub fn walk_all(count: usize, faults: Faults) -> Walked {
+    let mut all = Walked::default();
+    for world in worlds(count, faults) {
+        let walked = walk(&world);
+        all.states += walked.states;
+        all.violations.extend(walked.violations);
     }
     all
 }

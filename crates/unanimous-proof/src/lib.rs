@@ -4,7 +4,13 @@
 //!
 //! Must not know how it is called.
 
+mod cancel;
+mod crash;
 mod exhaustive;
+mod log;
+mod network;
+pub mod simulate;
+pub mod transfers;
 
 use std::io::Write as _;
 
@@ -26,6 +32,14 @@ pub struct Found {
     pub violations: Vec<String>,
 }
 
+impl Found {
+    /// With what another part has found.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.violations.extend(other.violations);
+    }
+}
+
 /// A level of the proof.
 #[derive(Clone, Copy, Debug)]
 pub struct Level {
@@ -40,7 +54,22 @@ pub struct Level {
 }
 
 /// In the order in which they are run, the quickest to fail first.
-pub const LEVELS: &[Level] = &[Level { name: "exhaustive", run: exhaustive::run }];
+pub const LEVELS: &[Level] = &[
+    Level { name: "exhaustive", run: exhaustive::run },
+    Level { name: "simulate", run: simulate::run },
+    Level { name: "log", run: log::run },
+    Level { name: "cancel", run: cancel::run },
+    Level { name: "network", run: network::run },
+    Level { name: "crash", run: crash::run },
+];
+
+/// What a level starts this program for, to be killed or failed: none where these arguments are no such thing.
+pub fn child(arguments: &[String]) -> Option<Result<(), String>> {
+    match arguments {
+        [name, rest @ ..] if name == log::CHILD => Some(log::child(rest)),
+        _ => None,
+    }
+}
 
 /// A line on the standard output. Whoever closed it does not want it.
 pub fn say(line: &str) {

@@ -11,7 +11,17 @@ use serde_json::json;
 use unanimous_proof::{LEVELS, Level, Options, say};
 
 fn main() -> ExitCode {
-    let (level, options) = match parse(std::env::args().skip(1)) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(done) = unanimous_proof::child(&arguments) {
+        return match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&error);
+                ExitCode::from(2)
+            }
+        };
+    }
+    let (level, options) = match parse(arguments.into_iter()) {
         Ok(parsed) => parsed,
         Err(wrong) => {
             complain(&wrong);

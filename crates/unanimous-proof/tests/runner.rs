@@ -2,3 +2,4 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and may talk")]
 
 mod levels;
+mod simulate;

@@ -27,7 +27,9 @@
 //! A rule looks for a text in what a client sends, and acts once, on the first that has it. The text must come in one piece, as a short
 //! statement does.
 //!
-//! Must not know any protocol: it sees bytes.
+//! Must not know any protocol: it sees bytes. [`postgres`] has one that sees PostgreSQL's messages.
+
+pub mod postgres;
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};

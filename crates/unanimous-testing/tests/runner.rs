@@ -5,3 +5,4 @@ mod conformance;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proxy;
+mod proxy_postgres;

@@ -443,6 +443,22 @@ async fn one_sync_for_all_that_wait() {
     assert_eq!(order, (1..=40).collect::<Vec<_>>());
 }
 
+/// Who decides the same while it is being written is told when it is durable, each of them; another decision for it is refused at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_who_decide_the_same_are_told() {
+    let disk = TestDisk::default();
+    let log = options(&disk).env(TokioEnv::shared()).open(LOG).await.unwrap();
+    let owner = log.owner();
+    disk.close_gate();
+    let first = log.decide(decision(owner, 1));
+    disk.sync_is_waiting();
+    let second = log.decide(decision(owner, 1));
+    assert!(matches!(unknown(log.decide(sized(owner, 1, 5)).await), LogError::DecidedTwice(_)));
+    disk.let_through();
+    first.await.unwrap();
+    second.await.expect("it waited for the same");
+}
+
 /// A failed sync while others queue: what it covered is unknown, what was not tried is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_sync_tells_what_was_tried_from_what_was_not() {

@@ -16,6 +16,7 @@ mod http_requests;
 mod http_support;
 #[cfg(feature = "http")]
 mod http_veto;
+mod log_errors;
 mod log_faults;
 mod log_file;
 mod log_power;

@@ -10,14 +10,13 @@ use std::time::Duration;
 use clap::Args;
 use unanimous::files::Files;
 use unanimous::log::{FileLog, OpenError, ReadError, holder, read};
-use unanimous::postgres::tokio_postgres::{self, NoTls};
 use unanimous::postgres::{PostgresError, PostgresLog};
 use unanimous::sqlite::Sqlite;
 use unanimous::{Builder, Decision, InDoubt, TransactionManager};
 
 use crate::failure::{FOUND, Failure};
 use crate::output::say;
-use crate::stores::{Given, Store, StoreArgs, connection_string};
+use crate::stores::{Given, Store, StoreArgs, connection_string, decisions};
 
 /// How long the log may take to close.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -151,8 +150,9 @@ async fn open_node(url: &str, Which { node, take_over }: Which) -> Result<Postgr
     let failed = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(format!("can't open the decision log of the node {name:?}")).because(error)
     };
-    let nodes = nodes(&url).await.map_err(|error| failed(&*error))?;
-    if !nodes.contains(name) {
+    let nodes = decisions(&url)?.nodes().await.map_err(|error| failed(&error))?;
+    let nodes: Vec<&str> = nodes.iter().map(|node| node.node.as_str()).collect();
+    if !nodes.contains(&name.as_str()) {
         let known = if nodes.is_empty() { "none".to_owned() } else { nodes.join(", ") };
         return Err(Failure::new(format!("there is no node {name:?} in that database"))
             .hint(format!("the nodes that there are: {known}")));
@@ -170,20 +170,6 @@ async fn open_node(url: &str, Which { node, take_over }: Which) -> Result<Postgr
             failure
         }
     })
-}
-
-/// The nodes whose logs are in a database.
-async fn nodes(url: &str) -> Result<Vec<String>, Box<dyn std::error::Error>> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-    let driven = tokio::spawn(connection);
-    let there = client.query_one("SELECT to_regclass('unanimous.node') IS NOT NULL", &[]).await?;
-    let rows = match there.get(0) {
-        true => client.query("SELECT node FROM unanimous.node ORDER BY node", &[]).await?,
-        false => Vec::new(),
-    };
-    drop(client);
-    driven.abort();
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn register(builder: Builder, given: &Given) -> (Builder, Result<(), String>) {

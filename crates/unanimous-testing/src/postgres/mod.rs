@@ -30,6 +30,7 @@ mod database;
 mod error;
 mod owner;
 mod server;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,6 +47,7 @@ pub use binaries::binaries;
 pub use builder::Builder;
 pub use database::Database;
 pub use error::{Error, ErrorKind};
+pub use servers::Servers;
 
 use builder::{free_port, write_settings};
 use owner::{Owner, plain};
@@ -207,6 +209,31 @@ impl Cluster {
             thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    /// Makes a role, a superuser, that the server lets in with TLS only, by this certificate and its key (PEM).
+    ///
+    /// # Errors
+    ///
+    /// When the server does not run, has such a role, or does not take the certificate.
+    pub fn require_tls(&mut self, role: &str, certificate: &[u8], key: &[u8]) -> Result<(), Error> {
+        self.psql("postgres", &format!("create role \"{}\" superuser login", role.replace('"', "\"\"")))?;
+        let data = self.data();
+        for (name, content) in [("server.crt", certificate), ("server.key", key)] {
+            let path = data.join(name);
+            let written = fs::write(&path, content)
+                // The server refuses a key that others can read.
+                .and_then(|()| fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)))
+                .and_then(|()| self.home.owner.give(&path));
+            written.map_err(|error| Error::setup("write", &path, &error))?;
+        }
+        let access = data.join("pg_hba.conf");
+        let rules = fs::read_to_string(&access).and_then(|rules| {
+            let only = format!("hostssl all {role} 127.0.0.1/32 trust\nhost all {role} all reject\n");
+            fs::write(&access, only + &rules)
+        });
+        rules.map_err(|error| Error::setup("write", &access, &error))?;
+        self.set("ssl", "on")
     }
 
     /// Makes a primary of a standby, and waits until it is one.

@@ -23,7 +23,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use deadpool::managed::Object;
-use futures_util::TryFutureExt;
 use futures_util::future::join;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -41,6 +40,9 @@ use crate::sync::lock;
 
 /// How long a rollback may take before the session is ended instead: a statement of the work may be running still.
 const ROLLBACK_WAIT: Duration = Duration::from_millis(500);
+
+/// What is being done while `BEGIN` is out.
+pub(super) const BEGINNING: &str = "beginning the branch";
 
 /// Where the branch's connection comes from.
 pub(super) enum Link {
@@ -241,8 +243,7 @@ impl PostgresBranch {
         match begun.as_mut() {
             None => Ok(()),
             Some(answer) => {
-                const DOING: &str = "beginning the branch";
-                let answer = within(DOING, self.store.vote_timeout, answer.map_err(PostgresError::of(DOING))).await;
+                let answer = within(BEGINNING, self.store.vote_timeout, answer).await;
                 if answer.is_err() {
                     self.spoil();
                 }

@@ -265,22 +265,25 @@ impl Control {
         Ok(Finished::Done)
     }
 
-    /// Says it aloud where a branch that is decided to commit was rolled back by somebody else. To be asked when its server does not list
+    /// Says it aloud where a branch was finished by somebody else, and not as it is to be finished. To be asked when its server does not list
     /// the branch any more, by the transaction id that it was prepared under: for what was prepared that id is used up, so that it can't be
     /// another's (PostgreSQL 15, 9.27.9 for `pg_xact_status`). A server that was promoted meanwhile may have lost the branch, and given its
     /// transaction id to another: it is not asked.
-    pub(super) async fn look_for_heuristic(&self, branch: &BranchId, xid: &str) {
+    pub(super) async fn look_for_heuristic(&self, branch: &BranchId, how: Finish, xid: &str) {
         let asked = async {
             let session = self.session().await?;
             let server = session.who.server();
             if let Some(known) = self.known.get().filter(|known| known.server != server) {
-                tracing::error!(
-                    %branch,
-                    xid,
-                    "the branch is decided to commit, and its store does not list it; the store was promoted or restored (it is {server} and \
-                     was {}), and may have lost it: look whether its work is there (docs/operating/heuristics.md)",
-                    known.server
-                );
+                // What a rolled back branch lost there is no loss.
+                if how == Finish::Commit {
+                    tracing::error!(
+                        %branch,
+                        xid,
+                        "the branch is decided to commit, and its store does not list it; the store was promoted or restored (it is \
+                         {server} and was {}), and may have lost it: look whether its work is there (docs/operating/heuristics.md)",
+                        known.server
+                    );
+                }
                 self.give_back(session);
                 return Ok(None);
             }
@@ -289,16 +292,28 @@ impl Control {
             self.give_back(session);
             Ok::<_, PostgresError>(row(&answer).and_then(|row| row.get(0)).map(str::to_owned))
         };
-        match asked.await {
-            Ok(status) if status.as_deref() == Some("aborted") => tracing::error!(
+        let status = match asked.await {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::debug!(%branch, error = &error as &(dyn std::error::Error + 'static),
+                    "what became of a branch that is not listed any more can't be asked");
+                return;
+            }
+        };
+        match (how, status.as_deref()) {
+            (Finish::Commit, Some("aborted")) => tracing::error!(
                 %branch,
                 xid,
                 "heuristic rollback: the branch is decided to commit, and somebody rolled it back in its store; the transaction is \
                  torn, and what the branch did must be done again by hand (docs/operating/heuristics.md)"
             ),
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%branch, error = &error as &(dyn std::error::Error + 'static),
-                "what became of a branch that is not listed any more can't be asked"),
+            (Finish::Rollback, Some("committed")) => tracing::error!(
+                %branch,
+                xid,
+                "heuristic commit: the branch's transaction is aborted, and somebody committed the branch in its store; the transaction is \
+                 torn, and what the branch did must be undone by hand (docs/operating/heuristics.md)"
+            ),
+            _ => {}
         }
     }
 

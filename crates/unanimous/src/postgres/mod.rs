@@ -62,6 +62,7 @@ mod tls;
 mod writer;
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +77,7 @@ pub use join::JoinPostgres;
 pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
 pub use schema::schema_sql;
-pub use survey::{Lock, Survey, Surveyed, Waiting};
+pub use survey::{Lock, NodeLog, Survey, Surveyed, Waiting};
 /// The driver, whose client the application's work is given.
 pub use tokio_postgres;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
@@ -88,7 +89,7 @@ use unanimous_core::{
 
 use self::carrier::Decisions;
 use self::control::Finish;
-use self::session::{ByConfig, ByPool, Connect};
+use self::session::{ByConfig, ByPool, Connect, Session};
 use self::store::{Source, Store};
 
 /// A PostgreSQL database that takes part in transactions. Cheap to clone; all clones are one store.
@@ -334,10 +335,43 @@ impl Postgres {
         survey::unfinished_rows(&self.store.control, log).await
     }
 
+    /// The nodes whose decision logs ([`PostgresLog`]) are in this database, by name; none where there never was one. Only a look.
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read.
+    pub async fn nodes(&self) -> Result<Vec<NodeLog>, PostgresError> {
+        survey::nodes(&self.store.control).await
+    }
+
+    /// A connection to this database beside all transactions, made as the store's own are, TLS included. It reads only by default, and is
+    /// closed when it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the server can't be reached, or is not the store's primary.
+    pub async fn reader(&self) -> Result<Reader, PostgresError> {
+        self.store.control.session().await.map(|session| Reader { session })
+    }
+
     /// Closes the connections that are idle. Branches that are open go on to their end; decisions that are finished are still marked.
     pub fn close(&self) {
         self.store.flush_soon();
         self.store.close();
+    }
+}
+
+/// A connection that reads beside all transactions: [`Postgres::reader`]. Dereferences to the driver's client.
+#[derive(Debug)]
+pub struct Reader {
+    session: Session,
+}
+
+impl Deref for Reader {
+    type Target = tokio_postgres::Client;
+
+    fn deref(&self) -> &Self::Target {
+        self.session.client()
     }
 }
 

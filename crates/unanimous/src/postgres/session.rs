@@ -50,6 +50,8 @@ const GUARD: &str = "-c default_transaction_read_only=on";
 const CLEAN: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
+const CLEANING: &str = "cleaning a connection";
+
 /// What a server says of itself and of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Who {
@@ -198,15 +200,22 @@ impl Session {
     }
 
     /// Sends a batch and waits for nothing; what is sent later runs behind it. None where the session can't do that.
-    pub(super) fn send(&self, sql: String) -> Option<Sent> {
+    pub(super) fn send(&self, doing: &'static str, sql: String) -> Option<Sent> {
         let Line::Own { client, .. } = &self.line else { return None };
         let client = client.clone();
-        let mut answer: Sent = Box::pin(async move { client.batch_execute(&sql).await });
+        let mut answer: Sent =
+            Box::pin(async move { client.batch_execute(&sql).await.map_err(PostgresError::of(doing)) });
         // The first poll sends it.
-        Some(match answer.as_mut().now_or_never() {
-            None => answer,
-            Some(answer) => Box::pin(std::future::ready(answer)),
-        })
+        if let Some(answer) = answer.as_mut().now_or_never() {
+            return Some(Box::pin(std::future::ready(answer)));
+        }
+        // Taken in as it comes: an answer in several pieces that nobody takes in keeps back all that are behind it.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return Some(answer) };
+        let task = runtime.spawn(answer);
+        Some(Box::pin(async move {
+            let ended = |_| Err(PostgresError::NoAnswer { doing, waited: Duration::ZERO });
+            task.await.unwrap_or_else(ended)
+        }))
     }
 
     /// Whether no other client's work runs in it, whatever is between: its settings are ours to change.
@@ -232,12 +241,12 @@ impl Session {
         if self.shared {
             return;
         }
-        *lock(&self.cleaning) = self.send(CLEAN.to_owned());
+        *lock(&self.cleaning) = self.send(CLEANING, CLEAN.to_owned());
     }
 }
 
 /// The answer to a batch that was sent.
-pub(super) type Sent = BoxFuture<'static, Result<(), tokio_postgres::Error>>;
+pub(super) type Sent = BoxFuture<'static, Result<(), PostgresError>>;
 
 impl Drop for Session {
     fn drop(&mut self) {
@@ -378,10 +387,7 @@ impl managed::Manager for Sessions {
         }
         let cleaning = lock(&session.cleaning).take();
         if let Some(cleaning) = cleaning {
-            let cleaned = within("cleaning a connection", CONNECT_LIMIT, async {
-                cleaning.await.map_err(PostgresError::of("cleaning a connection"))
-            });
-            cleaned.await.map_err(RecycleError::Backend)?;
+            within(CLEANING, CONNECT_LIMIT, cleaning).await.map_err(RecycleError::Backend)?;
         }
         if let Some(warnings) = &session.warnings {
             warnings.clear();

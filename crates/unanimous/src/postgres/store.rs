@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use unanimous_core::{Branch, Capability, TransactionId};
 
-use super::branch::{Backend, Begun, Link, PostgresBranch};
+use super::branch::{BEGINNING, Backend, Begun, Link, PostgresBranch};
 use super::carrier::Decisions;
 use super::control::Control;
 use super::error::PostgresError;
@@ -106,7 +106,7 @@ impl Store {
                 if !session.who.guarded {
                     return self.begin_on(Link::Own(session), work, &begin).await;
                 }
-                let begun = session.send(begin);
+                let begun = session.send(BEGINNING, begin);
                 let backend = Backend { pid: session.who.pid, start: session.who.start.clone() };
                 let link = Link::Own(session);
                 Ok(PostgresBranch::new(link, Some(backend), self.clone(), work, begun))
@@ -183,9 +183,9 @@ impl Store {
         // From here on a dropped future drops the branch, which closes the session.
         let branch = PostgresBranch::new(link, None, self.clone(), work, None);
         // Asked within: behind a pooler another session may serve each transaction.
-        const DOING: &str = "beginning the branch";
         let sql = format!("{begin}; {WHO}");
-        let begun = within(DOING, self.vote_timeout, branch.simple_query(&sql).map_err(PostgresError::of(DOING)));
+        let begun =
+            within(BEGINNING, self.vote_timeout, branch.simple_query(&sql).map_err(PostgresError::of(BEGINNING)));
         let who = Who::parse(&begun.await?)?;
         branch.set_backend(Backend { pid: who.pid, start: who.start.clone() });
         match self.control.check(&who, warnings) {

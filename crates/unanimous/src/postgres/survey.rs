@@ -47,6 +47,16 @@ pub struct Surveyed {
     pub waiting: Vec<Waiting>,
 }
 
+/// A node whose decision log is in a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeLog {
+    /// The node's name.
+    pub node: String,
+    /// Its log, which its branches' ids name.
+    pub log: LogId,
+}
+
 /// A lock that a prepared transaction holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -179,6 +189,24 @@ pub(super) async fn unfinished_rows(control: &Control, log: LogId) -> Result<Vec
         Ok(Decided::Abort) | Err(_) => None,
     });
     Ok(records.collect())
+}
+
+/// The nodes whose decision logs are in the database, by name.
+pub(super) async fn nodes(control: &Control) -> Result<Vec<NodeLog>, PostgresError> {
+    let session = control.session().await?;
+    let mut nodes = Vec::new();
+    if schema::has(&session, "node").await? {
+        let query = "SELECT node, log FROM unanimous.node ORDER BY node";
+        let answer = ask(&session, "looking for decision logs", query).await.map_err(schema::may_not)?;
+        for row in rows(&answer) {
+            let text = |name: &str| row.get(name).unwrap_or_default();
+            let damaged =
+                || PostgresError::Damaged(format!("the node {:?} has the log {:?}", text("node"), text("log")));
+            nodes.push(NodeLog { node: text("node").to_owned(), log: text("log").parse().map_err(|_| damaged())? });
+        }
+    }
+    control.give_back(session);
+    Ok(nodes)
 }
 
 async fn look(control: &Control, query: &str) -> Result<Vec<decisions::Found>, PostgresError> {

@@ -11,6 +11,7 @@ mod facts;
 mod foreign;
 mod join;
 mod listener;
+mod network;
 mod notify;
 mod plain_thread;
 mod pools;

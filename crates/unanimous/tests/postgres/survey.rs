@@ -149,3 +149,23 @@ async fn a_branch_that_an_operator_rolled_back_after_the_decision_is_noticed() {
     }
     assert_eq!(values(&database), "commit");
 }
+
+/// The same, where the transaction aborts.
+#[tokio::test]
+async fn a_branch_that_an_operator_committed_although_it_aborts_is_noticed() {
+    let database = Cluster::shared().database().unwrap();
+    database.psql(TABLE).unwrap();
+    let store = store(&database);
+    let warnings = Warnings::collect();
+    for (sequence, act, heuristics) in [(1, "commit", 1), (2, "rollback", 0)] {
+        let id = BranchId { transaction: MemoryLog::new().owner().transaction(sequence), ..branch() };
+        let work = store.begin(&BranchContext::new(id.transaction), Default::default()).await.unwrap();
+        work.execute("insert into t (v) values ($1)", &[&act]).await.unwrap();
+        work.flush().await.unwrap();
+        work.prepare(&id).await.unwrap();
+        database.psql(&format!("{act} prepared '{id}'")).unwrap();
+        work.rollback().await.unwrap();
+        assert_eq!(warnings.with(&["ERROR", "heuristic commit", &id.to_string()]).len(), heuristics, "{act}");
+    }
+    assert_eq!(values(&database), "commit");
+}

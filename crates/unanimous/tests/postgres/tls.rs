@@ -16,7 +16,6 @@ fn what_asks_for_tls_is_told_that_there_is_none() {
 #[cfg(feature = "postgres-rustls")]
 mod rustls {
     use std::error::Error;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
     use std::path::Path;
     use std::process::Command;
 
@@ -32,23 +31,8 @@ mod rustls {
     /// A server with the certificate, and a string for a role that it lets in with TLS only.
     fn cluster() -> (Cluster, String) {
         let mut cluster = Cluster::start().unwrap();
-        cluster.psql("postgres", "create role secured superuser login").unwrap();
-        let data = cluster.data();
-        let owner = std::fs::metadata(&data).unwrap();
-        let files: [(&str, &[u8]); 2] =
-            [("server.crt", include_bytes!("tls/server.pem")), ("server.key", include_bytes!("tls/server.key"))];
-        for (name, content) in files {
-            let path = data.join(name);
-            std::fs::write(&path, content).unwrap();
-            // The server refuses a key that others can read.
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-            chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
-        }
-        let access = data.join("pg_hba.conf");
-        let rules = std::fs::read_to_string(&access).unwrap();
-        let only = "hostssl all secured 127.0.0.1/32 trust\nhost all secured all reject\n";
-        std::fs::write(&access, format!("{only}{rules}")).unwrap();
-        cluster.set("ssl", "on").unwrap();
+        let (certificate, key) = (include_bytes!("tls/server.pem"), include_bytes!("tls/server.key"));
+        cluster.require_tls("secured", certificate, key).unwrap();
         let url = cluster.url_as("secured", "postgres");
         (cluster, url)
     }

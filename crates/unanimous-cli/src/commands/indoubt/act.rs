@@ -61,14 +61,14 @@ impl Stand {
 
 impl Arguments {
     pub(super) async fn run(self, act: Act) -> Result<ExitCode, Failure> {
-        let Self { id, what: What { log, stores }, record, yes } = self;
+        let Self { id, what: What { log, log_postgres, stores }, record, yes } = self;
         let branch: BranchId = id.parse().map_err(|error| {
             Failure::new("that is no branch of ours")
                 .because(&error)
                 .hint("`unanimous indoubt` prints the ids of branches; another program's transaction is finished with that program, or by hand in its database")
         })?;
         let given = stores.given()?;
-        let picture = Picture::take(&given, log.as_deref()).await?;
+        let picture = Picture::take(&given, log.as_deref(), log_postgres.as_deref()).await?;
         let (place, finding) = find(&branch, &picture)?;
         let stand = Stand::of(act, &finding.decision);
         let store = picture.stores[place].state.as_ref().map(|content| content.store.to_string()).unwrap_or_default();

@@ -92,6 +92,16 @@ pub(super) enum Row {
     None,
 }
 
+impl From<Option<Known>> for Row {
+    fn from(found: Option<Known>) -> Self {
+        match found {
+            Some(Known::Commit(record)) => Row::Commit(record),
+            Some(_) => Row::Abort,
+            None => Row::None,
+        }
+    }
+}
+
 pub(super) async fn look(given: &Given) -> Seen {
     let state = match &given.store {
         Store::Postgres(postgres) => look_at_postgres(postgres).await,
@@ -225,11 +235,7 @@ impl Content {
             Rows::None => None,
             Rows::Postgres(postgres) => {
                 let found = postgres.decision_row(transaction).await;
-                Some(found.map_err(|error| chain(&error)).map(|found| match found {
-                    Some(Known::Commit(record)) => Row::Commit(record),
-                    Some(_) => Row::Abort,
-                    None => Row::None,
-                }))
+                Some(found.map_err(|error| chain(&error)).map(Row::from))
             }
             Rows::Sqlite(database) => Some(sqlite_row(database, transaction).map_err(|error| chain(&*error))),
         }

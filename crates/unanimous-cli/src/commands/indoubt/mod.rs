@@ -10,6 +10,7 @@ mod look;
 mod told;
 mod why;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,10 +20,10 @@ use unanimous::log::{ReadError, holder, read};
 use unanimous::{DeciderId, DecisionRecord, StoreId};
 
 use self::look::{Listed, Row, Seen, look};
-use self::why::{Finding, Log, Rows, why};
+use self::why::{Finding, Log, Rows, Shared, why};
 use crate::failure::{FOUND, Failure};
 use crate::operator::{self, Records};
-use crate::stores::{Given, StoreArgs};
+use crate::stores::{Given, StoreArgs, connection_string, decisions};
 
 /// Between two looks at a running process's branches: most of them are gone by then, since they were never stuck.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -50,8 +51,11 @@ pub(crate) struct InDoubt {
 #[derive(Debug, Args)]
 struct What {
     /// The decision log's folder; without it no decision can be told
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "log_postgres")]
     log: Option<PathBuf>,
+    /// The database that the decision log is in, where it is in one; env:VARIABLE takes the connection string from the environment
+    #[arg(long, value_name = "URL")]
+    log_postgres: Option<String>,
     #[command(flatten)]
     stores: StoreArgs,
 }
@@ -76,14 +80,14 @@ impl InDoubt {
 }
 
 async fn list(what: What, json: bool) -> Result<ExitCode, Failure> {
-    let What { log, stores } = what;
+    let What { log, log_postgres, stores } = what;
     if stores.is_empty() {
         return Err(Failure::new("no store was given to look at").hint(
             "unanimous indoubt --log DIR --postgres 'orders=host=... dbname=...' --files receipts=DIR; each store that the application has",
         ));
     }
     let given = stores.given()?;
-    let picture = Picture::take(&given, log.as_deref()).await?;
+    let picture = Picture::take(&given, log.as_deref(), log_postgres.as_deref()).await?;
     if json {
         told::json(&picture);
     } else {
@@ -95,6 +99,7 @@ async fn list(what: What, json: bool) -> Result<ExitCode, Failure> {
 /// Everything that was seen, and what follows from it.
 struct Picture {
     log: Option<Log>,
+    shared: Option<Shared>,
     stores: Vec<Seen>,
     /// For each store that answered its branches, with what follows for each.
     findings: Vec<Vec<(Listed, Finding)>>,
@@ -110,14 +115,16 @@ struct Unfinished {
 }
 
 impl Picture {
-    async fn take(given: &[Given], path: Option<&Path>) -> Result<Self, Failure> {
+    async fn take(given: &[Given], path: Option<&Path>, url: Option<&str>) -> Result<Self, Failure> {
         // The decisions last, as recovery does: what is listed and not decided then was not decided before.
         let mut stores = Vec::new();
         for given in given {
             stores.push(look(given).await);
         }
         let mut log = path.map(open).transpose()?;
-        let live = log.as_ref().is_some_and(|log| log.holder.is_some());
+        let mut shared = shared(url).await?;
+        // Whether a node's process lives can't be seen from here.
+        let live = shared.is_some() || log.as_ref().is_some_and(|log| log.holder.is_some());
         if live && stores.iter().any(|seen| seen.state.as_ref().is_ok_and(|content| !content.branches.is_empty())) {
             tokio::time::sleep(PAUSE).await;
             let first = stores;
@@ -131,6 +138,9 @@ impl Picture {
             }
             log = path.map(open).transpose()?;
         }
+        if let Some(shared) = &mut shared {
+            shared.read(&stores).await?;
+        }
         let records = path.map(records).transpose()?.unwrap_or_default();
         let branches = |seen: &Seen| -> Vec<Listed> {
             seen.state.as_ref().map(|content| content.branches.clone()).unwrap_or_default()
@@ -140,14 +150,14 @@ impl Picture {
             .iter()
             .map(|seen| {
                 let found = branches(seen).into_iter().map(|listed| {
-                    let finding = why(&listed, log.as_ref(), &stores, &rows);
+                    let finding = why(&listed, log.as_ref(), shared.as_ref(), &stores, &rows);
                     (listed, finding)
                 });
                 found.collect()
             })
             .collect();
         let waiting = unfinished(log.as_ref(), &stores).await?;
-        Ok(Self { log, stores, findings, waiting, records })
+        Ok(Self { log, shared, stores, findings, waiting, records })
     }
 
     fn in_doubt(&self) -> usize {
@@ -161,6 +171,36 @@ impl Picture {
     fn is_clean(&self) -> bool {
         let sound = self.log.as_ref().is_none_or(|log| log.view.verify().is_sound());
         sound && self.in_doubt() + self.down() + self.waiting.len() == 0
+    }
+}
+
+/// The log in a database, and its nodes.
+async fn shared(url: Option<&str>) -> Result<Option<Shared>, Failure> {
+    let Some(url) = url else { return Ok(None) };
+    let database = decisions(&connection_string(url, "the decision log")?)?;
+    let nodes = database.nodes().await.map_err(|error| unreadable(&error))?;
+    if nodes.is_empty() {
+        return Err(Failure::new("there is no decision log in that database")
+            .hint("give the database that the application opens its log in: --log-postgres URL"));
+    }
+    Ok(Some(Shared { database, nodes, rows: BTreeMap::new() }))
+}
+
+fn unreadable(error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::new("can't read the decision log").because(error)
+}
+
+impl Shared {
+    /// What it says of the branches that are listed and are of its nodes.
+    async fn read(&mut self, stores: &[Seen]) -> Result<(), Failure> {
+        let contents = stores.iter().filter_map(|seen| seen.state.as_ref().ok());
+        for transaction in contents.flat_map(|content| &content.branches).map(|listed| listed.branch.transaction) {
+            if self.node(transaction.log).is_some() && !self.rows.contains_key(&transaction) {
+                let row = self.database.decision_row(transaction).await.map_err(|error| unreadable(&error))?;
+                self.rows.insert(transaction, row.into());
+            }
+        }
+        Ok(())
     }
 }
 

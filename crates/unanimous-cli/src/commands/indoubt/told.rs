@@ -8,15 +8,16 @@ use serde_json::{Value, json};
 use unanimous::postgres::{Lock, Waiting};
 
 use super::look::{Listed, Other, Seen};
-use super::why::{Decision, Finding, Log, who};
+use super::why::{Decision, Finding, Log, Shared, who};
 use super::{Picture, Unfinished};
 use crate::output::say;
 use crate::time::utc;
 
 pub(super) fn text(picture: &Picture) {
-    match &picture.log {
-        Some(log) => say(log_text(log)),
-        None => say("no decision log was given: what is decided can't be told"),
+    match (&picture.log, &picture.shared) {
+        (Some(log), _) => say(log_text(log)),
+        (None, Some(shared)) => say(format!("logs in a database, of the nodes {}", nodes(shared).join(", "))),
+        (None, None) => say("no decision log was given: what is decided can't be told"),
     }
     for (seen, findings) in picture.stores.iter().zip(&picture.findings) {
         let content = match &seen.state {
@@ -58,6 +59,10 @@ pub(super) fn text(picture: &Picture) {
         picture.waiting.len(),
         picture.down(),
     ));
+}
+
+fn nodes(shared: &Shared) -> Vec<&str> {
+    shared.nodes.iter().map(|node| node.node.as_str()).collect()
 }
 
 fn log_text(log: &Log) -> String {
@@ -132,6 +137,9 @@ pub(super) fn json(picture: &Picture) {
             "sound": log.view.verify().is_sound(),
         })
         .to_string());
+    }
+    if let Some(shared) = &picture.shared {
+        say(json!({ "kind": "log", "nodes": nodes(shared) }).to_string());
     }
     for (seen, findings) in picture.stores.iter().zip(&picture.findings) {
         say(store_json(seen).to_string());

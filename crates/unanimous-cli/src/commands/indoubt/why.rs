@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 
 use unanimous::log::{Holder, LogView};
-use unanimous::{BranchId, DeciderId, DecisionRecord, HoldReason, Known, StoreId, TransactionId};
+use unanimous::postgres::{NodeLog, Postgres};
+use unanimous::{BranchId, DeciderId, DecisionRecord, HoldReason, Known, LogId, StoreId, TransactionId};
 
 use super::look::{Listed, Row, Seen};
 
@@ -20,6 +21,22 @@ pub(super) type Rows = BTreeMap<TransactionId, Option<Result<Row, String>>>;
 pub(super) struct Log {
     pub(super) view: LogView,
     pub(super) holder: Option<Holder>,
+}
+
+/// The decision logs in a database, one for each node.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) database: Postgres,
+    pub(super) nodes: Vec<NodeLog>,
+    /// What they say of the transactions that are theirs.
+    pub(super) rows: BTreeMap<TransactionId, Row>,
+}
+
+impl Shared {
+    /// Whose log it is.
+    pub(super) fn node(&self, log: LogId) -> Option<&str> {
+        self.nodes.iter().find(|node| node.log == log).map(|node| node.node.as_str())
+    }
 }
 
 /// What is known of a branch's decision.
@@ -78,7 +95,13 @@ pub(super) fn who(holder: Holder) -> String {
 }
 
 /// Why a branch that a store lists is in doubt.
-pub(super) fn why(listed: &Listed, log: Option<&Log>, stores: &[Seen], rows: &Rows) -> Finding {
+pub(super) fn why(
+    listed: &Listed,
+    log: Option<&Log>,
+    shared: Option<&Shared>,
+    stores: &[Seen],
+    rows: &Rows,
+) -> Finding {
     let branch = &listed.branch;
     if let Some(at) = listed.decided {
         return finding(
@@ -86,6 +109,12 @@ pub(super) fn why(listed: &Listed, log: Option<&Log>, stores: &[Seen], rows: &Ro
             "decided to commit by its own store, which has not completed it",
             "whoever uses the store next completes it, the application or `unanimous recover`; where that fails, it says why",
         );
+    }
+    if branch.decider == DeciderId::Log
+        && let Some(shared) = shared
+        && let (Some(node), Some(row)) = (shared.node(branch.transaction.log), shared.rows.get(&branch.transaction))
+    {
+        return by_node(branch, node, row);
     }
     let own = log.map(|log| log.view.history().log());
     if branch.decider == DeciderId::Log
@@ -95,20 +124,51 @@ pub(super) fn why(listed: &Listed, log: Option<&Log>, stores: &[Seen], rows: &Ro
         return by_shared_log(branch, row);
     }
     let Some(log) = log else {
+        if shared.is_some() && branch.decider == DeciderId::Log {
+            return foreign(branch);
+        }
         return finding(Decision::Unknown, "no decision log was given", "give the application's log: --log DIR");
     };
     let own = log.view.history().log();
     if branch.transaction.log != own {
-        let its = branch.transaction.log;
-        return finding(
-            Decision::Unknown,
-            HoldReason::ForeignLog.to_string(),
-            format!("leave it to the application whose log is {its}; look with that log to see more"),
-        );
+        return foreign(branch);
     }
     match &branch.decider {
         DeciderId::Log => by_log(branch, log),
         DeciderId::Store(store) => by_store(branch, store, log, stores, rows),
+    }
+}
+
+fn foreign(branch: &BranchId) -> Finding {
+    let its = branch.transaction.log;
+    finding(
+        Decision::Unknown,
+        HoldReason::ForeignLog.to_string(),
+        format!("leave it to the application whose log is {its}; look with that log to see more"),
+    )
+}
+
+/// The log that was given has a row for each of its decisions.
+fn by_node(branch: &BranchId, node: &str, row: &Row) -> Finding {
+    let does = |what: &str| {
+        format!(
+            "the node {node:?} {what} by itself, at its start at the latest; where it does not come back: `unanimous recover --log-postgres URL --take-over {node}`"
+        )
+    };
+    match row {
+        Row::Commit(record) if lists(record, branch) => finding(
+            Decision::Commit { at: record.decided_at, note: record.note.to_string() },
+            format!("decided to commit by the node {node:?}, and its store has not finished it"),
+            does("commits it"),
+        ),
+        Row::Commit(_) => not_listed(),
+        Row::Abort => finding(Decision::Abort, format!("decided to abort by the node {node:?}"), does("rolls it back")),
+        // No presumption: only who fences the node can tell that it never will.
+        Row::None => finding(
+            Decision::None,
+            format!("the node {node:?} has not decided it: it may still do so where its process lives"),
+            does("ends it"),
+        ),
     }
 }
 

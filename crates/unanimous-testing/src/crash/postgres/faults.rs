@@ -1,4 +1,4 @@
-//! The faults, and the two servers that they are done to.
+//! The faults that are done to demo and servers.
 //!
 //! Must not know what must hold after them.
 
@@ -8,17 +8,14 @@ use std::time::Duration;
 
 use crate::crash::other;
 use crate::demo::Demo;
-use crate::postgres::Cluster;
+use crate::postgres::Servers;
 use crate::rng::Rng;
 
 /// What a listener calls itself, so that the demo's sessions can be told from it.
 pub(super) const LISTENER: &str = "crash listener";
 
-const DATABASES: [&str; 2] = ["orders", "invoices"];
-
-/// The servers: of the orders, and of the invoices.
-#[derive(Debug)]
-pub(super) struct Servers([Cluster; 2]);
+/// On the servers: of the orders, and of the invoices.
+pub(super) const DATABASES: [&str; 2] = ["orders", "invoices"];
 
 /// What is done to demo and servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,76 +68,35 @@ impl Fault {
         match self {
             Self::KillDemo => demo.kill(),
             Self::StopServer(server) => {
-                servers.0[server].stop_immediate().map_err(other)?;
+                servers.stop_immediate(server).map_err(other)?;
                 thread::sleep(down);
-                servers.restart()
+                servers.restart().map_err(other)
             }
             Self::StopBoth => {
                 let order = if rng.chance(1, 2) { [0, 1] } else { [1, 0] };
                 for server in order {
-                    servers.0[server].stop_immediate().map_err(other)?;
+                    servers.stop_immediate(server).map_err(other)?;
                 }
                 thread::sleep(down);
-                servers.restart()
+                servers.restart().map_err(other)
             }
             Self::TerminateSome => {
                 // Several times, since one of few sessions is rarely in the middle of something.
                 for _ in 0..rng.between(1, 6) {
-                    servers.terminate(usize::from(rng.chance(1, 2)), "random() < 0.3")?;
+                    servers.terminate(usize::from(rng.chance(1, 2)), "random() < 0.3").map_err(other)?;
                     thread::sleep(down / 20);
                 }
                 Ok(())
             }
             Self::TerminateAll => {
-                servers.terminate(0, "true")?;
-                servers.terminate(1, "true")
+                servers.terminate(0, "true").map_err(other)?;
+                servers.terminate(1, "true").map_err(other)
             }
             Self::StopServerAndKillDemo(server) => {
-                servers.0[server].stop_immediate().map_err(other)?;
+                servers.stop_immediate(server).map_err(other)?;
                 thread::sleep(down / 4);
                 demo.kill()
             }
         }
-    }
-}
-
-impl Servers {
-    pub(super) fn new(clusters: [Cluster; 2]) -> Self {
-        Self(clusters)
-    }
-
-    pub(super) fn url(&self, server: usize) -> String {
-        self.0[server].url(DATABASES[server])
-    }
-
-    /// Starts those that don't run.
-    pub(super) fn restart(&mut self) -> io::Result<()> {
-        for cluster in self.0.iter_mut().filter(|cluster| cluster.pid().is_none()) {
-            cluster.restart().map_err(other)?;
-        }
-        Ok(())
-    }
-
-    /// Statements in the database of the orders.
-    pub(super) fn orders(&self, sql: &str) -> io::Result<String> {
-        self.0[0].psql(DATABASES[0], sql).map_err(other)
-    }
-
-    /// What is prepared on both, whoever's and in whatever database.
-    pub(super) fn prepared(&self) -> io::Result<Vec<String>> {
-        let mut all = Vec::new();
-        for cluster in &self.0 {
-            let gids = cluster.psql("postgres", "select gid from pg_prepared_xacts").map_err(other)?;
-            all.extend(gids.lines().map(str::to_owned));
-        }
-        Ok(all)
-    }
-
-    fn terminate(&self, server: usize, which: &str) -> io::Result<()> {
-        let sql = format!(
-            "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() \
-             and backend_type = 'client backend' and pid <> pg_backend_pid() and application_name <> '{LISTENER}' and {which}"
-        );
-        self.0[server].psql(DATABASES[server], &sql).map(drop).map_err(other)
     }
 }

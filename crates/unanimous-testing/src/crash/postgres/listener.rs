@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::{AsyncMessage, Config, NoTls};
 
-use super::faults::{LISTENER, Servers};
+use super::faults::LISTENER;
+use crate::postgres::Servers;
 
 const CHANNEL: &str = "orders";
 const PAUSE: Duration = Duration::from_millis(10);
@@ -77,7 +78,7 @@ impl Listener {
         let start = Instant::now();
         loop {
             let word = format!("caught up? {}", self.0.said.fetch_add(1, Ordering::Relaxed));
-            let said = servers.orders(&format!("select pg_notify('{CHANNEL}', '{word}')"));
+            let said = servers.psql(0, &format!("select pg_notify('{CHANNEL}', '{word}')"));
             let until = Instant::now() + Duration::from_secs(1);
             let mut sessions = self.0.lock();
             while said.is_ok() {

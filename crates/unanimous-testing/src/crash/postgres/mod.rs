@@ -26,9 +26,9 @@ use super::ledger::Ledger;
 use super::{Summary, load, other, read};
 use crate::client::Client;
 use crate::demo::{Demo, Place};
-use crate::postgres::Cluster;
+use crate::postgres::{Cluster, Servers};
 use crate::rng::Rng;
-use faults::{Fault, Servers};
+use faults::{DATABASES, Fault, LISTENER};
 use listener::Listener;
 use notifications::Delivered;
 
@@ -98,12 +98,9 @@ struct Rounds<'p> {
 
 impl<'p> Rounds<'p> {
     fn new(plan: &'p Plan) -> io::Result<Self> {
-        let start = |name: &str, database: &str| {
-            let cluster = Cluster::builder().folder(plan.folder.join(name)).start().map_err(other)?;
-            cluster.create_database(database).map_err(other)?;
-            Ok::<_, io::Error>(cluster)
-        };
-        let servers = Servers::new([start("postgres-1", "orders")?, start("postgres-2", "invoices")?]);
+        let start = |name: &str| Cluster::builder().folder(plan.folder.join(name)).start().map_err(other);
+        let clusters = [start("postgres-1")?, start("postgres-2")?];
+        let servers = Servers::new(clusters, &DATABASES).map_err(other)?.sparing(LISTENER);
         let urls = [servers.url(0), servers.url(1)];
         let place = Place::new(&plan.binary, plan.folder.join("data")).postgres(urls);
         let mut summary = PostgresSummary::default();
@@ -149,7 +146,7 @@ impl<'p> Rounds<'p> {
             if fault.kills_the_demo() {
                 self.summary.orders.kills += 1;
                 if !fault.leaves_a_server_down() {
-                    self.summary.left += self.servers.prepared()?.len();
+                    self.summary.left += self.servers.prepared().map_err(other)?.len();
                 }
                 self.demo = started(&self.place, &mut self.summary.orders)?;
             } else {
@@ -157,7 +154,7 @@ impl<'p> Rounds<'p> {
             }
             // A demo that was started without a server has to do without it for a while.
             thread::sleep(if fault.leaves_a_server_down() { after } else { Duration::ZERO });
-            self.servers.restart()?;
+            self.servers.restart().map_err(other)?;
             last_fault = Instant::now();
         }
         let Some((_, client)) = &self.demo else { return Ok(false) };
@@ -224,7 +221,7 @@ fn finished(
     violations: &mut Vec<String>,
 ) -> io::Result<Duration> {
     loop {
-        let prepared = servers.prepared()?;
+        let prepared = servers.prepared().map_err(other)?;
         let late = last_fault.elapsed() > FINISHED;
         if prepared.is_empty() {
             let output = place.check().map_err(other)?;

@@ -14,8 +14,9 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use super::faults::Servers;
 use super::listener::{Listener, Session};
+use crate::crash::other;
+use crate::postgres::Servers;
 
 /// The deliveries, and the trigger that writes them down.
 const WATCH: &str = "
@@ -46,8 +47,8 @@ pub(super) struct Delivered {
 impl Delivered {
     /// Begins to watch. The outbox must be there.
     pub(super) fn watch(servers: &Servers) -> io::Result<Self> {
-        servers.orders(WATCH)?;
-        let ids = servers.orders("select id from unanimous_demo.orders")?;
+        servers.psql(0, WATCH).map_err(other)?;
+        let ids = servers.psql(0, "select id from unanimous_demo.orders").map_err(other)?;
         Ok(Self { seen: ids.lines().filter_map(|id| id.parse().ok()).collect(), ..Self::default() })
     }
 
@@ -61,13 +62,19 @@ impl Delivered {
         caught_up: bool,
     ) -> io::Result<Vec<String>> {
         let last = self.all.last().map_or(0, |(n, _)| *n);
-        let fresh = servers.orders(&format!("select n, payload from crash.delivered where n > {last} order by n"))?;
+        let fresh = servers
+            .psql(0, &format!("select n, payload from crash.delivered where n > {last} order by n"))
+            .map_err(other)?;
         for line in fresh.lines() {
             let (n, payload) = line.split_once('|').unwrap_or_default();
             self.all.push((n.parse().map_err(io::Error::other)?, payload.to_owned()));
         }
-        let kept: BTreeSet<String> =
-            servers.orders("select payload from unanimous.outbox")?.lines().map(str::to_owned).collect();
+        let kept: BTreeSet<String> = servers
+            .psql(0, "select payload from unanimous.outbox")
+            .map_err(other)?
+            .lines()
+            .map(str::to_owned)
+            .collect();
         let mut violations = Vec::new();
         if !caught_up {
             violations.push("the listener heard nothing of what was said to it".to_owned());

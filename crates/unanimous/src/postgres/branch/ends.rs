@@ -28,8 +28,8 @@ impl PostgresBranch {
     /// On one of recovery's connections.
     async fn finish_elsewhere(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
         let finished = self.store.control.finish(id, how).await?;
-        if let (Finished::Absent, Finish::Commit, Some(xid)) = (finished, how, self.xid.get()) {
-            self.store.control.look_for_heuristic(id, xid).await;
+        if let (Finished::Absent, Some(xid)) = (finished, self.xid.get()) {
+            self.store.control.look_for_heuristic(id, how, xid).await;
         }
         Ok(())
     }
@@ -201,7 +201,7 @@ impl PostgresBranch {
                 }
                 let backend = self.backend.get().expect("a vote is sent after BEGIN was answered");
                 self.store.control.terminate(backend).await?;
-                self.store.control.finish(&id, Finish::Rollback).await?;
+                self.finish_elsewhere(&id, Finish::Rollback).await?;
             }
         }
         *lock(&self.stage) = Stage::RolledBack;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use unanimous::postgres::tokio_postgres::{self, Client, NoTls};
+use unanimous::postgres::{Postgres, Reader, tokio_postgres};
 use unanimous::sqlite::rusqlite::{self, Connection, OpenFlags, OptionalExtension as _};
 
 use crate::commands::demo::order::Order;
@@ -35,7 +35,7 @@ pub(super) struct Databases {
 
 struct Database {
     part: &'static str,
-    client: Client,
+    client: Reader,
     /// The rows' table.
     table: &'static str,
 }
@@ -149,13 +149,11 @@ impl Database {
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT);
         }
-        let (client, connection) = config.connect(NoTls).await.map_err(|error| {
+        let client = Postgres::builder(part, config).build().reader().await.map_err(|error| {
             Failure::new(format!("can't reach the database of the {part}"))
                 .because(&error)
                 .hint("start its server; what is in doubt there is only known when it runs")
         })?;
-        // It ends with the client; what goes wrong on it is told by the statement that it went wrong in.
-        tokio::spawn(connection);
         let database = Self { part, client, table };
         // What is read must be all that is committed: a standby may be behind, and lists no prepared branches.
         if database.flag("SELECT pg_is_in_recovery()").await? {
