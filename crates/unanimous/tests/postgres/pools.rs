@@ -53,6 +53,27 @@ async fn a_connection_left_inside_a_transaction_is_refused_and_discarded() {
     assert_eq!(values(&pair.orders), "ours", "what was left was not committed by us");
 }
 
+/// Nobody has ended it, as where its task was dropped: what it had begun is not the next user's.
+#[tokio::test]
+async fn a_branch_that_is_dropped_without_an_end_leaves_no_transaction_in_its_pool() {
+    let pair = Pair::new();
+    let pool = pool(&pair.orders, 1);
+    let store = Postgres::new("orders", pool.clone());
+    let transaction = MemoryLog::new().owner().transaction(1);
+    let branch = store.begin(&BranchContext::new(transaction), PostgresOptions::new()).await.unwrap();
+    branch.batch_execute("insert into t (v) values ('a')").await.unwrap();
+    drop(branch);
+    let object = pool.get().await.unwrap();
+    let inside: bool = object
+        .query_one("select coalesce(current_setting('unanimous.branch', true), '') <> ''", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert!(!inside, "the next user is inside of its transaction");
+    object.batch_execute("commit").await.unwrap();
+    assert_eq!(values(&pair.orders), "");
+}
+
 /// It comes back outside of any transaction, or not at all.
 #[tokio::test]
 async fn what_comes_back_to_the_pool_is_outside_of_any_transaction() {
