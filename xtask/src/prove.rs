@@ -114,7 +114,7 @@ fn planted_bugs(prove: &Prove, figures: &mut Figures) -> Result<(u64, u64), Stri
     let which = match &prove.mutant {
         Some(name) => Which::Named(name.clone()),
         None if prove.quick => Which::Quick(prove.seed),
-        None => Which::All,
+        None => Which::ALL,
     };
     let tried = mutants::run(&which)?;
     for violation in &tried.violations {
