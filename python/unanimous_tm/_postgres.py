@@ -220,10 +220,8 @@ class DataManager:
         if who is None and self._driver.is_idle():
             who = _known[self.conn] = tuple(self._driver.ask(_core.postgres_who_sql()))
         if who is not None:
-            system, database, role, replicas = who
+            system, database, role, _replicas = who
             self.unanimous_resource = _core.postgres_resource(system, database, role)
-            if replicas:
-                self._driver.watch()
 
     def notify(self, asked: list[Notification]) -> None:
         """Notifies when the transaction has committed."""
@@ -241,7 +239,7 @@ class DataManager:
         if not self.conn.closed:
             self._state = _VOTING
         try:
-            self._driver.run(vote)
+            warning = self._driver.vote(vote)
         except BaseException as error:
             code = self._driver.sqlstate(error)
             if self._driver.is_open() or (code is not None and not self._driver.is_lost(error)):
@@ -255,7 +253,6 @@ class DataManager:
                 ) from error
             raise
         self._state = _PREPARED
-        warning = self._driver.take_warning()
         if warning is not None:
             raise BranchError(f"the vote may not be on a replica that it must be on: {warning}")
 
