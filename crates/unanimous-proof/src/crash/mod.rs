@@ -306,16 +306,17 @@ impl Block<'_> {
         loop {
             let (in_doubt, working) = (self.in_doubt()?, self.left_sessions()?);
             let took = begun.elapsed();
-            if in_doubt == 0 && working == 0 {
-                self.sum.longest = self.sum.longest.max(took);
-                return Ok(took);
-            }
+            // Too late is too late, also where it has come to rest in the meantime.
             if took > REST {
                 let prepared = self.servers.prepared().map_err(text)?;
                 self.violations.push(format!(
                     "{took:?} after the last fault {in_doubt} branches are in doubt, in the databases {prepared:?}, \
                      and {working} sessions of killed programs work"
                 ));
+                return Ok(took);
+            }
+            if in_doubt == 0 && working == 0 {
+                self.sum.longest = self.sum.longest.max(took);
                 return Ok(took);
             }
             thread::sleep(STEP);
