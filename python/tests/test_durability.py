@@ -508,6 +508,35 @@ def test_an_interrupt_in_the_second_phase_is_raised_when_all_is_committed(config
     assert orders.prepared() == billing.prepared() == []
 
 
+def test_a_branch_that_its_connection_could_not_commit_is_its_resources_from_then_on(tmp_path, configured, orders, billing, monkeypatch):
+    role = f"r{orders.table}"
+    orders.execute(f"create role {role} superuser login")
+    as_role = psycopg2.extensions.make_dsn(orders.url, user=role)
+    resources = {"orders": as_role, "billing": billing.url}
+    unanimous_tm.configure(log=tmp_path / "decisions", resources=resources, phase_two_wait=0.5)
+    orders.insert(unanimous_tm.psycopg2.join(as_role), 1)
+    billing.insert(unanimous_tm.psycopg2.join(billing.url), 1)
+    manager = next(one for one in transaction.get()._resources if one.unanimous_resource == "orders")
+    called = []
+
+    def fails():
+        called.append(1)
+        orders.execute(f"alter role {role} nologin")
+        orders.execute(f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = '{role}'")
+        raise psycopg2.OperationalError("the connection is gone")
+
+    monkeypatch.setattr(manager, "commit_branch", fails)
+    monkeypatch.setattr(manager, "start_commit", lambda: None)
+    try:
+        transaction.commit()
+        assert billing.values() == [1] and orders.values() == []
+    finally:
+        orders.execute(f"alter role {role} login")
+    assert until(lambda: orders.values() == [1])
+    assert called == [1]
+    assert orders.prepared() == []
+
+
 # Resources that can't be reached, or are not configured any more.
 
 NOWHERE = "host=127.0.0.1 port=1 user=nobody"
