@@ -461,6 +461,29 @@ def test_a_resource_alone_that_does_not_prepare_has_aborted(configured, orders, 
     assert orders.values() == [] and orders.prepared() == []
 
 
+def test_a_connection_is_given_back_once_where_its_rollback_fails(configured, orders):
+    """Somebody has rolled back what was prepared: the connection is still the application's."""
+    configured({"orders": orders.url})
+    with contextlib.closing(psycopg2.connect(orders.url)) as conn:
+        unanimous_tm.psycopg2.join(conn)
+        orders.insert(conn, 1)
+        (manager,) = transaction.get()._resources
+        prepare = manager.prepare_branch
+
+        def prepared_and_gone(gid):
+            prepare(gid)
+            orders.execute(f"rollback prepared '{gid}'")
+            raise ValueError("no")
+
+        manager.prepare_branch = prepared_and_gone
+        with pytest.raises(ValueError, match="no"):
+            transaction.commit()
+        transaction.abort()
+        orders.insert(conn, 2)
+        conn.commit()
+    assert orders.values() == [2]
+
+
 def test_a_resource_alone_is_tried_again_after_a_serialization_failure_of_its_vote(configured, orders):
     configured({"orders": orders.url})
     orders.execute(f"insert into {orders.table} values (1), (2)")
