@@ -109,6 +109,53 @@ fn finished_ones_go_and_leave_a_floor() {
     assert_eq!(history.lookup(transaction(2, 1)), Known::Abort, "a floor is its incarnation's own");
 }
 
+/// What is exactly at a bound is within it: the horizon, the space, the quarter of it that incarnations take.
+#[test]
+fn bounds_are_inclusive() {
+    let mut history = History::new(LOG);
+    begin(&mut history, 1, 0);
+    for (sequence, at) in [(1, 100), (2, 200)] {
+        commit(&mut history, transaction(1, sequence));
+        finish(&mut history, transaction(1, sequence), at);
+    }
+    assert_eq!(history.retain(300, Duration::from_micros(200), usize::MAX), Retained::default(), "at the horizon");
+    assert_eq!(history.retain(300, FOR_EVER, history.bytes()), Retained::default(), "it fills the space");
+    assert_eq!(history.retain(301, Duration::from_micros(200), usize::MAX).expired, 1);
+
+    let mut history = History::new(LOG);
+    for counter in 1..=4 {
+        begin(&mut history, counter, 0);
+    }
+    assert_eq!(history.retain(0, FOR_EVER, 4 * history.bytes()), Retained::default(), "they fill their quarter");
+    assert_eq!(history.retain(0, FOR_EVER, 4 * history.bytes() - 1).folded, 3, "each may have a floor to come");
+}
+
+/// What is left to finish: which, and the space that can't be given back.
+#[test]
+fn what_is_unfinished_is_known_and_counted() {
+    let mut history = History::new(LOG);
+    begin(&mut history, 1, 0);
+    assert_eq!(history.unfinished_bytes(), 0);
+    for sequence in 1..=3 {
+        commit(&mut history, transaction(1, sequence));
+    }
+    finish(&mut history, transaction(1, 2), 10);
+    let bytes = |sequence| Record::Commit(decision(transaction(1, sequence))).encoded_len();
+    assert_eq!(history.unfinished_bytes(), bytes(1) + bytes(3));
+    let unfinished = [1, 2, 3, 4].map(|sequence| history.is_unfinished(transaction(1, sequence)));
+    assert_eq!(unfinished, [true, false, true, false]);
+}
+
+/// A floor that holds nothing back takes no space in a checkpoint.
+#[test]
+fn a_floor_of_nothing_is_none() {
+    let mut history = History::new(LOG);
+    begin(&mut history, 1, 0);
+    let before = history.clone();
+    history.apply(Record::Floor { incarnation: incarnation(1), sequence: 0 }).unwrap();
+    assert_eq!(rebuilt(&history), before);
+}
+
 /// A process that starts again and again leaves no endless list behind it; what is decided stays found.
 #[test]
 fn incarnations_are_folded() {
