@@ -87,19 +87,3 @@ fn a_decision_is_finished_when_every_list_confirms_it() {
     assert!(!is_finished(&decision, &stores(&[])));
     assert!(is_finished(&record(&[(2, None)]), &stores(&[])));
 }
-
-/// Why something is held says what to do.
-#[test]
-fn reasons_say_what_to_do() {
-    for (reason, says) in [
-        (HoldReason::ForeignLog, "ask the process that owns it"),
-        (HoldReason::ForeignIncarnation, "a restored or copied log or store"),
-        (HoldReason::BeyondHorizon, "older than the decisions that are kept"),
-        (HoldReason::Poisoned, "restart the process"),
-        (HoldReason::UnregisteredDecider(store("orders")), "store orders, which is not registered here; register it"),
-        (HoldReason::NotListed, "compare the ids by hand"),
-        (HoldReason::Unreachable, "it is asked again"),
-    ] {
-        assert!(reason.to_string().contains(says), "{reason}");
-    }
-}

@@ -5,7 +5,10 @@ use std::error::Error;
 use unanimous_core::log::record::EncodeError;
 use unanimous_core::log::{Damage, DamageKind, DecodeError, HeaderError, HistoryError};
 use unanimous_core::protocol::{Event, Unexpected};
-use unanimous_core::{HoldReason, Incarnation, LogId, StoreId, TransactionId};
+use unanimous_core::{
+    BranchError, DecideError, Decision, HoldReason, Incarnation, LogId, Note, Outcome, StoreError, StoreId,
+    TransactionId,
+};
 
 const ID: &str = "0000000000000000000000001a.2.00000003.7";
 
@@ -102,4 +105,34 @@ fn damage_says_where_it_is() {
 #[test]
 fn an_unexpected_event_is_named() {
     assert_eq!(Unexpected(Event::WaitElapsed).to_string(), "the protocol was not waiting for WaitElapsed");
+}
+
+/// An adapter's error is said by what it means, and the store's own stands behind it.
+#[test]
+fn failures_say_what_they_mean_and_keep_their_source() {
+    let source = |error: &dyn Error| error.source().map(ToString::to_string);
+    let why = Some("40001".to_owned());
+    for (error, text) in [
+        (BranchError::conflict("40001"), "the store reported a conflict"),
+        (BranchError::refused("40001"), "the store refused"),
+        (BranchError::lost("40001"), "the store's answer was lost"),
+    ] {
+        assert_eq!((error.to_string(), source(&error)), (text.to_owned(), why.clone()));
+    }
+    for (error, text) in [
+        (DecideError::Refused("40001".into()), "the decision was refused by its log"),
+        (DecideError::Unknown("40001".into()), "nobody knows whether the decision became durable"),
+    ] {
+        assert_eq!((error.to_string(), source(&error)), (text.to_owned(), why.clone()));
+    }
+    let down = StoreError::new("40001");
+    assert_eq!((down.to_string(), source(&down)), ("the store could not be asked".to_owned(), why));
+}
+
+#[test]
+fn outcomes_and_notes_are_words() {
+    assert_eq!([Decision::Commit, Decision::Abort].map(|decision| decision.to_string()), ["commit", "abort"]);
+    let outcomes = [Outcome::Committed, Outcome::Aborted, Outcome::Unknown].map(|outcome| outcome.to_string());
+    assert_eq!(outcomes, ["committed", "aborted", "unknown"]);
+    assert_eq!(Note::new("by ada").to_string(), "by ada");
 }
