@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use unanimous::log::OpenError;
 use unanimous::thread::Background;
-use unanimous::{BoxError, TransactionManager};
+use unanimous::{BoxError, Doubt, HoldReason, InDoubt, TransactionManager};
 
 use crate::engine::{Configuration, told};
 
@@ -89,10 +89,12 @@ impl Adopter {
         self.held = held;
         for Held { path, background, manager, .. } in done {
             tracing::info!(log = %path.display(), "a dead worker's transactions are finished");
+            // As it is while it is held here; whoever opens it behind that changes it.
+            let looked = look(&path);
             // Nothing of it is under way.
             let _ = background.open(manager.shutdown(END));
             drop(manager);
-            note_finished(&path);
+            note_finished(&path, &looked);
         }
         for path in self.candidates() {
             if let Err(error) = self.adopt(&path) {
@@ -132,7 +134,9 @@ impl Adopter {
 
 impl Held {
     fn is_done(&self) -> bool {
-        self.since.elapsed() >= HOLD && self.background.open(self.manager.recover()).is_empty()
+        // What another log has begun is its own matter.
+        let ours = |doubt: &InDoubt| doubt.why != Doubt::Held(HoldReason::ForeignLog);
+        self.since.elapsed() >= HOLD && !self.background.open(self.manager.recover()).iter().any(ours)
     }
 }
 
@@ -166,14 +170,15 @@ fn is_finished(folder: &Path) -> bool {
     fs::read_to_string(folder.join(FINISHED)).is_ok_and(|noted| noted == look(folder))
 }
 
-/// Notes that nothing is left to do in a log that was just given up. A note that is not written, or is lost, costs one opening.
-pub(crate) fn note_finished(folder: &Path) {
+/// Notes that nothing is left to do in a log that was just given up and looked like this. A note that is not written, or is lost, costs one
+/// opening.
+fn note_finished(folder: &Path, looked: &str) {
     let noted = || -> std::io::Result<()> {
         // Under the log's lock, so that it says nothing of whoever opens it now.
         let lock = fs::File::open(folder)?;
         if lock.try_lock().is_ok() {
             let new = folder.join("finished.new");
-            fs::write(&new, look(folder))?;
+            fs::write(&new, looked)?;
             fs::rename(new, folder.join(FINISHED))?;
         }
         Ok(())

@@ -15,7 +15,7 @@ use unanimous::postgres::Postgres;
 use unanimous::thread::{Background, wait_around};
 use unanimous::{BoxError, Builder, InDoubt, TransactionManager};
 
-use crate::adoption::{self, Adoption};
+use crate::adoption::Adoption;
 use crate::logging;
 use crate::resource::Resource;
 
@@ -150,8 +150,8 @@ impl Configuration {
             if let Some(root) = url.strip_prefix("file:") {
                 resources.files.insert(name.clone(), Files::new(name, root).with_env(background.env()));
             } else {
-                let postgres = Arc::new(Postgres::from_url(name, url)?);
-                resources.postgres.insert(name.clone(), Resource { postgres, background: background.clone() });
+                let postgres = Postgres::from_url(name, url)?;
+                resources.postgres.insert(name.clone(), Resource::new(postgres, background.clone()));
             }
         }
         Ok(resources)
@@ -217,14 +217,10 @@ pub(crate) fn close(py: Python<'_>, deadline: f64) -> bool {
             adoption.stop();
         }
         let deadline = Duration::try_from_secs_f64(deadline).unwrap_or_default();
-        // What is not ended by then is left to the next start.
-        let drained = engine.background.open(engine.manager.shutdown(deadline)).is_ok();
-        let finished = drained && engine.manager.in_doubt().is_empty();
-        let log = engine.log.clone();
+        // What is not ended by then is left to the next start. Nor is it noted that nothing is left: nobody has asked the stores since the last
+        // transaction, so that whoever lives opens the log once more.
+        let _ = engine.background.open(engine.manager.shutdown(deadline));
         drop(engine);
-        if let (true, Some(log)) = (finished, log) {
-            adoption::note_finished(&log);
-        }
         logging::flush();
     });
     true

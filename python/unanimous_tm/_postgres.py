@@ -80,6 +80,7 @@ class DataManager:
         self._reopen = reopen
         self._state = _OPEN
         self._decided = False
+        self._released = False
         self._gid = ""
         self._savepoints = 0
         self._planned: Optional[tuple[Callable[..., None], tuple[Any, ...]]] = None
@@ -171,6 +172,8 @@ class DataManager:
         if self._decided or self._state == _ENDED:
             # Also after-commit hooks are followed by an abort of all.
             return
+        if self._released:
+            raise BranchError("the branch could not be rolled back by its connection, which was given back")
         self._planned = None
         if self._started is not None:
             try:
@@ -311,8 +314,10 @@ class DataManager:
 
     def _release(self) -> None:
         """Behind the second phase, the connection is the application's again, or is closed."""
-        if self._started is not None:
+        if self._started is not None or self._released:
+            # Given back already, it may be in use.
             return
+        self._released = True
         try:
             if self._on_complete is None:
                 self._driver.reset()

@@ -129,7 +129,11 @@ async fn goes_on(world: &Arc<World>, running: &Running) {
             }
         }
     }
-    for key in (0..client::KEYS as Key).filter(|key| !held.contains(key)).take(2) {
+    let free: Vec<Key> = (0..client::KEYS as Key).filter(|key| !held.contains(key)).take(2).collect();
+    if free.is_empty() {
+        world.violation("every key is locked, so that nothing shows that work goes on".to_owned());
+    }
+    for key in free {
         let mut failed = None;
         for _ in 0..3 {
             failed = client::probe(world, running, key).await.err();
