@@ -67,7 +67,7 @@ async fn a_branch_that_is_dropped_without_an_end_leaves_no_transaction_in_its_po
             branch.batch_execute(&format!("insert into t (v) values ('{value}')")).await.unwrap();
             (branch, BranchId { transaction, decider: DeciderId::Log, number: 0 })
         };
-        drop(begin(sequence, "dropped").await);
+        drop(begin(sequence, &format!("dropped{sequence}")).await);
         let (branch, id) = begin(sequence + 1, &format!("next{sequence}")).await;
         branch.flush().await.unwrap();
         branch.commit_one_phase(&id).await.unwrap();
