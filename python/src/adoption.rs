@@ -5,11 +5,10 @@
 //! ```
 //!
 //! A log that nobody has locked belonged to a process that has ended. It is recovered as its own next start would do it, and held until
-//! nothing of it is in doubt. It is not opened a second time before somebody else has used it.
+//! nothing of it is in doubt. Then a note beside it says what its files look like, so that nobody opens it again before it was used.
 //!
 //! Must not know data managers, nor the process's own manager.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -17,8 +16,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use unanimous::log::OpenError;
-use unanimous::thread::{Background, wait};
-use unanimous::{BoxError, TransactionManager};
+use unanimous::thread::Background;
+use unanimous::{BoxError, Doubt, HoldReason, InDoubt, TransactionManager};
 
 use crate::engine::{Configuration, told};
 
@@ -40,7 +39,7 @@ pub(crate) struct Adoption {
 impl Adoption {
     pub(crate) fn start(configuration: Configuration, own: PathBuf) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::sync_channel(1);
-        let adopter = Adopter { configuration, own, held: Vec::new(), seen: BTreeMap::new() };
+        let adopter = Adopter { configuration, own, held: Vec::new() };
         let thread = std::thread::Builder::new().name("unanimous adoption".into()).spawn(move || {
             let mut adopter = adopter;
             loop {
@@ -74,8 +73,6 @@ struct Adopter {
     configuration: Configuration,
     own: PathBuf,
     held: Vec<Held>,
-    /// What a log's files looked like when there was nothing left to do in it.
-    seen: BTreeMap<PathBuf, Files>,
 }
 
 /// A dead worker's log, which is recovered here.
@@ -86,19 +83,18 @@ struct Held {
     since: Instant,
 }
 
-/// Names, sizes and times of a folder's files: they change when somebody opens a log.
-type Files = Vec<(String, u64, Option<SystemTime>)>;
-
 impl Adopter {
     fn round(&mut self) {
         let (done, held): (Vec<_>, Vec<_>) = self.held.drain(..).partition(Held::is_done);
         self.held = held;
-        for Held { path, manager, .. } in done {
+        for Held { path, background, manager, .. } in done {
             tracing::info!(log = %path.display(), "a dead worker's transactions are finished");
+            // As it is while it is held here; whoever opens it behind that changes it.
+            let looked = look(&path);
             // Nothing of it is under way.
-            let _ = wait(manager.shutdown(END));
+            let _ = background.open(manager.shutdown(END));
             drop(manager);
-            self.seen.insert(path.clone(), files(&path));
+            note_finished(&path, &looked);
         }
         for path in self.candidates() {
             if let Err(error) = self.adopt(&path) {
@@ -113,9 +109,8 @@ impl Adopter {
         let workers = workers.filter(|entry| entry.file_name().to_string_lossy().starts_with("worker-"));
         let all = std::iter::once(folder.clone()).chain(workers.map(|entry| entry.path()));
         all.filter(|path| *path != self.own && self.held.iter().all(|held| held.path != *path))
-            // An empty folder has never been a log: opening it would make it one.
-            .filter(|path| files(path).iter().any(|(name, ..)| name.ends_with(".log")))
-            .filter(|path| self.seen.get(path) != Some(&files(path)))
+            // A folder without files has never been a log: opening it would make it one.
+            .filter(|path| !look(path).is_empty() && !is_finished(path))
             .collect()
     }
 
@@ -139,7 +134,9 @@ impl Adopter {
 
 impl Held {
     fn is_done(&self) -> bool {
-        self.since.elapsed() >= HOLD && self.background.open(self.manager.recover()).is_empty()
+        // What another log has begun is its own matter.
+        let ours = |doubt: &InDoubt| doubt.why != Doubt::Held(HoldReason::ForeignLog);
+        self.since.elapsed() >= HOLD && !self.background.open(self.manager.recover()).iter().any(ours)
     }
 }
 
@@ -147,18 +144,46 @@ impl Drop for Adopter {
     fn drop(&mut self) {
         for held in self.held.drain(..) {
             // What is left is the next one's who adopts it.
-            let _ = wait(held.manager.shutdown(END));
+            let _ = held.background.open(held.manager.shutdown(END));
         }
     }
 }
 
-fn files(folder: &Path) -> Files {
+/// In a log's folder: what its files looked like when nothing of it was in doubt.
+const FINISHED: &str = "finished";
+
+/// Names, sizes and times of a log's files: they change when somebody opens it.
+fn look(folder: &Path) -> String {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let described = entries.filter_map(|entry| {
-        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-        Some((entry.file_name().to_string_lossy().into_owned(), metadata.len(), metadata.modified().ok()))
+        let name = entry.file_name().into_string().ok().filter(|name| name.ends_with(".log"))?;
+        let metadata = entry.metadata().ok()?;
+        let since = metadata.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        Some(format!("{name} {} {}\n", metadata.len(), since.as_nanos()))
     });
-    let mut files: Files = described.collect();
+    let mut files: Vec<String> = described.collect();
     files.sort();
-    files
+    files.concat()
+}
+
+fn is_finished(folder: &Path) -> bool {
+    fs::read_to_string(folder.join(FINISHED)).is_ok_and(|noted| noted == look(folder))
+}
+
+/// Notes that nothing is left to do in a log that was just given up and looked like this. A note that is not written, or is lost, costs one
+/// opening.
+fn note_finished(folder: &Path, looked: &str) {
+    let noted = || -> std::io::Result<()> {
+        // Under the log's lock, so that it says nothing of whoever opens it now.
+        let lock = fs::File::open(folder)?;
+        if lock.try_lock().is_ok() {
+            let new = folder.join("finished.new");
+            fs::write(&new, looked)?;
+            fs::rename(new, folder.join(FINISHED))?;
+        }
+        Ok(())
+    };
+    if let Err(error) = noted() {
+        tracing::debug!(log = %folder.display(), %error, "it is not noted that a log is finished");
+    }
 }

@@ -17,10 +17,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::call::PyCallArgs;
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
-use unanimous::{Branch, BranchError, BranchId, Capability, Work};
+use unanimous::{Branch, BranchError, BranchId, Capability, FailureKind, Work};
 
 use crate::phases::Phases;
 use crate::resource::Resource;
@@ -47,7 +48,7 @@ struct State {
     stages: Vec<Stage>,
     /// What made the commit fail.
     failed: Option<PyErr>,
-    /// What the first `tpc_finish` that failed has raised.
+    /// What the first `tpc_finish` that failed has raised, or what ends the program.
     unfinished: Option<PyErr>,
 }
 
@@ -59,6 +60,8 @@ enum Stage {
     /// It may be prepared under this id.
     Asked(BranchId),
     Prepared(BranchId),
+    /// Its data manager was told to commit and has given its connection back: what is left is its resource's.
+    Told(BranchId),
     /// Nothing is left to be done with it.
     Over,
 }
@@ -177,7 +180,7 @@ impl Group {
                         self.manager(py, index).and_then(|manager| manager.call_method0("rollback_branch"));
                     ("rollback_branch", rolled_back.map(drop))
                 }
-                Stage::Over => continue,
+                Stage::Told(_) | Stage::Over => continue,
             };
             match done {
                 Ok(()) => self.set_stage(index, Stage::Over),
@@ -188,6 +191,21 @@ impl Group {
                     }
                 }
             }
+        }
+    }
+
+    /// Nobody knows the outcome: recoverable data managers leave their branches to recovery, also when the program aborts now.
+    pub(crate) fn forget(&self, py: Python<'_>) {
+        for index in 0..self.resources.len() {
+            if self.resource(index).is_some() {
+                self.forget_one(py, index);
+            }
+        }
+    }
+
+    fn forget_one(&self, py: Python<'_>, index: usize) {
+        if let Err(error) = self.start(py, index, "forget_branch", ()) {
+            self.log(py, "Error in forget_branch() on manager %s", index, error);
         }
     }
 
@@ -264,6 +282,20 @@ impl ManagerBranch {
         }
     }
 
+    /// Whether the data manager has committed its branch. What ends a program, it does so behind the commit.
+    fn commit_branch(&self, py: Python<'_>) -> bool {
+        self.start_commits(py);
+        let Err(error) = self.manager(py).and_then(|manager| manager.call_method0("commit_branch")) else {
+            return true;
+        };
+        if !error.is_instance_of::<PyException>(py) {
+            self.group.state().unfinished.get_or_insert(error.clone_ref(py));
+        }
+        let message = "commit_branch() of %s failed; its resource commits the branch";
+        self.group.log(py, message, self.members.start, error);
+        false
+    }
+
     /// Keeps what was raised for the caller.
     fn no(&self, error: PyErr) -> Raised {
         let raised = Raised(error.to_string());
@@ -324,31 +356,46 @@ impl Branch for ManagerBranch {
 
     async fn commit(&self) -> Result<(), BranchError> {
         let group = &self.group;
-        let (Some(resource), Stage::Prepared(id)) = (self.resource(), self.stage()) else {
-            let finished = Python::attach(|py| Phases::get(py)?.finish(py, &group.transaction, &self.managers));
-            let mut state = group.state();
-            if let Err(error) = finished {
-                state.unfinished.get_or_insert(error);
+        let (resource, id, told) = match (self.resource(), self.stage()) {
+            (Some(resource), Stage::Prepared(id)) => (resource, id, false),
+            (Some(resource), Stage::Told(id)) => (resource, id, true),
+            _ => {
+                let finished = Python::attach(|py| Phases::get(py)?.finish(py, &group.transaction, &self.managers));
+                if let Err(error) = finished {
+                    group.state().unfinished.get_or_insert(error);
+                }
+                return Ok(());
             }
-            return Ok(());
         };
-        let finished = Python::attach(|py| {
-            self.start_commits(py);
-            self.manager(py).and_then(|manager| manager.call_method0("commit_branch")).map(drop).map_err(|error| {
-                let message = "commit_branch() of %s failed; its resource commits the branch";
-                group.log(py, message, self.members.start, error);
-            })
-        });
-        if finished.is_err() {
-            resource.commit(&id).await?;
+        if !told {
+            group.set_stage(self.members.start, Stage::Told(id.clone()));
+            if Python::attach(|py| self.commit_branch(py)) {
+                group.set_stage(self.members.start, Stage::Over);
+                return Ok(());
+            }
         }
+        resource.commit(&id).await?;
         group.set_stage(self.members.start, Stage::Over);
         Ok(())
+    }
+
+    async fn commit_one_phase(&self, id: &BranchId) -> Result<(), BranchError> {
+        if let Err(error) = self.prepare(id).await {
+            // Nothing could commit it any more, whatever became of the question: a prepare that lands late is rolled back by recovery.
+            if let Err(error) = self.rollback().await {
+                let error: &dyn Error = &error;
+                tracing::warn!(branch = %id, error, "a branch that was not prepared is left to recovery");
+            }
+            return Err(error.with_kind(FailureKind::Refused));
+        }
+        self.commit().await.map_err(|error| error.with_kind(FailureKind::Lost))
     }
 
     async fn rollback(&self) -> Result<(), BranchError> {
         Python::attach(|py| self.group.clean_up(py));
         if let (Some(resource), Stage::Asked(id) | Stage::Prepared(id)) = (self.resource(), self.stage()) {
+            // Its data manager could not: the program's own abort would only fail with the same.
+            Python::attach(|py| self.group.forget_one(py, self.members.start));
             resource.rollback(&id).await?;
             self.group.set_stage(self.members.start, Stage::Over);
         }

@@ -23,8 +23,15 @@ pub(crate) fn commit<'py>(
     managers: Bound<'py, PyList>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let engine = engine::get(py)?;
-    let (managers, gathered) = files::gathered(&engine, managers)?;
-    let resources = resources_of(&engine, &managers)?;
+    let found = files::gathered(&engine, managers.clone())
+        .and_then(|(others, gathered)| Ok((resources_of(&engine, &others)?, others, gathered)));
+    let (resources, managers, gathered) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            Group::new(transaction, managers, Vec::new()).clean_up(py);
+            return Err(error);
+        }
+    };
     let group = Group::new(transaction, managers, resources);
     let tx = match join_all(py, &engine, &group, &gathered) {
         Ok(tx) => tx,
@@ -34,24 +41,41 @@ pub(crate) fn commit<'py>(
         }
     };
     match wait_detached(py, async move { tx.commit().await }) {
-        Ok(_) => Ok(group.take_unfinished().map(|error| error.into_value(py).into_bound(py).into_any())),
+        Ok(committed) => {
+            if committed.pending > 0 {
+                tracing::warn!(transaction = %committed.id, pending = committed.pending,
+                    "committed, and some branches have not confirmed it yet; recovery goes on with them");
+            }
+            Ok(group.take_unfinished().map(|error| error.into_value(py).into_bound(py).into_any()))
+        }
         Err(CommitError::Aborted { .. }) if let Some(error) = group.take_failed() => Err(error),
         Err(error @ CommitError::Aborted { .. }) if let Some(raised) = files::raised(&error) => Err(raised),
-        Err(error) => Err(not_committed(py, &error, group.take_failed())),
+        Err(error) => {
+            if matches!(error, CommitError::Unknown { .. }) {
+                group.forget(py);
+            }
+            Err(not_committed(py, &error, group.take_failed()))
+        }
     }
 }
 
-/// The configured resource that each data manager says that its branch is in; empty where none is configured.
+/// The configured resource that each data manager says that its branch is in; empty where none does.
 fn resources_of(engine: &Engine, managers: &Bound<'_, PyList>) -> PyResult<Vec<Option<Resource>>> {
-    if engine.resources.postgres.is_empty() {
-        return Ok(Vec::new());
-    }
-    let resource_of = |manager: Bound<'_, PyAny>| {
+    let mut resources = Vec::new();
+    for (index, manager) in managers.iter().enumerate() {
         let name = manager.getattr_opt(intern!(manager.py(), "unanimous_resource"))?;
-        let name = name.and_then(|name| name.extract::<String>().ok());
-        Ok(name.and_then(|name| engine.resources.postgres.get(&name).cloned()))
-    };
-    managers.iter().map(resource_of).collect()
+        let Some(name) = name.and_then(|name| name.extract::<String>().ok()) else { continue };
+        let Some(resource) = engine.resources.postgres.get(&name) else {
+            // Volatile it would be without its being said (rule 10).
+            let message = format!(
+                "a branch is in the resource {name:?}, which is not configured any more; configure before a transaction begins"
+            );
+            return Err(raise(manager.py(), "TransactionError", &message));
+        };
+        resources.resize(managers.len(), None);
+        resources[index] = Some(resource.clone());
+    }
+    Ok(resources)
 }
 
 fn join_all(py: Python<'_>, engine: &Engine, group: &Arc<Group>, gathered: &[Gathered]) -> PyResult<Transaction> {
@@ -110,7 +134,7 @@ fn not_committed(py: Python<'_>, error: &CommitError, cause: Option<PyErr>) -> P
 }
 
 /// An exception of `unanimous_tm.transaction.interfaces`.
-fn raise(py: Python<'_>, class: &str, message: &str) -> PyErr {
+pub(crate) fn raise(py: Python<'_>, class: &str, message: &str) -> PyErr {
     let made = py
         .import("unanimous_tm.transaction.interfaces")
         .and_then(|interfaces| interfaces.getattr(class))

@@ -12,10 +12,11 @@ use pyo3::prelude::*;
 use unanimous::files::Files;
 use unanimous::log::{FileLog, FileLogOptions, MemoryLog, OpenError};
 use unanimous::postgres::Postgres;
-use unanimous::thread::{Background, wait, wait_around};
+use unanimous::thread::{Background, wait_around};
 use unanimous::{BoxError, Builder, InDoubt, TransactionManager};
 
 use crate::adoption::Adoption;
+use crate::logging;
 use crate::resource::Resource;
 
 /// What is configured.
@@ -97,6 +98,7 @@ pub(crate) fn open(
         horizon: seconds(horizon)?,
         max_log_size,
     };
+    logging::start();
     let opened = py.detach(|| configuration.open()).map_err(|error| failed(&*error))?;
     drop(swap(Some(Arc::new(opened))));
     Ok(())
@@ -148,8 +150,8 @@ impl Configuration {
             if let Some(root) = url.strip_prefix("file:") {
                 resources.files.insert(name.clone(), Files::new(name, root).with_env(background.env()));
             } else {
-                let postgres = Arc::new(Postgres::from_url(name, url)?);
-                resources.postgres.insert(name.clone(), Resource { postgres, background: background.clone() });
+                let postgres = Postgres::from_url(name, url)?;
+                resources.postgres.insert(name.clone(), Resource::new(postgres, background.clone()));
             }
         }
         Ok(resources)
@@ -214,9 +216,12 @@ pub(crate) fn close(py: Python<'_>, deadline: f64) -> bool {
         if let Some(adoption) = &engine.adoption {
             adoption.stop();
         }
-        // What is not ended by then is left to the next start.
-        let _ = wait(engine.manager.shutdown(Duration::try_from_secs_f64(deadline).unwrap_or_default()));
+        let deadline = Duration::try_from_secs_f64(deadline).unwrap_or_default();
+        // What is not ended by then is left to the next start. Nor is it noted that nothing is left: nobody has asked the stores since the last
+        // transaction, so that whoever lives opens the log once more.
+        let _ = engine.background.open(engine.manager.shutdown(deadline));
         drop(engine);
+        logging::flush();
     });
     true
 }

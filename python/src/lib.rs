@@ -8,6 +8,7 @@ mod branch;
 mod commit;
 mod engine;
 mod files;
+mod logging;
 mod phases;
 mod postgres;
 mod resource;

@@ -2,11 +2,17 @@
 //!
 //! Must not know Python's drivers.
 
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use unanimous::postgres::{ForeignBranch, PostgresError};
 
+use crate::commit::raise;
 use crate::engine::{self, failed, told, wait_detached};
+use crate::resource::{Reach, Resource};
 
 /// Asks where a connection leads, outside of a transaction. Its row, of texts: system, database, role, replicas.
 #[pyfunction]
@@ -34,21 +40,76 @@ pub(crate) fn postgres_deliver_sql(gid: &str) -> String {
     ForeignBranch::deliver_sql(gid)
 }
 
-/// The name of the configured resource that a connection belongs to, by the row of `postgres_who_sql`; None where it is none of them. A
-/// resource that can't be reached now is not it: the connection's server has just answered.
+/// How long a join waits for resources that were not reached yet.
+const REACH: Duration = Duration::from_secs(1);
+
+/// The name of the configured resource that a connection belongs to, by the row of `postgres_who_sql`; None where it is certainly none of them.
+/// Those that were reached before answer at once; the others are asked together, and not again for a while where they don't answer.
+///
+/// Raises a `TransientError` where it may be one that can't be reached: as a volatile branch nobody could finish it.
 #[pyfunction]
 pub(crate) fn postgres_resource(py: Python<'_>, system: &str, database: &str, role: &str) -> PyResult<Option<String>> {
     let engine = engine::get(py)?;
-    for (name, resource) in &engine.resources.postgres {
-        let asked = resource.entered(resource.postgres.leads_here(system, database, role));
-        match wait_detached(py, asked) {
-            Ok(true) => return Ok(Some(name.clone())),
-            Ok(false) => {}
-            Err(error @ PostgresError::OtherRole { .. }) => return Err(failed(&error)),
-            Err(_unreached) => {}
+    let (reached, others): (Vec<_>, Vec<_>) = engine.resources.postgres.values().partition(|one| one.is_reached());
+    for resource in reached {
+        let asked = wait_detached(py, resource.entered(resource.postgres.leads_here(system, database, role)));
+        if asked.map_err(|error| failed(&error))? {
+            return Ok(Some(resource.name().to_owned()));
         }
     }
-    Ok(None)
+    let Some(first) = others.first() else { return Ok(None) };
+    let (mut unreached, asked): (Vec<&Resource>, Vec<&Resource>) =
+        others.iter().copied().partition(|one| one.backs_off());
+    let mut expired = first.background.env().sleep(REACH);
+    let mut asked: Vec<_> = asked
+        .into_iter()
+        .map(|one| (one, Box::pin(one.entered(one.postgres.leads_here(system, database, role)))))
+        .collect();
+    let found = poll_fn(|cx| {
+        let mut index = 0;
+        while let Some((resource, answer)) = asked.get_mut(index) {
+            let Poll::Ready(answer) = answer.as_mut().poll(cx) else {
+                index += 1;
+                continue;
+            };
+            match answer {
+                Ok(here) => {
+                    resource.set_reach(Reach::Yes);
+                    if here {
+                        return Poll::Ready(Some(Ok(resource.name().to_owned())));
+                    }
+                }
+                Err(error @ PostgresError::OtherRole { .. }) => return Poll::Ready(Some(Err(failed(&error)))),
+                Err(error) => {
+                    tracing::warn!(
+                        resource = resource.name(),
+                        error = told(&error),
+                        "a resource can't be asked who it is"
+                    );
+                    resource.set_reach(Reach::No(Instant::now()));
+                    unreached.push(resource);
+                }
+            }
+            drop(asked.swap_remove(index));
+        }
+        if asked.is_empty() { Poll::Ready(None) } else { expired.as_mut().poll(cx).map(|()| None) }
+    });
+    if let Some(found) = wait_detached(py, found) {
+        return found.map(Some);
+    }
+    for (resource, _) in &asked {
+        resource.set_reach(Reach::No(Instant::now()));
+        unreached.push(resource);
+    }
+    if unreached.is_empty() {
+        return Ok(None);
+    }
+    let names: Vec<_> = unreached.iter().map(|resource| format!("{:?}", resource.name())).collect();
+    let message = format!(
+        "the connection may be a branch of {}, which can't be reached now; try again, or leave out of the configuration what is gone",
+        names.join(" or ")
+    );
+    Err(raise(py, "TransientError", &message))
 }
 
 /// Makes the outbox in a resource's database where it is missing.

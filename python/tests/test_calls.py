@@ -15,7 +15,9 @@ from unanimous_tm.transaction.interfaces import (
     AlreadyInTransaction,
     InvalidSavepointRollbackError,
     NoTransaction,
+    OutcomeUnknown,
     TransactionFailedError,
+    TransientError,
 )
 
 
@@ -300,3 +302,67 @@ def test_errors_of_the_cleanup_are_logged_and_change_nothing(caplog):
     assert raised.value is first
     assert log[-4:] == [("a", "abort"), ("b", "abort"), ("a", "tpc_abort"), ("b", "tpc_abort")]
     assert "in abort" in caplog.text and "in tpc_abort" in caplog.text
+
+
+class Sees:
+    """A synchronizer that fails behind the end."""
+
+    def newTransaction(self, _transaction):  # noqa: N802
+        pass
+
+    beforeCompletion = newTransaction
+
+    def afterCompletion(self, transaction):  # noqa: N802
+        if transaction.status == "Committed":
+            raise TransientError("behind the commit")
+
+
+@pytest.mark.parametrize("where", ["tpc_finish", "synchronizer", "unknown"])
+@pytest.mark.parametrize("by", ["run", "attempts"])
+def test_what_has_committed_or_may_have_is_not_done_again(where, by):
+    manager = transaction.TransactionManager()
+    synchronizer, tries, told = Sees(), [], []
+    if where == "synchronizer":
+        manager.registerSynch(synchronizer)
+
+    def work():
+        tries.append(1)
+        fails = {"tpc_finish": {"tpc_finish": raises(TransientError("no"))}, "unknown": {"tpc_vote": raises(OutcomeUnknown("lost"))}}
+        joined = DataManager("a", [], **fails.get(where, {}))
+        joined.should_retry = lambda _error: True
+        manager.get().join(joined)
+        manager.get().addAfterCommitHook(told.append)
+
+    with pytest.raises(OutcomeUnknown if where == "unknown" else TransientError):
+        if by == "run":
+            manager.run(work, 3)
+        for attempt in manager.attempts(3):
+            with attempt:
+                work()
+    assert len(tries) == 1
+    assert told == {"tpc_finish": [True], "synchronizer": [], "unknown": [False]}[where]
+
+
+def test_run_goes_through_the_managers_own_commit_and_abort():
+    called = []
+
+    class Own(transaction.TransactionManager):
+        def commit(self):
+            called.append("commit")
+            return super().commit()
+
+        def abort(self):
+            called.append("abort")
+            return super().abort()
+
+    manager = Own()
+    assert manager.run(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        manager.run(lambda: 1 / 0)
+    assert called == ["commit", "abort"]
+
+
+def test_a_transactions_logger_can_be_set():
+    txn = transaction.TransactionManager().begin()
+    txn.log = log = logging.getLogger("mine")
+    assert txn.log is log

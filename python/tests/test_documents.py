@@ -53,3 +53,9 @@ def test_the_examples_of_the_ancestors_documents(name, orders, program, tmp_path
     tried = int(re.search(r"failed (\d+) of (\d+)\n\Z", said).group(2))
     assert said == f"failed 0 of {tried}\n", said
     assert tried > 15
+
+
+def test_the_examples_of_our_own_document(orders, program, tmp_path):
+    document = HERE.parent.parent / "docs" / "python.md"
+    said = program(RUN, str(document), orders.url, orders.table, str(tmp_path))
+    assert re.fullmatch(r"failed 0 of \d+\n", said), said

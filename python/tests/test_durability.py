@@ -3,17 +3,20 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 
+import psycopg2
 import pytest
 
 import unanimous_tm.psycopg2
 from conftest import python
 from unanimous_tm import _core, transaction
 from unanimous_tm.files import FileStore
+from unanimous_tm.transaction.interfaces import TransactionError, TransientError
 
 #: Kills its own process when a method is called: sorted in front of all others by a blank, or behind them.
 KILLER = """
@@ -180,16 +183,28 @@ if child == 0:
     work(3, Killer(" ", "tpc_finish"))
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 work(4)
+
+def until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
 import psycopg2
 conn = psycopg2.connect(orders)
 conn.autocommit = True
 cursor = conn.cursor()
-deadline = time.monotonic() + 30
-while time.monotonic() < deadline:
-    cursor.execute(f"select count(*) from {table1} where v = 3")
-    if cursor.fetchone() == (1,):
-        break
-    time.sleep(0.05)
+
+def is_there(value):
+    cursor.execute(f"select count(*) from {table1} where v = {value}")
+    return cursor.fetchone() == (1,)
+
+until(lambda: is_there(3))
+# It is let go of, and adopted again when it was used again.
+until(lambda: os.path.exists(os.path.join(log, "worker-1", "finished")))
+if os.fork() == 0:
+    work(5, Killer(" ", "tpc_finish"))
+until(lambda: is_there(5))
 """,
         str(tmp_path / "decisions"),
         orders.url,
@@ -198,7 +213,7 @@ while time.monotonic() < deadline:
         billing.table,
     )
     assert said.split() == [str(tmp_path / "decisions"), str(tmp_path / "decisions" / "worker-1")]
-    assert until(lambda: orders.values() == billing.values() == [1, 2, 3, 4])
+    assert until(lambda: orders.values() == billing.values() == [1, 2, 3, 4, 5])
     assert orders.prepared() == billing.prepared() == []
 
 
@@ -270,6 +285,8 @@ transaction.get().join(Killer("a", "never"))
 """
     )
     assert time.monotonic() - started < 30
+    # Nobody has asked the stores since its last transaction: that nothing is left to do is not noted.
+    assert not (tmp_path / "decisions" / "finished").exists()
     # The lock is given up: the next one has the same log.
     said = program(KILLER + f"unanimous_tm.configure(log={str(tmp_path / 'decisions')!r})\nunanimous_tm.recover()\nprint(unanimous_tm._core.open_log())")
     assert said == f"{tmp_path / 'decisions'}\n"
@@ -380,3 +397,253 @@ else:
     assert len(orders.prepared()) == 1 and not (files / "one").exists()
     assert program(text, *arguments, "recover") == "[]\n"
     assert orders.values() == [1] and (files / "one").read_bytes() == b"heres the data"
+
+
+# What is told.
+
+
+def test_a_branch_of_unknown_outcome_is_left_to_recovery_also_by_an_abort(configured, orders, billing):
+    configured({"orders": orders.url, "billing": billing.url})
+    conn = unanimous_tm.psycopg2.join(orders.url)
+    orders.insert(conn, 1)
+    (manager,) = transaction.get()._resources
+    assert manager.unanimous_resource == "orders"
+    manager.prepare_branch("as if its log had not answered")
+    manager.forget_branch()
+    transaction.abort()
+    assert orders.prepared() == ["as if its log had not answered"]
+    orders.execute("rollback prepared 'as if its log had not answered'")
+
+
+def test_what_recovery_can_not_do_is_said_in_the_log(program, tmp_path):
+    said = program(
+        f"""
+import logging, sys
+import unanimous_tm
+logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
+unanimous_tm.configure(log={str(tmp_path / "decisions")!r}, resources={{"orders": "host=127.0.0.1 port=1 user=nobody"}})
+(doubt,) = unanimous_tm.recover()
+assert doubt.resource == "orders" and doubt.transaction is None and "can't be asked" in doubt.why, doubt
+"""
+    )
+    assert said.startswith("unanimous WARNING "), said
+    assert "orders" in said
+
+
+# A resource alone, which is committed in one phase.
+
+
+def _cut(database, conn):
+    assert database.execute(f"select pg_terminate_backend({conn.info.backend_pid}, 5000)") == [(True,)]
+
+
+def _failed(conn):
+    with contextlib.suppress(psycopg2.Error):
+        conn.cursor().execute("select 1 / 0")
+
+
+@pytest.mark.parametrize("why", ["25P02", "deferred", "lost"])
+def test_a_resource_alone_that_does_not_prepare_has_aborted(configured, orders, why):
+    configured({"orders": orders.url})
+    orders.execute(f"alter table {orders.table} add constraint u{orders.table} unique (v) deferrable initially deferred")
+    conn = unanimous_tm.psycopg2.join(orders.url)
+    assert transaction.get()._resources[0].unanimous_resource == "orders"
+    orders.insert(conn, 1)
+    does, raised = {
+        "25P02": (lambda: _failed(conn), unanimous_tm.psycopg2.BranchError),
+        "deferred": (lambda: orders.insert(conn, 1), psycopg2.errors.UniqueViolation),
+        "lost": (lambda: _cut(orders, conn), psycopg2.OperationalError),
+    }[why]
+    does()
+    with pytest.raises(raised):
+        transaction.commit()
+    transaction.abort()
+    assert orders.values() == [] and orders.prepared() == []
+
+
+def test_a_connection_is_given_back_once_where_its_rollback_fails(configured, orders):
+    """Somebody has rolled back what was prepared: the connection is still the application's."""
+    configured({"orders": orders.url})
+    with contextlib.closing(psycopg2.connect(orders.url)) as conn:
+        unanimous_tm.psycopg2.join(conn)
+        orders.insert(conn, 1)
+        (manager,) = transaction.get()._resources
+        prepare = manager.prepare_branch
+
+        def prepared_and_gone(gid):
+            prepare(gid)
+            orders.execute(f"rollback prepared '{gid}'")
+            raise ValueError("no")
+
+        manager.prepare_branch = prepared_and_gone
+        with pytest.raises(ValueError, match="no"):
+            transaction.commit()
+        transaction.abort()
+        orders.insert(conn, 2)
+        conn.commit()
+    assert orders.values() == [2]
+
+
+def test_a_resource_alone_is_tried_again_after_a_serialization_failure_of_its_vote(configured, orders):
+    configured({"orders": orders.url})
+    orders.execute(f"insert into {orders.table} values (1), (2)")
+    tries = []
+
+    def work():
+        tries.append(1)
+        conn = unanimous_tm.psycopg2.join(orders.url)
+        cursor = conn.cursor()
+        cursor.execute("set transaction isolation level serializable")
+        cursor.execute(f"select sum(v) from {orders.table}")
+        if len(tries) == 1:
+            # Each reads what the other one writes; the other one is first.
+            with contextlib.closing(psycopg2.connect(orders.url)) as other:
+                other.set_session(isolation_level="serializable")
+                its = other.cursor()
+                its.execute(f"select sum(v) from {orders.table}")
+                its.execute(f"insert into {orders.table} values (10)")
+                cursor.execute(f"insert into {orders.table} values (20)")
+                other.commit()
+        else:
+            cursor.execute(f"insert into {orders.table} values (20)")
+
+    transaction.manager.run(work, 3)
+    assert len(tries) == 2
+    assert orders.values() == [1, 2, 10, 20] and orders.prepared() == []
+
+
+# The second phase.
+
+
+def test_an_interrupt_in_the_second_phase_is_raised_when_all_is_committed(configured, orders, billing, monkeypatch):
+    configured({"orders": orders.url, "billing": billing.url})
+    for database in (orders, billing):
+        database.insert(unanimous_tm.psycopg2.join(database.url), 1)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transaction.get()._resources[0], "commit_branch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        transaction.commit()
+    transaction.abort()
+    assert orders.values() == billing.values() == [1]
+    assert orders.prepared() == billing.prepared() == []
+
+
+def test_a_branch_that_its_connection_could_not_commit_is_its_resources_from_then_on(tmp_path, configured, orders, billing, monkeypatch):
+    role = f"r{orders.table}"
+    orders.execute(f"create role {role} superuser login")
+    as_role = psycopg2.extensions.make_dsn(orders.url, user=role)
+    resources = {"orders": as_role, "billing": billing.url}
+    unanimous_tm.configure(log=tmp_path / "decisions", resources=resources, phase_two_wait=0.5)
+    orders.insert(unanimous_tm.psycopg2.join(as_role), 1)
+    billing.insert(unanimous_tm.psycopg2.join(billing.url), 1)
+    manager = next(one for one in transaction.get()._resources if one.unanimous_resource == "orders")
+    called = []
+
+    def fails():
+        called.append(1)
+        orders.execute(f"alter role {role} nologin")
+        orders.execute(f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = '{role}'")
+        raise psycopg2.OperationalError("the connection is gone")
+
+    monkeypatch.setattr(manager, "commit_branch", fails)
+    monkeypatch.setattr(manager, "start_commit", lambda: None)
+    try:
+        transaction.commit()
+        assert billing.values() == [1] and orders.values() == []
+    finally:
+        orders.execute(f"alter role {role} login")
+    assert until(lambda: orders.values() == [1])
+    assert called == [1]
+    assert orders.prepared() == []
+
+
+# Resources that can't be reached, or are not configured any more.
+
+NOWHERE = "host=127.0.0.1 port=1 user=nobody"
+
+
+def test_a_connection_that_may_be_an_unreachable_resources_does_not_become_volatile(configured, orders, billing):
+    configured({"aside": NOWHERE, "orders": orders.url})
+    orders.insert(unanimous_tm.psycopg2.join(orders.url), 1)
+    with pytest.raises(TransientError, match='"aside"'):
+        unanimous_tm.psycopg2.join(billing.url)
+    transaction.commit()
+    assert orders.values() == [1]
+
+
+def test_a_resource_that_hangs_holds_up_no_join_for_long(configured, orders):
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as hangs:
+        configured({"aside": f"host=127.0.0.1 port={hangs.getsockname()[1]} user=nobody", "orders": orders.url})
+        for value in range(3):
+            orders.insert(unanimous_tm.psycopg2.join(orders.url), value)
+            transaction.commit()
+        assert orders.values() == [0, 1, 2]
+
+
+def test_a_branch_whose_resource_is_not_configured_any_more_is_refused(configured, orders, tmp_path):
+    configured({"orders": orders.url})
+    orders.insert(unanimous_tm.psycopg2.join(orders.url), 1)
+    unanimous_tm.configure(log=tmp_path / "decisions", resources={})
+    with pytest.raises(TransactionError, match='"orders"'):
+        transaction.commit()
+    transaction.abort()
+    assert orders.values() == [] and orders.prepared() == []
+
+
+# Configuration.
+
+
+def test_a_file_store_stays_one_when_resources_are_configured_behind_it(configured, tmp_path):
+    made, named = FileStore(tmp_path / "made"), FileStore(tmp_path / "named")
+    configured({"named": f"file:{tmp_path / 'named'}"})
+    made.write("one", "1")
+    named.write("one", "1")
+    transaction.commit()
+    assert (tmp_path / "made/one").exists() and (tmp_path / "named/one").exists()
+    assert named.name == "named"
+
+
+def test_a_file_store_without_a_log_warns_once(program, tmp_path):
+    said = program(
+        f"""
+import logging, sys
+from unanimous_tm import transaction
+from unanimous_tm.files import FileStore
+logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s")
+store = FileStore({str(tmp_path / "files")!r})
+for name in ("one", "two"):
+    store.write(name, "")
+    transaction.commit()
+"""
+    )
+    assert said == "unanimous_tm.files WARNING\n"
+
+
+def test_a_childs_log_is_let_go_also_where_its_folder_is_a_link(program, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    said = program(
+        f"""
+import os
+import unanimous_tm
+unanimous_tm.configure(log={str(tmp_path / "link" / "decisions")!r})
+unanimous_tm.recover()
+def held():
+    paths = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            paths.append(os.readlink(f"/proc/self/fd/{{number}}"))
+        except OSError:
+            pass
+    return any("decisions" in path for path in paths)
+assert held()
+child = os.fork()
+if child == 0:
+    os._exit(1 if held() else 0)
+print(os.waitpid(child, 0)[1])
+"""
+    )
+    assert said == "0\n"

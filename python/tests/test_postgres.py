@@ -415,3 +415,33 @@ def test_the_drivers_notices_are_left_as_they_were(orders):
         transaction.commit()
         assert conn.notices == []
         assert conn.status == psycopg2.extensions.STATUS_READY
+
+
+def test_a_warning_of_the_vote_is_seen_whatever_the_application_does_with_notices(orders, monkeypatch):
+    """As when a replica was not waited for; the driver keeps the last fifty notices only."""
+    from unanimous_tm._drivers import Psycopg2 as Driver
+
+    raises = "raise warning 'the vote''s own'; for n in 1 .. 5 loop raise notice '%', n; end loop; return new;"
+    orders.execute(f"create function f{orders.table}() returns trigger language plpgsql as $$ begin {raises} end $$")
+    orders.execute(
+        f"create constraint trigger later after insert on {orders.table} deferrable initially deferred for each row"
+        f" execute function f{orders.table}()"
+    )
+    run = Driver.run
+    with contextlib.closing(psycopg2.connect(orders.url)) as conn:
+        # Where there are no replicas, it is the work's own.
+        unanimous_tm.psycopg2.join(conn)
+        execute(conn, "do $$ begin for n in 1 .. 60 loop raise notice '%', n; end loop; end $$")
+        kept = conn.notices
+        orders.insert(conn, 1)
+        transaction.commit()
+        assert conn.notices is kept
+        assert orders.values() == [1]
+        monkeypatch.setattr(Driver, "run", lambda self, sql: [("one",)] if sql.startswith("SHOW sync") else run(self, sql))
+        unanimous_tm.psycopg2.join(conn)
+        orders.insert(conn, 2)
+        conn.notices = []
+        with pytest.raises(BranchError, match="the vote's own"):
+            transaction.commit()
+        transaction.abort()
+    assert orders.values() == [1] and orders.prepared() == []

@@ -24,6 +24,9 @@ EXIT_WAIT = 5.0
 
 _RESOURCE = "UNANIMOUS_RESOURCE_"
 
+#: What the names of folders begin with that no configuration names.
+_FOLDER = "files:"
+
 _lock = threading.Lock()
 _log: Optional[str] = None
 _resources: dict[str, str] = {}
@@ -77,9 +80,13 @@ def configure(
         _core.close(EXIT_WAIT)
         _look()
         if log is not None:
-            _log = os.path.abspath(os.fspath(log))
+            _log = os.path.realpath(os.fspath(log))
         if resources is not None:
+            made = {name: url for name, url in _resources.items() if name.startswith(_FOLDER)}
             _resources = {**_environment(), **resources}
+            # A FileStore that was made before stays one, by the name that its folder has now.
+            named = {_folder_of(url) for url in _resources.values()}
+            _resources.update({name: url for name, url in made.items() if _folder_of(url) not in named})
         _options = options
 
 
@@ -99,16 +106,27 @@ def folder(root: str) -> str:
     with _lock:
         _look()
         for name, url in _resources.items():
-            if url.startswith("file:") and os.path.abspath(url[len("file:") :]) == root:
+            if _folder_of(url) == root:
                 return name
         if _core.is_open():
             raise RuntimeError(
                 f"the transaction manager is in use and does not know the folder {root!r}: make the FileStore where the program begins, or"
                 " name the folder in unanimous_tm.configure(resources={...: 'file:" + root + "'})"
             )
-        name = f"files:{root}"
+        name = f"{_FOLDER}{root}"
         _resources[name] = f"file:{root}"
         return name
+
+
+def _folder_of(url: str) -> Optional[str]:
+    return os.path.abspath(url[len("file:") :]) if url.startswith("file:") else None
+
+
+def is_durable() -> bool:
+    """Whether a log is configured."""
+    with _lock:
+        _look()
+        return _log is not None
 
 
 def open_engine() -> None:
@@ -126,7 +144,7 @@ def _look() -> None:
         _looked = True
         log = os.environ.get("UNANIMOUS_LOG")
         if log:
-            _log = os.path.abspath(log)
+            _log = os.path.realpath(log)
         _resources = _environment()
 
 
@@ -138,7 +156,8 @@ def _forked() -> None:
     """In the child: nothing of the parent's is used, closed or written to, and its locks are not kept when it dies."""
     global _lock
     _lock = threading.Lock()
-    if _core.is_open() and _log is not None:
+    if _log is not None:
+        # Also what is being opened or closed at that moment, and the logs of dead workers that the parent has taken over.
         _let_go(_log)
     _core.forget()
 

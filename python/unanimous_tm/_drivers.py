@@ -81,12 +81,8 @@ class Driver:
     def close(self) -> None:
         self.conn.close()
 
-    def take_warning(self) -> Optional[str]:
-        """Why the server thinks that what it said was done may not have reached a replica that it must reach."""
-        raise NotImplementedError
-
-    def watch(self) -> None:
-        """Looks out for such warnings from now on."""
+    def vote(self, sql: str) -> Optional[str]:
+        """Prepares, in one message. Why the server thinks that this may not have reached a replica that it must reach, if it does."""
         raise NotImplementedError
 
     def is_open(self) -> bool:
@@ -110,9 +106,6 @@ class Driver:
 class Psycopg2(Driver):
     """What it has begun it sends statements in as they are, until it is told to end."""
 
-    _seen = 0
-    _watches = False
-
     @property
     def dsn(self) -> str:
         return self.conn.dsn
@@ -132,22 +125,28 @@ class Psycopg2(Driver):
         self.run("BEGIN")
         self.conn.tpc_rollback()
 
-    def watch(self) -> None:
-        self._watches, self._seen = True, len(self.conn.notices)
-
-    def take_warning(self) -> Optional[str]:
-        if not self._watches:
-            return None
+    def vote(self, sql: str) -> Optional[str]:
+        # The application may have a list of its own there, and the driver forgets all but the last fifty.
+        kept = self.conn.notices
+        heard: list[str] = []
+        self.conn.notices = heard
+        try:
+            self.run(sql)
+        finally:
+            self.conn.notices = kept
+            for text in heard:
+                kept.append(text)
         # Their severity is translated, and where they come from is not told: what does not say that it is harmless may be it.
-        notices = self.conn.notices[self._seen :]
-        return next((text for text in notices if not text.startswith(("NOTICE", "INFO", "LOG", "DEBUG"))), None)
+        warning = next((text for text in heard if not text.startswith(("NOTICE", "INFO", "LOG", "DEBUG"))), None)
+        if warning is not None and not self.run("SHOW synchronous_standby_names")[0][0]:
+            return None
+        return warning
 
 
 class Psycopg3(Driver):
     """What it has begun it takes for ended when the server says so."""
 
     _begun = False
-    _watches = False
     _warning: Optional[str] = None
 
     @property
@@ -185,15 +184,13 @@ class Psycopg3(Driver):
             self._begun = False
             # Sends nothing, as the server has ended the transaction.
             self.conn.tpc_rollback()
-        if self._watches:
-            self._watches = False
-            self.conn.remove_notice_handler(self._noticed)
 
-    def watch(self) -> None:
-        self._watches = True
+    def vote(self, sql: str) -> Optional[str]:
         self.conn.add_notice_handler(self._noticed)
-
-    def take_warning(self) -> Optional[str]:
+        try:
+            self.run(sql)
+        finally:
+            self.conn.remove_notice_handler(self._noticed)
         return self._warning
 
     def _noticed(self, notice: Any) -> None:

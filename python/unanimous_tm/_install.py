@@ -38,10 +38,10 @@ def install(stream: Optional[bool] = None) -> None:
             if found is not None and found is not modules.get(name):
                 raise InstallError(_refusal(name, found))
     if stream is not None:
-        modules["repoze.tm"]._stream = bool(stream)
+        setattr(modules["repoze.tm"], "_stream", bool(stream))
     sys.modules.update(modules)
     # `import repoze.tm` asks the package for its module.
-    _repoze().tm = modules["repoze.tm"]
+    setattr(_repoze(), "tm", modules["repoze.tm"])
 
 
 def is_installed() -> bool:

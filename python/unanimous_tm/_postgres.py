@@ -21,6 +21,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import threading
 import time
 import uuid
 import weakref
@@ -79,8 +80,10 @@ class DataManager:
         self._reopen = reopen
         self._state = _OPEN
         self._decided = False
+        self._released = False
         self._gid = ""
         self._savepoints = 0
+        self._planned: Optional[tuple[Callable[..., None], tuple[Any, ...]]] = None
         self._started: Optional[concurrent.futures.Future] = None
         self._look()
         self._driver.begin(self.mark)
@@ -145,6 +148,7 @@ class DataManager:
 
         :raises BranchError: the work has failed or has ended its transaction.
         """
+        self._begin_planned()
         if self._started is None:
             self._prepare(gid)
         else:
@@ -153,6 +157,7 @@ class DataManager:
     def commit_branch(self) -> None:
         """Commits what is prepared, and delivers its notifications. An error leaves open which of it is done."""
         self._decided = True
+        self._begin_planned()
         try:
             if self._started is None:
                 self._commit()
@@ -167,6 +172,9 @@ class DataManager:
         if self._decided or self._state == _ENDED:
             # Also after-commit hooks are followed by an abort of all.
             return
+        if self._released:
+            raise BranchError("the branch could not be rolled back by its connection, which was given back")
+        self._planned = None
         if self._started is not None:
             try:
                 self._wait()
@@ -183,14 +191,20 @@ class DataManager:
         finally:
             self._release()
 
+    def forget_branch(self) -> None:
+        """Leaves what may be prepared to recovery, which finds out: nothing is sent for it any more."""
+        self._state = _ENDED
+        self._release()
+
     def start_prepare(self, gid: str) -> None:
-        """Votes meanwhile; :meth:`prepare_branch` then waits for it. Nothing may use the connection until then."""
-        self._start(self._prepare, gid)
+        """Says that :meth:`prepare_branch` follows: it is done meanwhile where another one's is called first. Nothing may use the connection
+        until then."""
+        self._plan(self._prepare, gid)
 
     def start_commit(self) -> None:
-        """Commits meanwhile; :meth:`commit_branch` then waits for it."""
+        """The same for :meth:`commit_branch`."""
         self._decided = True
-        self._start(self._commit)
+        self._plan(self._commit)
 
     # Savepoints, which the ancestor has not got.
 
@@ -209,10 +223,8 @@ class DataManager:
         if who is None and self._driver.is_idle():
             who = _known[self.conn] = tuple(self._driver.ask(_core.postgres_who_sql()))
         if who is not None:
-            system, database, role, replicas = who
+            system, database, role, _replicas = who
             self.unanimous_resource = _core.postgres_resource(system, database, role)
-            if replicas:
-                self._driver.watch()
 
     def notify(self, asked: list[Notification]) -> None:
         """Notifies when the transaction has committed."""
@@ -230,7 +242,7 @@ class DataManager:
         if not self.conn.closed:
             self._state = _VOTING
         try:
-            self._driver.run(vote)
+            warning = self._driver.vote(vote)
         except BaseException as error:
             code = self._driver.sqlstate(error)
             if self._driver.is_open() or (code is not None and not self._driver.is_lost(error)):
@@ -244,7 +256,6 @@ class DataManager:
                 ) from error
             raise
         self._state = _PREPARED
-        warning = self._driver.take_warning()
         if warning is not None:
             raise BranchError(f"the vote may not be on a replica that it must be on: {warning}")
 
@@ -260,12 +271,24 @@ class DataManager:
         sent = (f"pg_catalog.pg_notify({literal(channel)}, {literal(payload)})" for channel, payload in self.notifies)
         return f"SELECT {', '.join(sent)}"
 
-    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            self._started = _threads().submit(function, *arguments)
-        except RuntimeError:
-            # The interpreter ends and has no threads any more: it is done when it is waited for.
-            _log.debug("no thread could be started", exc_info=True)
+    def _plan(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._planned = (function, arguments)
+        _plans.__dict__.setdefault("all", []).append(self)
+
+    def _begin_planned(self) -> None:
+        """Begins what others have planned, each in a thread of its own; one's own is done here, which needs none."""
+        self._planned = None
+        plans = _plans.__dict__.get("all")
+        while plans:
+            branch = plans.pop()
+            planned, branch._planned = branch._planned, None
+            if planned is not None:
+                function, arguments = planned
+                try:
+                    branch._started = _threads().submit(function, *arguments)
+                except RuntimeError:
+                    # The interpreter ends and has no threads any more: it is done in its turn.
+                    _log.debug("no thread could be started", exc_info=True)
 
     def _wait(self) -> None:
         started = self._started
@@ -291,8 +314,10 @@ class DataManager:
 
     def _release(self) -> None:
         """Behind the second phase, the connection is the application's again, or is closed."""
-        if self._started is not None:
+        if self._started is not None or self._released:
+            # Given back already, it may be in use.
             return
+        self._released = True
         try:
             if self._on_complete is None:
                 self._driver.reset()
@@ -392,6 +417,9 @@ _known: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDiction
 
 # The databases, by system and number, that have an outbox.
 _outboxes: set[tuple[str, ...]] = set()
+
+# Of each thread: the branches that have planned a step, whose turn comes.
+_plans = threading.local()
 
 _pool: Optional[concurrent.futures.ThreadPoolExecutor] = None
 

@@ -14,12 +14,17 @@ Must not know how files are prepared or committed.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any, Optional, Union
 
 from . import _configuration, transaction
 
 __all__ = ["FileStore"]
+
+_log = logging.getLogger("unanimous_tm.files")
+
+_warned = False
 
 Content = Union[bytes, bytearray, memoryview, str]
 
@@ -33,6 +38,9 @@ class FileStore:
     The folder is a resource of the process's manager: configured by `unanimous_tm.configure`, or by being made here before the
     manager is used first. So make it where the program begins.
 
+    Without a configured log a process that dies behind the decision leaves its files claimed: nobody knows the decision, so that the folder takes no
+    part in later transactions on these files. That is warned of once, at the first write.
+
     :param root: the folder.
     :raises RuntimeError: when the manager is in use and does not know the folder.
     """
@@ -40,8 +48,12 @@ class FileStore:
     def __init__(self, root: Union[str, os.PathLike[str]]) -> None:
         #: The folder, absolute.
         self.root = os.path.abspath(os.fspath(root))
-        #: The name of its resource.
-        self.name = _configuration.folder(self.root)
+        _configuration.folder(self.root)
+
+    @property
+    def name(self) -> str:
+        """The name of its resource, as it is configured now."""
+        return _configuration.folder(self.root)
 
     def write(self, path: str, content: Content, trans: Any = None) -> None:
         """Create a file, which must not exist: else the commit raises ``FileExistsError``. Folders on its way are made.
@@ -60,6 +72,13 @@ class FileStore:
         self._gather("delete", path, b"", trans)
 
     def _gather(self, kind: str, path: str, content: Content, trans: Any) -> None:
+        global _warned
+        if not _warned and not _configuration.is_durable():
+            _warned = True
+            _log.warning(
+                "files are written without a configured log: a process that dies in its commit leaves them claimed for ever;"
+                " call unanimous_tm.configure(log=...)"
+            )
         if trans is None:
             trans = transaction.get()
         written = content.encode() if isinstance(content, str) else bytes(content)

@@ -33,19 +33,20 @@ pub(crate) fn run(prove: &Prove) -> Result<(), String> {
             return Err(format!("there is no level {only:?}; there are {all}"));
         }
     }
-    if wanted != [MUTANTS] {
-        cargo(["build", "--release", "--package", "unanimous-proof"]).show()?;
-    }
+    let built = match wanted == [MUTANTS] {
+        true => Ok(()),
+        false => cargo(["build", "--release", "--package", "unanimous-proof"]).show(),
+    };
     let start = Instant::now();
     let mut figures = Figures::default();
     for level in wanted {
         say(&format!("==> {level}"));
         let start = Instant::now();
-        let (cases, violations) = match level {
-            MUTANTS => planted_bugs(prove, &mut figures)?,
-            level => level_figures(level, prove)?,
+        let tried = match level {
+            MUTANTS => planted_bugs(prove, &mut figures),
+            level => built.clone().and_then(|()| level_figures(level, prove)),
         };
-        figures.add(level, cases, violations, start.elapsed());
+        figures.add(level, tried, start.elapsed());
     }
     let took = start.elapsed();
     figures.lines.iter().for_each(|line| say(line));
@@ -80,11 +81,26 @@ struct Figures {
 }
 
 impl Figures {
-    fn add(&mut self, level: &str, cases: u64, violations: u64, took: Duration) {
+    /// A level that could not be run, or that tried nothing, has shown nothing: that is a violation, and the others are run still.
+    fn add(&mut self, level: &str, tried: Result<(u64, u64), String>, took: Duration) {
         let seconds = (took.as_secs_f64() * 10.0).round() / 10.0;
+        let (cases, mut violations) = *tried.as_ref().unwrap_or(&(0, 0));
+        let error = match tried {
+            Ok((0, _)) => Some("nothing was tried".to_owned()),
+            Ok(_) => None,
+            Err(error) => Some(error),
+        };
+        violations += u64::from(error.is_some());
         self.violations += violations;
-        self.lines.push(format!("{level}: {cases} cases, {violations} violations, {seconds:.1} s"));
-        self.levels.insert(level.into(), json!({ "cases": cases, "violations": violations, "seconds": seconds }));
+        let mut line = format!("{level}: {cases} cases, {violations} violations, {seconds:.1} s");
+        let mut all = json!({ "cases": cases, "violations": violations, "seconds": seconds });
+        if let Some(error) = error {
+            complain(&format!("error: {level}: {error}"));
+            line.push_str(&format!("; error: {error}"));
+            all["error"] = error.into();
+        }
+        self.lines.push(line);
+        self.levels.insert(level.into(), all);
     }
 
     fn json(&self) -> Value {
@@ -98,7 +114,7 @@ fn planted_bugs(prove: &Prove, figures: &mut Figures) -> Result<(u64, u64), Stri
     let which = match &prove.mutant {
         Some(name) => Which::Named(name.clone()),
         None if prove.quick => Which::Quick(prove.seed),
-        None => Which::All,
+        None => Which::ALL,
     };
     let tried = mutants::run(&which)?;
     for violation in &tried.violations {
@@ -116,6 +132,8 @@ fn level_figures(level: &str, prove: &Prove) -> Result<(u64, u64), String> {
     if prove.quick {
         command.arg("--quick");
     }
+    // They ask the level `simulate` for something else than its cases.
+    command.env_remove("UNANIMOUS_TRACE").env_remove("UNANIMOUS_HASHES");
     let failed = |error: std::io::Error| format!("the level {level} could not be run: {error}");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
     let output = BufReader::new(child.stdout.take().expect("it is piped"));
@@ -136,5 +154,31 @@ fn level_figures(level: &str, prove: &Prove) -> Result<(u64, u64), String> {
         (Some(0), Some(cases), Some(0)) => Ok((cases, 0)),
         (Some(1), Some(cases), Some(violations)) if violations > 0 => Ok((cases, violations)),
         _ => Err(format!("the level {level} could not be run ({status})")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_showed_nothing_is_a_violation_and_keeps_the_figures_of_the_others() {
+        let mut figures = Figures::default();
+        let took = Duration::from_millis(1230);
+        figures.add("good", Ok((7, 0)), took);
+        figures.add("bad", Ok((7, 2)), took);
+        figures.add("empty", Ok((0, 0)), took);
+        figures.add("gone", Err("no server".into()), took);
+        assert_eq!(
+            figures.json()["levels"],
+            json!({
+                "good": { "cases": 7, "violations": 0, "seconds": 1.2 },
+                "bad": { "cases": 7, "violations": 2, "seconds": 1.2 },
+                "empty": { "cases": 0, "violations": 1, "seconds": 1.2, "error": "nothing was tried" },
+                "gone": { "cases": 0, "violations": 1, "seconds": 1.2, "error": "no server" },
+            })
+        );
+        assert_eq!(figures.json()["violations"], 4);
+        assert_eq!(figures.lines[3], "gone: 0 cases, 1 violations, 1.2 s; error: no server");
     }
 }

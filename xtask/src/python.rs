@@ -31,7 +31,7 @@ pub(crate) fn run(what: &Python) -> Result<(), String> {
             if !arguments.iter().any(|argument| argument.contains(".py")) {
                 pytest.push(tests);
             }
-            place.with_servers(&place.python(pytest))
+            place.with_servers(&place.python(pytest), 64)
         }
         Python::Crash(arguments) => place.script("crash.py", arguments),
         Python::Bench(name, arguments) => {
@@ -114,8 +114,10 @@ impl Place {
             fs::remove_file(&old).map_err(|error| failed(&old, &error))?;
         }
         let manifest = ["--manifest-path", text(&self.manifest)?, "--out", text(&self.wheels)?];
-        self.python(["-m", "maturin", "build", "--release", "--locked", "--quiet"].into_iter().chain(manifest))
-            .show()?;
+        self.python(
+            ["-m", "maturin", "build", "--profile", "wheel", "--locked", "--quiet"].into_iter().chain(manifest),
+        )
+        .show()?;
         let mut built = self.built()?;
         match (built.pop(), built.pop()) {
             (Some(wheel), None) => Ok(wheel),
@@ -138,13 +140,17 @@ impl Place {
         self.prepare()?;
         let path = self.tests.join(name);
         let arguments = arguments.iter().map(String::as_str);
-        self.with_servers(&self.python([text(&path)?].into_iter().chain(arguments)))
+        // The ancestors leave many prepared for ever.
+        self.with_servers(&self.python([text(&path)?].into_iter().chain(arguments)), 2000)
     }
 
-    /// Runs it beside two servers, and says where all is.
-    fn with_servers(&self, run: &Run) -> Result<(), String> {
+    /// Runs it beside two servers, each of which can keep so many transactions prepared, and says where all is.
+    fn with_servers(&self, run: &Run, prepared: u32) -> Result<(), String> {
         let start = || -> Result<Cluster, unanimous_testing::postgres::Error> {
-            let cluster = Cluster::builder().setting("max_connections", 200).start()?;
+            let cluster = Cluster::builder()
+                .setting("max_connections", 200)
+                .setting("max_prepared_transactions", prepared)
+                .start()?;
             cluster.create_database(DATABASE)?;
             Ok(cluster)
         };

@@ -5,7 +5,7 @@
 //! - [`world`]: branches of every capability, a log in a file, or a carrier as a whole.
 //! - [`row`]: a decision that is a row in one of the databases, statement by statement, with two recoverers.
 //! - [`shared`]: a decision log that several processes share, with an owner that may be slow.
-//! - [`walk`]: the walk through all states of any of them.
+//! - [`walk()`]: the walk through all states of any of them.
 //!
 //! Must not know anything but the core: it has to be built and run in seconds, so that every planted bug can be tried.
 

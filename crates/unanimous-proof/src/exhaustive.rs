@@ -1,4 +1,5 @@
 //! Every reachable state of the protocol, recovery's plan and the deciders. A case is a state.
+//! Of each walk a kind of violation is told and counted once, with the shortest way to it, however many states have it.
 //!
 //! Must not know how states follow one another: the model does.
 

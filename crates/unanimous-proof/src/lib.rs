@@ -17,7 +17,7 @@ use std::io::Write as _;
 /// How a level is run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// As much as fits into a fifth of three minutes on two cores, instead of everything.
+    /// As much as fits into the level's share of three minutes on two cores (15 to 45 s), instead of everything.
     pub quick: bool,
     /// Repeats the run that printed it.
     pub seed: u64,
@@ -30,6 +30,8 @@ pub struct Found {
     pub cases: u64,
     /// What must never be, each with what repeats it.
     pub violations: Vec<String>,
+    /// How many violations there were besides, which are like those and not told.
+    pub untold: u64,
 }
 
 impl Found {
@@ -37,6 +39,23 @@ impl Found {
     pub(crate) fn add(&mut self, other: Self) {
         self.cases += other.cases;
         self.violations.extend(other.violations);
+        self.untold += other.untold;
+    }
+
+    /// How many violations there were, told or not.
+    pub fn violated(&self) -> u64 {
+        self.violations.len() as u64 + self.untold
+    }
+
+    /// Counts violations, and keeps the text of so many.
+    pub(crate) fn tell_at_most(&mut self, most: usize, violations: impl IntoIterator<Item = String>) {
+        for violation in violations {
+            if self.violations.len() < most {
+                self.violations.push(violation);
+            } else {
+                self.untold += 1;
+            }
+        }
     }
 }
 

@@ -39,10 +39,13 @@ fn main() -> ExitCode {
     for violation in &found.violations {
         complain(&format!("violation: {violation}"));
     }
+    if found.untold > 0 {
+        complain(&format!("and {} violations more", found.untold));
+    }
     let seconds = start.elapsed().as_secs_f64();
-    let figures = json!({ "cases": found.cases, "violations": found.violations.len(), "seconds": seconds });
+    let figures = json!({ "cases": found.cases, "violations": found.violated(), "seconds": seconds });
     say(&figures.to_string());
-    if found.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if found.violated() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<(&'static Level, Options), String> {

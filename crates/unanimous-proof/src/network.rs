@@ -23,6 +23,9 @@ use crate::{Found, Options, say};
 /// How many cases are under way at once: most of their time they wait.
 const WORKERS: usize = 12;
 
+/// At most one message of so many may never come: an arrangement's messages are not quite the same each time.
+const MOST_UNMET: u64 = 10;
+
 /// A quick run draws so many.
 const QUICK: usize = 250;
 
@@ -47,26 +50,34 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
         shuffle(&mut cases, &mut rng);
         cases.truncate(QUICK);
     }
-    let (next, done) = (AtomicUsize::new(0), Mutex::new((Found::default(), BTreeMap::<String, u64>::new())));
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Done::default()));
     let places = (0..WORKERS).map(|_| Place::new(cluster)).collect::<Result<Vec<_>, _>>()?;
     let work = |mut place: Place<'_>| {
         while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
             let result = place.try_case(case);
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-            done.0.cases += 1;
+            let counts = done.counts.entry(case.arrangement).or_default();
+            counts.tried += 1;
             match result {
-                Ok(told) => {
+                // It is no case then, whatever became of it.
+                Ok((_, false)) => {
+                    counts.unmet += 1;
+                    done.unmet.push(*case);
+                }
+                Ok((told, true)) => {
+                    done.found.cases += 1;
                     for told in told {
-                        *done.1.entry(format!("{}: {told}", case.arrangement)).or_default() += 1;
+                        *done.told.entry(format!("{}: {told}", case.arrangement)).or_default() += 1;
                     }
                 }
                 Err(why) => {
+                    done.found.cases += 1;
                     if let Err(error) = place.renew() {
-                        done.0.violations.push(error);
+                        done.found.violations.push(error);
                         return;
                     }
                     let at = message(&messages[&case.arrangement][case.way], case);
-                    done.0.violations.push(format!("{case} ({at}): {why}"));
+                    done.found.violations.push(format!("{case} ({at}): {why}"));
                 }
             }
         }
@@ -76,11 +87,38 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
             scope.spawn(move || work(place));
         }
     });
-    let (found, told) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Done { mut found, told, counts, unmet } = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     for (what, count) in told {
         say(&format!("{what} {count}"));
     }
+    for case in unmet {
+        say(&format!("its message never came: {case}"));
+    }
+    for (arrangement, Counts { tried, unmet }) in counts {
+        say(&format!("{arrangement}: {unmet} of {tried} messages never came"));
+        if unmet * MOST_UNMET > tried {
+            found
+                .violations
+                .push(format!("{arrangement}: {unmet} of {tried} messages never came: too little was tried"));
+        }
+    }
     Ok(found)
+}
+
+/// What came of all that was tried.
+#[derive(Default)]
+struct Done {
+    found: Found,
+    told: BTreeMap<String, u64>,
+    counts: BTreeMap<Arrangement, Counts>,
+    /// Those whose message never came.
+    unmet: Vec<Case>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    tried: u64,
+    unmet: u64,
 }
 
 fn all_cases(arrangement: Arrangement, way: usize, seen: &[Seen]) -> Vec<Case> {

@@ -28,7 +28,7 @@ fn a_thread_may_begin_several_transactions_and_has_no_current_one() {
     }
     plain.world.journal.clear();
     wait(async move { second.commit().await }).unwrap();
-    assert_eq!(plain.world.journal.threads(), [here()]);
+    assert!(plain.world.journal.threads().iter().all(|thread| *thread == here()), "on the thread that waits");
     wait(async move { first.abort().await });
     assert_eq!([a.keys(), b.keys()], [["second"], ["second"]]);
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 use unanimous::thread::{Background, ThreadError, ThreadManager, ThreadTx};
 use unanimous::{Branch, BranchError, BranchId, Builder, CommitError, TransactionManager, Work};
@@ -53,6 +54,15 @@ impl Plain {
     /// Waits for a line of the journal.
     pub(crate) fn until(&self, line: &str) {
         self.background.open(self.world.journal.until(line));
+    }
+
+    /// Waits, for a minute at most, until a store has committed a row.
+    pub(crate) fn until_kept(&self, store: &MemoryStore, key: &str) {
+        let start = Instant::now();
+        while !store.keys().iter().any(|kept| kept == key) {
+            assert!(start.elapsed() < Duration::from_secs(60), "{key:?} was not committed: {:?}", self.acts());
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Does something on this thread; what has acted by the time that a call waits is looked at from another, which lets it go on.

@@ -11,14 +11,14 @@ from types import TracebackType
 from typing import Any
 
 from ._transaction import Savepoint, Transaction
-from .interfaces import AlreadyInTransaction, ITransactionManager, NoTransaction, TransientError
+from .interfaces import AlreadyInTransaction, ITransactionManager, NoTransaction, OutcomeUnknown, TransientError
 from .weakset import WeakSet
 
 try:
     from zope.interface import implementer
 except ImportError:
 
-    def implementer(*_interfaces: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
+    def implementer(*_interfaces: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef,unused-ignore]
         return lambda implemented: implemented
 
 
@@ -100,6 +100,10 @@ class TransactionManager:
             self.abort()
 
     def _retryable(self, kind: type[BaseException], error: Any) -> bool:
+        txn = self._txn
+        if issubclass(kind, OutcomeUnknown) or getattr(txn, "is_committed", False) is True:
+            # It would be done twice.
+            return False
         if issubclass(kind, TransientError):
             return True
         for datamanager in self.get()._resources:
@@ -133,12 +137,12 @@ class TransactionManager:
                 txn.note(description)
             try:
                 result = func()
-                self.get().commit()
+                self.commit()
                 return result
             except BaseException as error:
                 # Asked before the abort: the data managers that know have joined.
                 again = tried < tries and isinstance(error, Exception) and self._retryable(type(error), error)
-                self.get().abort()
+                self.abort()
                 if not again:
                     raise
 

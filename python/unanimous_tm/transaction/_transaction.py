@@ -32,7 +32,7 @@ try:
     from zope.interface import implementer
 except ImportError:
 
-    def implementer(*_interfaces: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
+    def implementer(*_interfaces: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef,unused-ignore]
         return lambda implemented: implemented
 
 
@@ -96,6 +96,9 @@ class Transaction:
     _savepoints: weakref.WeakKeyDictionary[Savepoint, int] | None = None
     _savepoint_index = 0
     _failure_traceback: Any = None
+    _log: Any = None
+    #: It was decided to commit, although a data manager has raised behind that.
+    _decided = False
 
     def __init__(self, synchronizers: Any = None, manager: Any = None) -> None:
         self._synchronizers = synchronizers
@@ -104,8 +107,17 @@ class Transaction:
 
     @property
     def log(self) -> Any:
-        """The logger of the thread's transactions."""
-        return _LOGGER or logging.getLogger(f"txn.{threading.get_ident()}")
+        """The logger of the thread's transactions, where no other was set."""
+        return self._log or _LOGGER or logging.getLogger(f"txn.{threading.get_ident()}")
+
+    @log.setter
+    def log(self, log: Any) -> None:
+        self._log = log
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether it has committed, also where ``commit`` has raised what a data manager, a hook or a synchronizer did behind that."""
+        return self._decided or self.status == _COMMITTED
 
     # What takes part.
 
@@ -152,6 +164,7 @@ class Transaction:
                 failed = _commit(self, resources)
                 if failed is not None:
                     # What a tpc_finish has raised: it is committed all the same.
+                    self._decided = True
                     self.log.critical("A storage error occurred during the second phase of the two-phase commit.")
                     raise failed
             except BaseException as error:
@@ -175,7 +188,7 @@ class Transaction:
             self._fail(error)
         finally:
             if self._after_commit:
-                self._call_hooks("_after_commit", False)
+                self._call_hooks("_after_commit", self._decided)
 
     def _fail(self, error: BaseException) -> None:
         """From here on nothing but an abort is left of it."""

@@ -230,6 +230,9 @@ class IRecoverableDataManager(IDataManager):
     def rollback_branch():
         """Roll back what was, or may be, prepared. Where it raises, the resource rolls it back by its id."""
 
+    def forget_branch():
+        """Nobody knows the outcome: leave what is prepared to recovery, and do nothing for it any more, also when ``abort`` is called."""
+
 
 class IDataManagerSavepoint(Interface):
     """A savepoint of one data manager; for transactions' savepoints only, which know whether it is valid."""

@@ -29,7 +29,10 @@ const FOLDER: &str = "crates/unanimous-proof/mutants";
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// How many are tried where time is short, and until when another one is begun.
-const QUICK: (usize, Duration) = (5, Duration::from_secs(35));
+const QUICK: (usize, Duration) = (3, Duration::from_secs(20));
+
+/// Fewer than so many are not all of them.
+const LEAST: usize = 25;
 
 /// What came of it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -43,11 +46,16 @@ pub(crate) struct Tried {
 /// Which bugs are tried.
 #[derive(Clone, Debug)]
 pub(crate) enum Which {
-    All,
+    /// All of them, which are so many at least.
+    AtLeast(usize),
     /// A few of the core crate's, chosen by a seed.
     Quick(u64),
     /// Those whose names begin so.
     Named(String),
+}
+
+impl Which {
+    pub(crate) const ALL: Self = Self::AtLeast(LEAST);
 }
 
 pub(crate) fn run(which: &Which) -> Result<Tried, String> {
@@ -68,8 +76,13 @@ fn try_all(root: &Path, tree: &Path, target: &Path, which: &Which, limit: Durati
     }
     let (mut chosen, until) = choose(&mutants, which);
     say(&format!("{} of {} planted bugs are tried", chosen.len(), mutants.len()));
-    if chosen.is_empty() {
-        return Ok(tried);
+    match which {
+        Which::Named(begin) if chosen.is_empty() => return Err(format!("no planted bug's name begins with {begin:?}")),
+        Which::AtLeast(least) if chosen.len() < *least => {
+            return Err(format!("{FOLDER} has only {} planted bugs, and should have {least} at least", chosen.len()));
+        }
+        _ if chosen.is_empty() => return Err(format!("{FOLDER} has no planted bug that could be tried")),
+        _ => {}
     }
     let tree = Tree::copy(root, tree)?;
     let bench = Bench { tree: tree.folder(), target, limit };
@@ -108,7 +121,7 @@ impl Tried {
             Verdict::Caught(how) => {
                 self.planted += 1;
                 self.caught += 1;
-                return say(&format!("{name}: caught by {} ({how}), {:.1} s", caught_by.name, took.as_secs_f64()));
+                return say(&format!("{name}: caught by {}, {:.1} s: {how}", caught_by.name, took.as_secs_f64()));
             }
             Verdict::Passed => format!("{name} is not caught ({what}): {caught_by} passes with {}", file.display()),
             Verdict::Hung => format!(
@@ -123,7 +136,7 @@ impl Tried {
 /// In the order of their names, and until when another is begun.
 fn choose<'a>(mutants: &'a [Mutant], which: &Which) -> (Vec<&'a Mutant>, Option<Duration>) {
     match which {
-        Which::All => (mutants.iter().collect(), None),
+        Which::AtLeast(_) => (mutants.iter().collect(), None),
         Which::Named(begin) => (mutants.iter().filter(|mutant| mutant.name.starts_with(begin)).collect(), None),
         Which::Quick(seed) => {
             let mut rng = Rng::new(*seed);
@@ -175,7 +188,8 @@ fn sound_tests<'a>(
 }
 
 enum Verdict {
-    Caught(&'static str),
+    /// By what.
+    Caught(String),
     Passed,
     Hung,
     Broken(String),
@@ -189,9 +203,9 @@ fn try_one(tree: &Tree, bench: &Bench<'_>, mutant: &Mutant, choice: &[String]) -
         }
         let ended = bench.run(&arguments, &[&mutant.caught_by.name])?.pop().expect("one test was run");
         Ok(match ended {
-            Ended::Failed => Verdict::Caught("failed"),
+            Ended::Failed(by) => Verdict::Caught(by),
             Ended::Passed => Verdict::Passed,
-            Ended::Hung if mutant.may_hang => Verdict::Caught("did not end"),
+            Ended::Hung if mutant.may_hang => Verdict::Caught("did not end".into()),
             Ended::Hung => Verdict::Hung,
             Ended::Otherwise(output) => Verdict::Broken(format!("its test was not run: {output}")),
         })
@@ -274,12 +288,12 @@ fn red() {
         let double = |name, test, after| plant(root.path(), name, test, "n * 2", after);
         double("caught", "doubles", "n * 3");
         double("changes_nothing", "doubles", "2 * n");
-        double("another_test_fails", "evens", "n * 3");
+        double("another_test_fails", "evens", "n * 4");
         double("does_not_compile", "doubles", "n * \"3\"");
-        double("no_such_test", "double", "n * 3");
-        double("red_without_it", "red", "n * 3");
+        double("no_such_test", "double", "n * 5");
+        double("red_without_it", "red", "n * 6");
         plant(root.path(), "does_not_apply", "doubles", "n * 2 + 1", "n * 3");
-        let Tried { caught, planted, violations } = tried(root.path(), &Which::All, LIMIT);
+        let Tried { caught, planted, violations } = tried(root.path(), &Which::AtLeast(1), LIMIT);
         let expected = [
             "another_test_fails is not caught",
             "changes_nothing is not caught",
@@ -298,6 +312,27 @@ fn red() {
             LIBRARY
         );
         assert_eq!(tried(root.path(), &Which::Named("caught".into()), LIMIT).caught, 1);
+        // One more that does the same as another.
+        let text = fs::read_to_string(root.path().join(FOLDER).join("caught.patch")).unwrap();
+        fs::write(root.path().join(FOLDER).join("caught_again.patch"), text.replace("@@ -2 +2 @@", "@@ -1 +1 @@ x"))
+            .unwrap();
+        let Tried { caught, violations, .. } = tried(root.path(), &Which::Named("caught".into()), LIMIT);
+        assert_eq!((caught, violations), (1, vec!["caught_again plants the same bug as caught: keep one".into()]));
+    }
+
+    #[test]
+    fn where_nothing_would_be_tried_is_an_error() {
+        let root = workspace();
+        let refused = |which: &Which| {
+            let (tree, target) = places(&root.path().join("target"));
+            try_all(root.path(), &tree, &target, which, LIMIT).unwrap_err()
+        };
+        let missing = refused(&Which::ALL);
+        assert!(missing.contains(FOLDER), "{missing}");
+        plant(root.path(), "one", "doubles", "n * 2", "n * 3");
+        assert_eq!(refused(&Which::Named("typo".into())), "no planted bug's name begins with \"typo\"");
+        let few = refused(&Which::ALL);
+        assert!(few.contains("only 1 planted bugs"), "{few}");
     }
 
     #[test]
@@ -306,11 +341,11 @@ fn red() {
         plant(root.path(), "endless", "evens", "n % 2 == 0", "loop { std::hint::black_box(n); }");
         let file = root.path().join(FOLDER).join("endless.patch");
         let limit = Duration::from_secs(3);
-        let seen = tried(root.path(), &Which::All, limit);
+        let seen = tried(root.path(), &Which::AtLeast(1), limit);
         assert!(seen.caught == 0 && seen.violations[0].contains("did not end"), "{seen:?}");
         let text = fs::read_to_string(&file).unwrap().replacen("\n\n", "\nCaught-by-hang: yes\n\n", 1);
         fs::write(&file, text).unwrap();
-        let seen = tried(root.path(), &Which::All, limit);
+        let seen = tried(root.path(), &Which::AtLeast(1), limit);
         assert_eq!(seen, Tried { caught: 1, planted: 1, violations: Vec::new() });
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Must not know how it is tried.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,8 @@ pub(super) struct Mutant {
     pub(super) may_hang: bool,
     /// The files that it changes, from the workspace's root.
     pub(super) changes: BTreeSet<String>,
+    /// The lines that it changes, each with its neighbours: what tells it from others.
+    diff: Vec<String>,
 }
 
 /// A test, as `cargo test` is told of it.
@@ -52,11 +54,7 @@ impl Mutant {
 /// Those of a folder, by name. A file that can't be one is told instead.
 pub(super) fn read_all(folder: &Path) -> Result<Vec<Result<Mutant, String>>, String> {
     let failed = |path: &Path, error| format!("{}: {error}", path.display());
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(folder, error)),
-    };
+    let entries = fs::read_dir(folder).map_err(|error| failed(folder, error))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path()).map_err(|error| failed(folder, error)));
     let mut paths = paths.collect::<Result<Vec<_>, _>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
@@ -65,7 +63,30 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<Result<Mutant, String>>, Str
         let text = fs::read_to_string(path).map_err(|error| failed(path, error))?;
         Ok(parse(path, &text).map_err(|wrong| format!("{} is no planted bug: {wrong}", path.display())))
     };
-    paths.iter().map(read).collect()
+    let mut read = paths.iter().map(read).collect::<Result<Vec<_>, String>>()?;
+    let mut first = BTreeMap::new();
+    for mutant in &mut read {
+        let Ok(Mutant { name, changes, diff, .. }) = mutant else { continue };
+        let other = first.entry((changes.clone(), diff.clone())).or_insert_with(|| name.clone());
+        if other != name {
+            *mutant = Err(format!("{name} plants the same bug as {other}: keep one"));
+        }
+    }
+    Ok(read)
+}
+
+/// Wherever it is in its file, and however much is around it.
+fn diff(text: &str) -> Vec<String> {
+    let is_change = |line: &str| line.starts_with(['+', '-']) && changed(line).is_none();
+    let mut kept = Vec::new();
+    let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("@@")).collect();
+    for (at, line) in lines.iter().enumerate() {
+        let near = lines[at.saturating_sub(1)..lines.len().min(at + 2)].iter().any(|line| is_change(line));
+        if is_change(line) || (line.starts_with(' ') && near) {
+            kept.push((*line).to_owned());
+        }
+    }
+    kept
 }
 
 fn parse(file: &Path, text: &str) -> Result<Mutant, String> {
@@ -81,7 +102,7 @@ fn parse(file: &Path, text: &str) -> Result<Mutant, String> {
         return Err(format!("it changes {other}; bugs are planted in {}", PRODUCT.join(", ")));
     }
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Mutant { name, file: file.into(), what, caught_by: test(caught_by)?, may_hang, changes })
+    Ok(Mutant { name, file: file.into(), what, caught_by: test(caught_by)?, may_hang, changes, diff: diff(text) })
 }
 
 fn changed(line: &str) -> Option<&str> {

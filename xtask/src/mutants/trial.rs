@@ -32,7 +32,8 @@ pub(super) struct Bench<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     Passed,
-    Failed,
+    /// Where it panicked, and the first line of why.
+    Failed(String),
     /// It was still running at the limit.
     Hung,
     /// It says nothing of the test: the end of what was printed.
@@ -122,10 +123,21 @@ fn choice(target: &Value) -> Option<Vec<String>> {
 fn ended(name: &str, output: &str, status: Option<ExitStatus>) -> Ended {
     let line = |end: &str| output.lines().any(|line| result(line, name).is_some_and(|rest| rest.ends_with(end)));
     match status {
-        _ if line("... FAILED") => Ended::Failed,
+        _ if line("... FAILED") => Ended::Failed(panic(name, output)),
         _ if line("... ok") => Ended::Passed,
         None => Ended::Hung,
         Some(status) => Ended::Otherwise(format!("{status}: {}", end_of(output))),
+    }
+}
+
+/// What the test printed of its failure.
+fn panic(name: &str, output: &str) -> String {
+    let header = format!("---- {name} stdout ----");
+    let printed = || output.lines().skip_while(|line| *line != header).skip(1);
+    let own = || printed().take_while(|line| !line.starts_with("---- ") && *line != "failures:");
+    match own().position(|line| line.contains("panicked at ")) {
+        Some(at) => own().skip(at).take(2).collect::<Vec<_>>().join(" "),
+        None => own().find(|line| !line.is_empty()).unwrap_or("it printed nothing").to_owned(),
     }
 }
 
@@ -186,9 +198,24 @@ mod tests {
 
     #[test]
     fn a_result_is_that_of_the_very_test() {
-        let output = "test a::b ... ok\ntest a::bc ... FAILED\ntest a::d - should panic ... ok\n";
+        let output = "\
+test a::b ... ok
+test a::bc ... FAILED
+test a::d - should panic ... ok
+
+failures:
+
+---- a::bc stdout ----
+
+thread 'a::bc' (7) panicked at src/a.rs:3:5:
+it is 2
+note: run with a backtrace
+";
         assert_eq!(ended("a::b", output, None), Ended::Passed);
-        assert_eq!(ended("a::bc", output, None), Ended::Failed);
+        assert_eq!(
+            ended("a::bc", output, None),
+            Ended::Failed("thread 'a::bc' (7) panicked at src/a.rs:3:5: it is 2".into())
+        );
         assert_eq!(ended("a::d", output, None), Ended::Passed);
         assert_eq!(ended("a::", output, None), Ended::Hung);
     }

@@ -7,7 +7,7 @@
 //!
 //! | here | in the product |
 //! | --- | --- |
-//! | [`perform`](World::perform), [`drop_driver`](World) | `unanimous::driver`: `perform`, `id_of`, `leave_live`, `Drop` |
+//! | `World::perform`, `World::drop_driver` | `unanimous::driver`: `perform`, `id_of`, `leave_live`, `Drop` |
 //! | a decision on its way (`deciding`), poisoned | `unanimous::log`: `writer`, `state` |
 //! | opening writes what it read into a new segment | `unanimous::log::file`, `segments` |
 //! | listed, not live, asked, acted; forgotten | `unanimous::recovery::whole_pass`, and `forget_or_report` |

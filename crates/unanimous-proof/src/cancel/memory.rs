@@ -6,8 +6,8 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use unanimous::env::{Env, TokioEnv};
@@ -148,12 +148,31 @@ pub(super) fn run(options: &Options) -> Checked<Found> {
             }
         }
     }
-    // Those that were asked for are many, and a panic that was not is a violation.
+    // Those that were asked for are many, and a panic that was not is a violation, also where it ends in a task that nobody waits for.
     let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let found = at_every_poll(&jobs);
+    std::panic::set_hook(Box::new(|info| {
+        let text = panicked(info.payload());
+        if !is_planted(&text) {
+            let at = info.location().map(ToString::to_string).unwrap_or_default();
+            strays().push((thread::current().id(), format!("{text}, at {at}")));
+        }
+    }));
+    let mut found = at_every_poll(&jobs);
     std::panic::set_hook(hook);
+    found.violations.extend(strays().drain(..).map(|(_, text)| format!("in a thread of no case: {text}")));
     Ok(found)
+}
+
+/// Panics that no store was asked for. A case's tasks are in its own thread.
+static STRAYS: Mutex<Vec<(ThreadId, String)>> = Mutex::new(Vec::new());
+
+fn strays() -> MutexGuard<'static, Vec<(ThreadId, String)>> {
+    STRAYS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether it is a store's, which names itself first.
+fn is_planted(text: &str) -> bool {
+    text.strip_prefix("a panic: s").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// All jobs, on two threads: a case is the next number of polls of a job.
@@ -165,7 +184,12 @@ fn at_every_poll(jobs: &[(What, Arrangement)]) -> Found {
             for polls in 0..MOST_POLLS {
                 here.cases += 1;
                 let tried = catch_unwind(AssertUnwindSafe(|| case(*what, arrangement, polls)));
-                match tried.unwrap_or_else(|panic| Err(panicked(&*panic))) {
+                let mut tried = tried.unwrap_or_else(|panic| Err(panicked(&*panic)));
+                let own = thread::current().id();
+                for (_, text) in strays().extract_if(.., |(thread, _)| *thread == own) {
+                    tried = tried.and(Err(text));
+                }
+                match tried {
                     Ok(true) => break,
                     Ok(false) if polls + 1 == MOST_POLLS => {
                         here.violations.push(format!("{what:?} did not end within {MOST_POLLS} polls; {arrangement}"));
@@ -322,6 +346,7 @@ impl Place {
         }
         let failed = self.fault.is_some();
         ensure(failed || outcome == Outcome::Committed, || format!("nothing failed, and it ended {outcome:?}"))?;
+        self.is_known(outcome)?;
         self.agrees(&manager, outcome).await?;
         Ok(answer.is_some())
     }
@@ -397,6 +422,7 @@ impl Place {
                 outcome
             }
         };
+        self.is_known(outcome)?;
         if saved.is_some() {
             self.all_or_none(SECOND, Outcome::Aborted)?;
         }
@@ -417,6 +443,7 @@ impl Place {
         let undone = eager(polls, savepoint.rollback()).await;
         let outcome = told(&within("a commit", tx.commit()).await?);
         let failed = self.fault.is_some();
+        self.is_known(outcome)?;
         match &undone {
             Some(Ok(())) => {
                 ensure(failed || outcome == Outcome::Committed, || format!("it ended {outcome:?}"))?;
@@ -460,12 +487,17 @@ impl Place {
         let ran = eager(polls, manager.run(3, work)).await;
         // What is detached has ended by then.
         tokio::time::sleep(LONG).await;
+        let failed = self.fault.is_some();
+        ensure(failed || !matches!(ran, Some(Err(_))), || format!("nothing failed, and `run` ended {ran:?}"))?;
         let outcome = match &ran {
             Some(Ok(())) => Outcome::Committed,
             Some(Err(unanimous::RunError::Commit { source, .. })) => told_error(source),
             Some(Err(_)) => Outcome::Aborted,
             None => Outcome::Unknown,
         };
+        if ran.is_some() {
+            self.is_known(outcome)?;
+        }
         self.agrees(&manager, outcome).await?;
         Ok(ran.is_some())
     }
@@ -483,7 +515,11 @@ impl Place {
         mortal.set(usize::MAX);
         let expected = dead || self.fault.is_some() || answer.is_ok();
         ensure(expected, || format!("nothing failed or was dropped, and the answer is {answer:?}"))?;
-        Ok(Died { manager, outcome: told(&answer), dead })
+        let outcome = told(&answer);
+        if !dead {
+            self.is_known(outcome)?;
+        }
+        Ok(Died { manager, outcome, dead })
     }
 
     async fn shutdown(&self, polls: usize) -> Checked<(Outcome, bool)> {
@@ -555,6 +591,17 @@ impl Place {
         self.all_or_none(LATER, Outcome::Committed)?;
         let end = within("the shutdown", manager.shutdown(Duration::from_secs(20))).await?;
         ensure(end.is_ok(), || format!("something keeps the manager from its end: {end:?}"))
+    }
+
+    /// Nobody may know it only where no answer came to a commit that decides.
+    fn is_known(&self, outcome: Outcome) -> Checked {
+        use {Call::CommitCarrying, Call::CommitOnePhase};
+        let unanswered = matches!(
+            self.fault,
+            Some((_, CommitOnePhase | CommitCarrying, Fault::Lost | Fault::LostDone | Fault::Panic))
+        );
+        let known = outcome != Outcome::Unknown || unanswered;
+        ensure(known, || "the outcome is unknown, and every commit that decides was answered".to_owned())
     }
 
     fn all_or_none(&self, key: &str, outcome: Outcome) -> Checked {

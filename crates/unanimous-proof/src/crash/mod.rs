@@ -49,14 +49,16 @@ struct Extent {
     blocks: u32,
     /// The longest that something is halted: longer than the program waits for a vote, where there is time.
     halt: Duration,
+    /// The longest load before a fault, in milliseconds.
+    load: u64,
 }
 
 pub(crate) fn run(options: &Options) -> Result<Found, String> {
     let start = Instant::now();
     let extent = if options.quick {
-        Extent { time: Duration::from_secs(26), blocks: 3, halt: Duration::from_millis(700) }
+        Extent { time: Duration::from_secs(16), blocks: 1, halt: Duration::from_millis(700), load: 500 }
     } else {
-        Extent { time: Duration::from_secs(12 * 60), blocks: 12, halt: Duration::from_secs(4) }
+        Extent { time: Duration::from_secs(12 * 60), blocks: 12, halt: Duration::from_secs(4), load: 1500 }
     };
     let failed = |error: io::Error| error.to_string();
     let mut folder = tempfile::Builder::new().prefix("unanimous-crash-").tempdir().map_err(failed)?;
@@ -83,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
             program: &program,
             folder,
             arrangement,
-            halt: extent.halt,
+            extent,
             rng: rng.split(),
             servers: &mut servers,
             sum: &mut sum,
@@ -92,7 +94,7 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
             violations: Vec::new(),
         };
         let mut round = 0;
-        // At least one, so that each arrangement is tried.
+        // At least one, so that each block tries its arrangement.
         while block.violations.is_empty() && (round == 0 || start.elapsed() < until) {
             round += 1;
             let done = block.round()?;
@@ -176,7 +178,7 @@ struct Block<'a> {
     program: &'a Path,
     folder: PathBuf,
     arrangement: Arrangement,
-    halt: Duration,
+    extent: Extent,
     rng: Rng,
     servers: &'a mut Servers,
     sum: &'a mut Sum,
@@ -192,8 +194,8 @@ impl Block<'_> {
         let Some(mut program) = self.start(WORKERS)? else { return Ok(told.join(", ")) };
         for _ in 0..self.rng.between(1, 3) {
             let fault = Fault::choose(&mut self.rng);
-            self.sleep(20, 500);
-            fault.strike(self.servers, &mut program, self.halt, &mut self.rng)?;
+            self.sleep(20, self.extent.load);
+            fault.strike(self.servers, &mut program, self.extent.halt, &mut self.rng)?;
             *self.sum.faults.entry(fault.name()).or_default() += 1;
             self.sum.kills_of_servers += fault.kills_of_servers();
             told.push(fault.name());
@@ -304,16 +306,17 @@ impl Block<'_> {
         loop {
             let (in_doubt, working) = (self.in_doubt()?, self.left_sessions()?);
             let took = begun.elapsed();
-            if in_doubt == 0 && working == 0 {
-                self.sum.longest = self.sum.longest.max(took);
-                return Ok(took);
-            }
+            // Too late is too late, also where it has come to rest in the meantime.
             if took > REST {
                 let prepared = self.servers.prepared().map_err(text)?;
                 self.violations.push(format!(
                     "{took:?} after the last fault {in_doubt} branches are in doubt, in the databases {prepared:?}, \
                      and {working} sessions of killed programs work"
                 ));
+                return Ok(took);
+            }
+            if in_doubt == 0 && working == 0 {
+                self.sum.longest = self.sum.longest.max(took);
                 return Ok(took);
             }
             thread::sleep(STEP);

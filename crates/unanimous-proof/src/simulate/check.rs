@@ -129,7 +129,11 @@ async fn goes_on(world: &Arc<World>, running: &Running) {
             }
         }
     }
-    for key in (0..client::KEYS as Key).filter(|key| !held.contains(key)).take(2) {
+    let free: Vec<Key> = (0..client::KEYS as Key).filter(|key| !held.contains(key)).take(2).collect();
+    if free.is_empty() {
+        world.violation("every key is locked, so that nothing shows that work goes on".to_owned());
+    }
+    for key in free {
         let mut failed = None;
         for _ in 0..3 {
             failed = client::probe(world, running, key).await.err();
@@ -148,7 +152,7 @@ async fn decisions_stay(world: &World, running: &Running) {
     let known: Vec<TransactionId> = {
         let ledger = lock(&world.ledger);
         let looked_up = ledger.transactions.iter();
-        let own = looked_up.filter(|(_, e)| e.process == running.life.process && e.looked_up.is_some());
+        let own = looked_up.filter(|(_, e)| e.process == running.life.process && (e.looked_up.is_some() || e.by_log));
         own.map(|(id, _)| *id).collect()
     };
     for id in known {

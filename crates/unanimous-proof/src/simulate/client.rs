@@ -23,7 +23,7 @@ use super::server::Key;
 use super::world::World;
 
 /// The keys of each store; few, so that transactions meet.
-pub(super) const KEYS: u64 = 12;
+pub(super) const KEYS: u64 = 24;
 
 /// A client: one transaction after another, while there are faults.
 pub(super) async fn serve(world: Arc<World>, running: Running) {
@@ -247,7 +247,8 @@ impl Work {
     /// Who was told that nothing is pending must find nothing prepared.
     fn all_is_confirmed(&self, id: TransactionId) {
         for server in self.world.servers() {
-            if server.prepared().iter().any(|branch| branch.transaction == id) {
+            let came_back = lock(&self.world.ledger).at(id, server.index).is_some_and(|at| at.came_back);
+            if !came_back && server.prepared().iter().any(|branch| branch.transaction == id) {
                 self.world.violation(format!("{id} is said to be finished, and is prepared in {}", server.name));
             }
         }

@@ -72,7 +72,7 @@ paths! {
     Hook = "a hook ran before a commit",
     FailedHook = "a hook failed",
     DiedWhenTold = "a process died when its client was told",
-    GroupCommit = "one sync covered several records of the log",
+    GroupCommit = "one sync covered several decisions",
 }
 
 /// Counts.

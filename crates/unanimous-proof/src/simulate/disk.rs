@@ -40,7 +40,7 @@ impl SimDisk {
             return Err(dead());
         }
         if world.chance(500) {
-            pause(world.some_time(3_000));
+            pause(world.some_time(world.plan.disk_time));
             if self.life.is_dead() {
                 return Err(dead());
             }
@@ -156,7 +156,7 @@ impl DiskFile for SimFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let what = format!("write {} {offset} {}", self.name, bytes.len());
-        if offset > 0 && records_of(bytes) > 1 {
+        if offset > 0 && decisions_of(bytes) > 1 {
             self.on.world.saw(Path::GroupCommit);
         }
         let fault = (Fault::NextWrite, self.on.world.plan.disk.write, Path::FailedWrite);
@@ -174,9 +174,19 @@ impl DiskFile for SimFile {
     }
 }
 
-/// Where a frame says how many records it has: docs/log-format.md.
-const COUNT: usize = 24;
-
-fn records_of(frame: &[u8]) -> u32 {
-    frame.get(COUNT..COUNT + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
+/// How many decisions a frame has: docs/log-format.md.
+fn decisions_of(frame: &[u8]) -> usize {
+    const HEADER: usize = 32;
+    const PREFIX: usize = 5;
+    const DECISIONS: [u8; 2] = [2, 6];
+    let number = |at: usize| {
+        let bytes = frame.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize)
+    };
+    let (count, mut at, mut decisions) = (number(24), HEADER, 0);
+    for _ in 0..count {
+        decisions += usize::from(frame.get(at).is_some_and(|kind| DECISIONS.contains(kind)));
+        at += PREFIX + number(at + 1);
+    }
+    decisions
 }

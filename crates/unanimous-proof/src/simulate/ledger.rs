@@ -34,6 +34,8 @@ pub(super) struct Entry {
     pub(super) stores: BTreeMap<usize, AtStore>,
     /// Something happened after which nobody may know the outcome.
     pub(super) may_be_unknown: bool,
+    /// A store committed what the log had decided.
+    pub(super) by_log: bool,
     /// What its decider has answered.
     pub(super) looked_up: Option<Decision>,
     pub(super) record: Option<unanimous::DecisionRecord>,
@@ -81,6 +83,7 @@ impl Ledger {
             reported: None,
             stores: BTreeMap::new(),
             may_be_unknown: false,
+            by_log: false,
             looked_up: None,
             record: None,
         };

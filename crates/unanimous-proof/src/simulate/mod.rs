@@ -36,7 +36,7 @@ use world::World;
 const QUICK: u64 = 10_000;
 /// How long the full run goes on.
 const FULL: Duration = Duration::from_secs(600);
-/// How many violations are told; the first ones tell enough.
+/// How many violations are told, all of them being counted; the first ones tell enough.
 const MOST_TOLD: usize = 20;
 
 /// How long everything has to settle when the faults are over.
@@ -156,13 +156,12 @@ pub(crate) fn run(options: &Options) -> Result<Found, String> {
                         .violations
                         .into_iter()
                         .map(|text| format!("{text}\n  UNANIMOUS_TRACE=1 target/release/prove simulate --seed {seed}"));
-                    found.violations.extend(told);
+                    found.tell_at_most(MOST_TOLD, told);
                 }
             });
         }
     });
     let (mut found, coverage, events) = total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    found.violations.truncate(found.violations.len().min(MOST_TOLD));
     say(&format!("{} seeds from {}, {events} events", found.cases, options.seed));
     for (name, count) in coverage.counts() {
         say(&format!("{count:>9}  {name}"));
@@ -180,7 +179,7 @@ fn one(seed: u64) -> Found {
         say(line);
     }
     say(&format!("seed {seed}: {} events, hash {:016x}", simulated.events, simulated.hash));
-    Found { cases: 1, violations: simulated.violations }
+    Found { cases: 1, violations: simulated.violations, untold: 0 }
 }
 
 /// The hashes of so many seeds.

@@ -122,14 +122,11 @@ impl Net {
             world.saw(Path::LostQuestion);
             fate.lost = true;
         } else if world.fault(net.lost_answer) {
-            world.saw(Path::LostAnswer);
             fate.answer_lost = true;
         } else if world.fault(net.late) {
-            world.saw(Path::Late);
             fate.given_up = Some(world.some_time(world.plan.delay * 2));
         }
         if world.fault(net.twice) {
-            world.saw(Path::Twice);
             fate.twice = true;
         }
         fate
@@ -150,7 +147,7 @@ impl Net {
         };
         // A client that nobody answers sees its connection reset, or waits for its limit.
         let hangs = fate.lost && world.chance(500) || fate.answer_lost && world.chance(500);
-        let (lost, answer_lost, twice) = (fate.lost, fate.answer_lost, fate.twice);
+        let (lost, answer_lost, twice, late) = (fate.lost, fate.answer_lost, fate.twice, fate.given_up.is_some());
         let (life, server, line) = (self.life.clone(), self.server.clone(), line.clone());
         let boot = server.boot();
         let executor = world.executor.clone();
@@ -167,6 +164,9 @@ impl Net {
                 return;
             }
             let response = server.execute(&world, &life, &line, &request);
+            if late {
+                world.saw(Path::Late);
+            }
             if twice {
                 let (world, server) = (world.clone(), server.clone());
                 let again = world.some_time(world.plan.delay * 20);
@@ -174,10 +174,12 @@ impl Net {
                     world.sleep(again).await;
                     if server.boot() == boot {
                         server.execute(&world, &life, &line, &request);
+                        world.saw(Path::Twice);
                     }
                 });
             }
             if answer_lost {
+                world.saw(Path::LostAnswer);
                 if hangs {
                     world.sleep(LONG).await;
                 }

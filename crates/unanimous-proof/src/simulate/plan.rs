@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) stall: u64,
     /// A job is seen half done.
     pub(super) threaded: PerMille,
+    /// The longest that an operation of a disk takes, in microseconds.
+    pub(super) disk_time: u64,
     /// A client is dropped.
     pub(super) cut: PerMille,
     /// Where a store is down at the start.
@@ -133,9 +135,11 @@ impl Plan {
             DiskFaults::default()
         };
         let small = rng.chance(1, 3);
+        // Many decisions at once on a slow disk.
+        let busy = rng.chance(1, 10);
         Self {
             processes: if rng.chance(1, 2) { 2 } else { 1 },
-            clients: if rng.chance(1, 10) { 6 } else { rng.between(1, 3) },
+            clients: if busy { 6 } else { rng.between(1, 3) },
             chaos: Duration::from_millis(rng.between(2_000, 15_000)),
             log_size: if small { 48 << 10 } else { 192 << 10 },
             horizon: if rng.chance(1, 3) {
@@ -156,14 +160,15 @@ impl Plan {
             ended_runtimes: some(rng, part(20), 2),
             store_crashes: some(rng, part(35), 4),
             store_restores: some(rng, part(12), 2),
-            log_restores: rng.chance(part(14), 100),
+            log_restores: rng.chance(part(15), 100),
             operators: some(rng, part(15), 4),
             stall: *rng.pick(&[0, 0, 50, 300]),
-            threaded: *rng.pick(&[50, 300]),
+            threaded: if busy { 1000 } else { *rng.pick(&[50, 300]) },
+            disk_time: if busy { 40_000 } else { 3_000 },
             cut: some(rng, 50, 300),
             down_at_start: rng.chance(part(15), 100),
             transactions: if rng.chance(1, 20) { 60 } else { rng.between(3, 14) },
-            think: *rng.pick(&[20_000, 400_000, 2_000_000]),
+            think: if busy { 5_000 } else { *rng.pick(&[20_000, 400_000, 2_000_000]) },
             note: if small { *rng.pick(&[0, 40, 500]) } else { 0 },
             refuse: some(rng, 50, 60),
             panic: some(rng, 20, 15),

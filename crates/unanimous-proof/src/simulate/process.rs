@@ -164,7 +164,7 @@ impl Process {
             }
             if death != Death::EndOfRuntime
                 && world.plan.log_restores
-                && world.fault(300)
+                && world.fault(600)
                 && let Some(backup) = &state.backup
             {
                 world.saw(Path::LogRestored);

@@ -349,6 +349,11 @@ impl Server {
         state.end_prepared(self, world, id, keys, decision);
         if decision == Decision::Commit && id.decider == DeciderId::Log {
             world.saw(Path::ByLog);
+            if let Some(entry) = lock(&world.ledger).entry(id.transaction) {
+                // One that writes alone may prepare too, and is decided by nobody but itself.
+                let together = entry.wrote.as_ref().is_some_and(|wrote| wrote.len() > 1 && wrote.contains(&self.index));
+                entry.by_log |= together;
+            }
         }
         if decision == Decision::Abort
             && let Some(at) = lock(&world.ledger).at(id.transaction, self.index)

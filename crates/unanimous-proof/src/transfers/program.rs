@@ -75,6 +75,8 @@ struct Program {
     databases: [Postgres; 2],
     journal: Files,
     stopping: AtomicBool,
+    /// Whether decisions are in files, on a disk that nobody fails: who lives to be told of one is told which.
+    knows: bool,
 }
 
 /// How a transfer differs from one that simply commits.
@@ -128,6 +130,7 @@ impl Program {
         let left = database("left", &urls[0], false)?;
         let right = database("right", &urls[1], arrangement == Arrangement::Carrier)?;
         let files = Files::open("journal", folder.join("journal")).await?;
+        let knows = arrangement == Arrangement::FileLog;
         let builder = match arrangement {
             Arrangement::PostgresLog => TransactionManager::builder(postgres_log(&urls[0]).await),
             Arrangement::FileLog | Arrangement::Carrier => {
@@ -136,7 +139,7 @@ impl Program {
         };
         let builder = builder.resource(left.clone()).resource(right.clone()).resource(files.clone());
         let manager = builder.recovery_interval(Duration::from_secs(2)).store_wait(VOTE).build().await?;
-        Ok(Self { run, manager, databases: [left, right], journal: files, stopping: AtomicBool::new(false) })
+        Ok(Self { run, manager, databases: [left, right], journal: files, stopping: AtomicBool::new(false), knows })
     }
 
     async fn work(&self, worker: u32, mut rng: Rng) {
@@ -218,6 +221,9 @@ impl Program {
             Ok(_) if must_abort => Fate::Wrong(format!("{twist:?}, and committed")),
             Ok(_) => Fate::Committed,
             Err(CommitError::Aborted { .. }) => Fate::Aborted,
+            Err(error) if self.knows && name.kind == Kind::Both => {
+                Fate::Wrong(format!("unknown, although the log decides: {}", chain(&error)))
+            }
             Err(_) => Fate::Unknown,
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::deadpool_postgres::{Manager, Pool, Runtime};
-use unanimous::postgres::tokio_postgres::NoTls;
+use unanimous::postgres::tokio_postgres::{Config, NoTls};
 use unanimous::postgres::{Postgres, PostgresError, PostgresOptions};
 use unanimous::{
     Branch, BranchContext, BranchId, DeciderId, DecisionLog, JoinError, Options, ResourceManager, TransactionManager,
@@ -51,6 +51,28 @@ async fn a_connection_left_inside_a_transaction_is_refused_and_discarded() {
         tx.commit().await.unwrap();
     }
     assert_eq!(values(&pair.orders), "ours", "what was left was not committed by us");
+}
+
+/// Nobody has ended it, as where its task was dropped: what it had begun is not the next user's to commit.
+#[tokio::test]
+async fn a_branch_that_is_dropped_without_an_end_leaves_no_transaction_in_its_pool() {
+    let pair = Pair::new();
+    let config: Config = pair.orders.url().parse().unwrap();
+    let own = Postgres::builder("orders", config).max_connections(1).build();
+    let owner = MemoryLog::new().owner();
+    for (store, sequence) in [(own, 1), (Postgres::new("orders", pool(&pair.orders, 1)), 3)] {
+        let begin = async |sequence, value: &str| {
+            let transaction = owner.transaction(sequence);
+            let branch = store.begin(&BranchContext::new(transaction), PostgresOptions::new()).await.unwrap();
+            branch.batch_execute(&format!("insert into t (v) values ('{value}')")).await.unwrap();
+            (branch, BranchId { transaction, decider: DeciderId::Log, number: 0 })
+        };
+        drop(begin(sequence, "dropped").await);
+        let (branch, id) = begin(sequence + 1, &format!("next{sequence}")).await;
+        branch.flush().await.unwrap();
+        branch.commit_one_phase(&id).await.unwrap();
+    }
+    assert_eq!(values(&pair.orders), "next1 next3");
 }
 
 /// It comes back outside of any transaction, or not at all.

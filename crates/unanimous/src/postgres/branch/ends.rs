@@ -201,7 +201,8 @@ impl PostgresBranch {
                 }
                 let backend = self.backend.get().expect("a vote is sent after BEGIN was answered");
                 self.store.control.terminate(backend).await?;
-                self.finish_elsewhere(&id, Finish::Rollback).await?;
+                // Nothing is asked by the transaction's number: only of what has prepared it is used up for good.
+                self.store.control.finish(&id, Finish::Rollback).await?;
             }
         }
         *lock(&self.stage) = Stage::RolledBack;

@@ -7,12 +7,17 @@ use std::sync::OnceLock;
 
 use rustix::process::Signal;
 use tokio::sync::{Mutex, MutexGuard};
+use unanimous::log::MemoryLog;
 use unanimous::postgres::Postgres;
-use unanimous::{Doubt, TransactionManager};
+use unanimous::{
+    Branch as _, BranchContext, BranchId, DeciderId, DecisionLog as _, Doubt, ResourceManager as _, TransactionManager,
+};
 use unanimous_testing::memory::{Journal, JournalLog};
 use unanimous_testing::postgres::Cluster;
+use unanimous_testing::proxy::{Act, Proxy};
 
 use super::{Place, Raw, none, state};
+use crate::support::warnings::Warnings;
 
 /// What was not forced does not reach the disk by itself: its writer looks every ten seconds, and nothing else writes.
 async fn server() -> MutexGuard<'static, Cluster> {
@@ -102,6 +107,36 @@ async fn after_a_crash_a_transactions_number_is_given_again() {
     assert_eq!(raw.value("select pg_current_xact_id()").await, number);
     assert_eq!(raw.says("commit").await, none());
     assert_eq!(raw.value(&format!("select pg_xact_status('{number}')")).await, "committed");
+    assert_eq!(raw.says("select v from t").await, Ok(vec!["another".into()]));
+}
+
+/// A vote that was lost: its number may be another's by the time that it is rolled back, and what that one did is nobody's heuristic.
+#[tokio::test]
+async fn the_number_of_what_was_never_prepared_is_not_asked_for() {
+    let mut server = server().await;
+    let url = database(&server);
+    let proxy = Proxy::start(server.port()).unwrap();
+    let behind = url.replace(&format!("port={}", server.port()), &format!("port={}", proxy.port()));
+    let store = Postgres::from_url("store", &behind).unwrap();
+    let raw = Raw::open(&url).await;
+    assert_eq!(raw.says("set synchronous_commit = off; checkpoint").await, none());
+    let id = BranchId { transaction: MemoryLog::new().owner().transaction(1), decider: DeciderId::Log, number: 0 };
+    let branch = store.begin(&BranchContext::new(id.transaction), Default::default()).await.unwrap();
+    branch.batch_execute("insert into t values ('lost')").await.unwrap();
+    branch.flush().await.unwrap();
+    let number: String = branch.query_one("select pg_current_xact_id()::text", &[]).await.unwrap().get(0);
+    let lost = proxy.on("PREPARE TRANSACTION", Act::LoseQuestion);
+    branch.prepare(&id).await.unwrap_err();
+    assert!(lost.met());
+    server.kill().unwrap();
+    server.restart().unwrap();
+    let raw = Raw::open(&url).await;
+    assert_eq!(raw.says("begin; insert into t values ('another')").await, none());
+    assert_eq!(raw.value("select pg_current_xact_id()").await, number);
+    assert_eq!(raw.says("commit").await, none());
+    let warnings = Warnings::collect();
+    super::within(async { while branch.rollback().await.is_err() {} }).await;
+    assert_eq!(warnings.with(&["ERROR"]), Vec::<String>::new());
     assert_eq!(raw.says("select v from t").await, Ok(vec!["another".into()]));
 }
 

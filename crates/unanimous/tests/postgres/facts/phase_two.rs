@@ -1,7 +1,7 @@
 //! Finishing what is prepared, and lost answers: no error code ends a branch.
 
 use unanimous::postgres::{Postgres, PostgresError};
-use unanimous::{BranchId, CommitError, DeciderId, RunError};
+use unanimous::{BranchId, CommitError, DeciderId, DecisionLog, ResourceManager, RunError};
 use unanimous_testing::memory::{Journal, JournalLog};
 use unanimous_testing::proxy::{Act, Proxy};
 
@@ -19,6 +19,25 @@ async fn an_unknown_gid_and_a_repeated_one_give_42704() {
         // The answer was lost, and it is asked again: an error, although it was done.
         assert_eq!(place.raw.says(&format!("{end} prepared '{gid}'")).await, state("42704"));
     }
+}
+
+/// The server says that it does not know the id, and lists the branch: it is repeated, as where a PREPARE lands between the two.
+#[tokio::test]
+async fn an_unknown_id_ends_no_branch_that_is_listed() {
+    let place = Place::new().await;
+    let (proxy, url) = place.proxy();
+    let store = Postgres::from_url("a", &url).unwrap();
+    let id = BranchId { transaction: super::disk().open().owner().transaction(1), decider: DeciderId::Log, number: 0 };
+    place.raw.says(&format!("begin; insert into t values ('a'); prepare transaction '{id}'")).await.unwrap();
+    for how in ["COMMIT PREPARED 'u", "ROLLBACK PREPARED 'u"] {
+        let rule = proxy.on(how, Act::Replace(how.replace("'u", "'x")));
+        let ended = if how.starts_with('C') { store.commit(&id).await } else { store.rollback(&id).await };
+        assert!(rule.met());
+        assert_eq!(sqlstate(&ended.unwrap_err()), "42704");
+        assert_eq!(place.raw.prepared().await, [id.to_string()]);
+    }
+    store.commit(&id).await.unwrap();
+    assert_eq!(place.rows().await, ["a"]);
 }
 
 #[tokio::test]
