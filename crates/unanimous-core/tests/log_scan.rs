@@ -232,6 +232,69 @@ fn a_frame_below_others_is_gone() {
     }
 }
 
+/// A frame is gone, and the first copy of the one behind it: the second one is not taken for the frame that is gone.
+#[test]
+fn a_frame_and_half_of_the_next_are_gone() {
+    let Image { bytes, frames } = image();
+    for (place, pair) in frames.windows(2).enumerate() {
+        let [(start, _), (next, end)] = [pair[0], pair[1]];
+        let mut damaged = bytes.clone();
+        damaged[start..(next + end) / 2].fill(0);
+        let segment = scan(&damaged).unwrap();
+        assert_eq!(segment.damage[0].kind, DamageKind::Frame, "frame {place}");
+        assert_eq!(segment.damage[0].offset as usize, start);
+        let offsets: Vec<_> = segment.frames[1..].iter().map(|frame| frame.offset as usize).collect();
+        let kept: Vec<_> = frames.iter().map(|frame| frame.0).filter(|&offset| offset != start).collect();
+        assert_eq!(offsets, kept, "frame {place}");
+    }
+}
+
+/// Without its checkpoint a segment can't be believed, and what follows is shown all the same; a frame in the checkpoint's place is none.
+#[test]
+fn a_checkpoint_that_is_gone_is_damage_up_to_the_next_frame() {
+    let Image { bytes, frames } = image();
+    let first = frames[0].0;
+    let mut damaged = bytes.clone();
+    damaged[HEADER_LEN..first].fill(0);
+    let segment = scan(&damaged).unwrap();
+    let damage: Vec<_> = segment.damage.iter().map(|damage| (damage.offset as usize, damage.end as usize)).collect();
+    assert_eq!((damage, &segment.damage[0].kind), (vec![(HEADER_LEN, first)], &DamageKind::Checkpoint));
+    assert_eq!(segment.frames.len(), 5);
+
+    let frame = encode_frame(header().salt(), HEADER_LEN as u64, &bytes_of(&[finished(1)]), 1);
+    let mut misplaced = bytes[..HEADER_LEN].to_vec();
+    misplaced.extend(&frame);
+    misplaced.resize(LENGTH, 0);
+    let segment = scan(&misplaced).unwrap();
+    let damage = &segment.damage[0];
+    assert_eq!(damage.kind, DamageKind::Checkpoint);
+    assert_eq!((damage.offset as usize, damage.end as usize), (HEADER_LEN, HEADER_LEN + frame.len() / 2));
+}
+
+/// As many participants, and names as long, as a record can hold.
+#[test]
+fn the_largest_decision_is_held() {
+    let with = |names: &[usize]| {
+        let participant = |(number, length): (usize, &usize)| Participant {
+            number: number as u16,
+            resource: "x".repeat(*length),
+            store: None,
+        };
+        let participants = names.iter().enumerate().map(participant).collect();
+        let transaction = owner().transaction(1);
+        Record::Commit(DecisionRecord { transaction, participants, decided_at: 0, note: Note::default() })
+    };
+    for (names, held) in [(vec![0; 65535], true), (vec![0; 65536], false), (vec![255], true), (vec![0, 256], false)] {
+        let record = with(&names);
+        let mut bytes = Vec::new();
+        assert_eq!(record.encode(&mut bytes).is_ok(), held, "{} participants", names.len());
+        match held {
+            true => assert_eq!(Record::decode_all(owner().log, &bytes, 1).unwrap(), [record]),
+            false => assert_eq!(bytes, [], "nothing of it is written"),
+        }
+    }
+}
+
 /// What another segment, another incarnation or another place left behind is no frame here.
 #[test]
 fn stale_bytes_are_no_frame() {
