@@ -2,9 +2,9 @@
 //!
 //! Must not show a client what a store said: internal error text belongs in the log, and the layer puts it there.
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, Response, StatusCode};
 
+use super::problem::Problem;
 use crate::error::CommitError;
 
 /// The header that carries a transaction's id where its outcome is unknown.
@@ -39,44 +39,32 @@ pub struct DefaultOnCommitFailure;
 
 impl<B: From<String>> OnCommitFailure<B> for DefaultOnCommitFailure {
     fn response(&self, error: &CommitError) -> Response<B> {
-        let id = error.id();
-        let (status, kind, title, detail) = match error {
-            CommitError::Unknown { .. } => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "commit-unknown",
-                "It is not known yet whether the changes were stored",
-                "The changes may have been stored. Look before you repeat the request; \
-                 the id names the transaction to those who run this service.",
-            ),
-            CommitError::Aborted { .. } if error.is_retryable() => (
-                StatusCode::CONFLICT,
-                "commit-conflict",
-                "Another request changed the same data at the same time",
-                "Nothing was stored. The request may be repeated.",
-            ),
-            CommitError::Aborted { .. } => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "commit-aborted",
-                "The changes could not be stored",
-                "Nothing was stored. The request may be repeated later.",
-            ),
-        };
-        let unknown = matches!(error, CommitError::Unknown { .. });
-        // No text here needs escaping in JSON: an id has digits, letters and dots only.
-        let transaction = if unknown { format!(r#","transaction":"{id}""#) } else { String::new() };
-        let body = format!(
-            r#"{{"type":"https://docs.rs/unanimous/latest/unanimous/http/index.html#{kind}","title":"{title}","status":{},"detail":"{detail}"{transaction}}}"#,
-            status.as_u16()
-        );
-        let mut response = Response::new(B::from(body));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if unknown {
-            let id = HeaderValue::try_from(id.to_string()).expect("an id has digits, letters and dots only");
-            headers.insert(TRANSACTION_HEADER, id);
+        match error {
+            CommitError::Unknown { id, .. } => UNKNOWN.response_of(*id),
+            CommitError::Aborted { .. } if error.is_retryable() => CONFLICT.response_after(1),
+            CommitError::Aborted { .. } => ABORTED.response_after(5),
         }
-        response
     }
 }
+
+const UNKNOWN: Problem = Problem {
+    status: StatusCode::INTERNAL_SERVER_ERROR,
+    kind: "commit-unknown",
+    title: "It is not known yet whether the changes were stored",
+    detail: "The changes may have been stored. Look before you repeat the request; \
+             the id names the transaction to those who run this service.",
+};
+
+const CONFLICT: Problem = Problem {
+    status: StatusCode::CONFLICT,
+    kind: "commit-conflict",
+    title: "Another request changed the same data at the same time",
+    detail: "Nothing was stored. The request may be repeated.",
+};
+
+const ABORTED: Problem = Problem {
+    status: StatusCode::SERVICE_UNAVAILABLE,
+    kind: "commit-aborted",
+    title: "The changes could not be stored",
+    detail: "Nothing was stored. The request may be repeated later.",
+};

@@ -131,6 +131,7 @@ mod extract;
 mod failure;
 mod future;
 mod layer;
+mod problem;
 mod request;
 mod service;
 mod veto;
