@@ -26,13 +26,13 @@ use crate::output::{say, warn};
 /// How long connections may go on after a signal, and how long commits may after that.
 const DRAIN: Duration = Duration::from_secs(10);
 
-pub(crate) fn run(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, Failure> {
+pub(crate) fn run(listen: &str, data: &Path, chosen: &Chosen, conflict: bool) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("can't start the runtime").because(&error))?;
-    runtime.block_on(serve(listen, data, chosen))
+    runtime.block_on(serve(listen, data, chosen, conflict))
 }
 
-async fn serve(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, Failure> {
+async fn serve(listen: &str, data: &Path, chosen: &Chosen, conflict: bool) -> Result<ExitCode, Failure> {
     let signals = signals().map_err(|error| Failure::new("can't listen for signals").because(&error))?;
     // First of all, so that nothing has been touched when the port is taken. Clients that come early wait until it is served.
     let listener = TcpListener::bind(listen).await.map_err(|error| not_bound(listen, &error))?;
@@ -40,7 +40,7 @@ async fn serve(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, F
     let check = check_line(data, chosen);
     // Nothing else is to be done in the meantime, so that it may block.
     let (stores, spawned) = chosen.open(data)?;
-    let desk = Desk::open(data, &stores, &check).await?;
+    let desk = Desk::open(data, &stores, conflict, &check).await?;
     introduce(address, data, desk.described(), &check);
     desk.in_doubt().iter().for_each(warn);
 
