@@ -6,8 +6,12 @@ mod conformance;
 mod files;
 #[cfg(feature = "axum")]
 mod http_axum;
+#[cfg(feature = "http")]
+mod http_deadline;
 #[cfg(feature = "axum")]
 mod http_disconnect;
+#[cfg(feature = "http")]
+mod http_ended;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]

@@ -73,9 +73,11 @@
 //! | answered | commits | the handler's answer, once the outcome is committed |
 //! | answered, and the commit failed | aborted, or unknown | the answer of [`DefaultOnCommitFailure`], or your own |
 //! | answered, after it had doomed the transaction | aborts | the handler's answer |
+//! | answered, and its answer is marked [`AbortTransaction`] or [`Retryable`] | aborts | the handler's answer |
 //! | answered, and the [veto](TransactionLayer::commit_veto) said so | aborts | the handler's answer |
 //! | returned the service's error | aborts | the error |
 //! | panicked, or the veto did | aborts | the panic, as it was |
+//! | was still at work when the layer's [time limit](TransactionLayer::time_limit) passed | aborts | as for a commit that was aborted |
 //! | was dropped: the client went away, or a time limit outside passed | aborts in the background | nothing |
 //! | was done, and was dropped while it commits | commits all the same (rule 6) | nothing |
 //!
@@ -118,14 +120,15 @@
 //! ## Commit unknown
 //!
 //! 500. It is not known yet whether the changes were stored. The request must not be repeated before somebody has looked; the
-//! transaction's id is in the header [`TRANSACTION_HEADER`] and in the document's member `transaction`. Recovery finds the outcome
-//! out.
+//! transaction's id is in the document's member `transaction`, as well as in the header. Recovery finds the outcome out.
 //!
 //! # What this module must not know
 //!
 //! Any store, the protocol, the log, and how a server reads requests: it sees a manager, a request's head, a response's head, and
 //! an error of commit.
 
+mod annotations;
+mod ended;
 #[cfg(feature = "axum")]
 mod extract;
 mod failure;
@@ -136,6 +139,7 @@ mod request;
 mod service;
 mod veto;
 
+pub use ended::{AbortTransaction, Ended, Retryable};
 pub use failure::{DefaultOnCommitFailure, OnCommitFailure, TRANSACTION_HEADER};
 pub use future::ResponseFuture;
 pub use layer::TransactionLayer;
