@@ -12,10 +12,14 @@ mod http_deadline;
 mod http_disconnect;
 #[cfg(feature = "http")]
 mod http_ended;
+#[cfg(feature = "axum")]
+mod http_failed;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]
 mod http_requests;
+#[cfg(feature = "axum")]
+mod http_retry;
 #[cfg(feature = "http")]
 mod http_support;
 #[cfg(feature = "http")]
