@@ -6,12 +6,20 @@ mod conformance;
 mod files;
 #[cfg(feature = "axum")]
 mod http_axum;
+#[cfg(feature = "http")]
+mod http_deadline;
 #[cfg(feature = "axum")]
 mod http_disconnect;
+#[cfg(feature = "http")]
+mod http_ended;
+#[cfg(feature = "axum")]
+mod http_failed;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]
 mod http_requests;
+#[cfg(feature = "axum")]
+mod http_retry;
 #[cfg(feature = "http")]
 mod http_support;
 #[cfg(feature = "http")]
