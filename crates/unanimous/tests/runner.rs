@@ -8,6 +8,14 @@ mod files;
 mod http_axum;
 #[cfg(feature = "axum")]
 mod http_disconnect;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_doubt;
+#[cfg(feature = "axum")]
+mod http_idempotency_order;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]
