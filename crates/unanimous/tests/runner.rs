@@ -14,6 +14,14 @@ mod http_disconnect;
 mod http_ended;
 #[cfg(feature = "axum")]
 mod http_failed;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_doubt;
+#[cfg(feature = "axum")]
+mod http_idempotency_order;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]

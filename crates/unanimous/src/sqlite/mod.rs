@@ -81,6 +81,8 @@ mod connection;
 mod error;
 mod file;
 mod guard;
+#[cfg(feature = "http")]
+mod keys;
 mod rows;
 mod savepoint;
 mod session;
@@ -96,6 +98,8 @@ use std::time::Duration;
 pub use branch::{SqliteBranch, SqliteOptions};
 pub use error::{BeginError, Broken, DecisionError, EndError, Ended, FileChanged, Holder, OpenError, SqliteError};
 use futures_util::future::{Either, select};
+#[cfg(feature = "http")]
+pub use keys::SqliteKeys;
 /// The SQLite driver, whose connection the application's work is given.
 pub use rusqlite;
 use rusqlite::Connection;
