@@ -16,6 +16,7 @@ use unanimous::{JoinError, TransactionId, TransactionManager, Tx, Undrained};
 
 use super::history::{Ended, History};
 use super::order::{Entered, NewOrder, Order};
+use super::orders::keys::Keys;
 use super::orders::{Orders, OrdersError, chain};
 use super::page::{self, Told};
 use super::stores::{Stores, held};
@@ -141,6 +142,11 @@ impl Desk {
         let manager = manager.map_err(|error| Failure::new("can't build the transaction manager").because(&error))?;
         let orders = orders.prepared(&manager).await?;
         Ok(Self { manager, orders, receipts, history, check: check.into() })
+    }
+
+    /// Where the keys of orders that are sent again are kept.
+    pub(crate) fn keys(&self) -> Keys {
+        self.orders.keys()
     }
 
     /// Lets what is committing end, and gives back what the stores hold.

@@ -9,22 +9,27 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::MatchedPath;
+use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use unanimous::http::{TransactionLayer, default_commit_veto};
+use unanimous::http::{IdempotencyLayer, RetryLayer, TransactionLayer, default_commit_veto};
 
 use super::desk::Desk;
 use super::spawned::Spawned;
 use super::stores::Chosen;
-use super::{answer, handlers};
+use super::{answer, body, handlers};
 use crate::failure::Failure;
 use crate::output::{say, warn};
 
 /// How long connections may go on after a signal, and how long commits may after that.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often an order that meets another one is tried.
+const ATTEMPTS: u32 = 20;
 
 pub(crate) fn run(listen: &str, data: &Path, chosen: &Chosen, conflict: bool) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -69,12 +74,18 @@ async fn serve(listen: &str, data: &Path, chosen: &Chosen, conflict: bool) -> Re
 pub(crate) fn router(desk: Desk) -> Router {
     let layer = TransactionLayer::new(desk.manager.clone())
         .commit_veto(default_commit_veto)
+        .route(|head| head.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned()))
         .on_commit_failure(answer::commit_failed);
+    let retry = RetryLayer::new().attempts(ATTEMPTS).when(|head| head.method == Method::POST);
     let in_transaction = Router::new()
         .route("/orders", get(handlers::orders).post(handlers::place))
         .route("/receipts/{id}", get(handlers::receipt))
         .method_not_allowed_fallback(handlers::not_this_way)
+        // Each is around what is above it.
+        .layer(IdempotencyLayer::new(desk.keys()))
         .layer(layer)
+        .layer(retry)
+        .layer(from_fn(body::whole))
         .layer(from_fn(answer::caught))
         .layer(from_fn_with_state(desk.clone(), answer::for_browsers));
     Router::new()
@@ -111,6 +122,8 @@ Try:
   curl http://{address}/orders -H 'content-type: application/json' -d '{{\"customer\": \"Ada\", \"item\": \"tea\", \"quantity\": 3}}'
   curl 'http://{address}/orders?limit=10'
   curl http://{address}/receipts/1
+Send an order twice with the same key, and it is stored once:
+  curl http://{address}/orders -H 'Idempotency-Key: \"7a1f\"' -d customer=Ada -d item=tea -d quantity=3
 or the page http://{address}/ in a browser. Let an order fail after it was written to all stores, and nothing of it is left:
   curl http://{address}/orders -d customer=Ada -d item=tea -d quantity=3 -d fail=vote
   (or fail=error, fail=veto, fail=panic, fail=doom)

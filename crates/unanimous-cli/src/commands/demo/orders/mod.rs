@@ -4,6 +4,7 @@
 //!
 //! Must not know receipts, requests or answers.
 
+pub(crate) mod keys;
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
 

@@ -69,7 +69,7 @@ pub(crate) struct Databases {
     /// Makes the tables, in transactions of its own; none before [`prepared`](Self::prepared).
     manager: Option<TransactionManager>,
     /// Orders meet in one row.
-    conflict: bool,
+    pub(super) conflict: bool,
 }
 
 /// One of them.
