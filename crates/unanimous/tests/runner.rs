@@ -6,6 +6,10 @@ mod conformance;
 mod files;
 #[cfg(feature = "axum")]
 mod http_axum;
+#[cfg(all(feature = "axum", feature = "postgres"))]
+mod http_conflicts;
+#[cfg(all(feature = "axum", feature = "sqlite"))]
+mod http_conflicts_sqlite;
 #[cfg(feature = "http")]
 mod http_deadline;
 #[cfg(feature = "axum")]
