@@ -284,7 +284,9 @@ async fn other_requests_pass_through(place: impl Place) {
         assert_eq!(send(&required, "PUT /orders", &[key], "tea").await.unwrap().replayed(), replayed);
     }
     let chosen = world.serve_with(world.layer().when(|parts| parts.uri.path() == "/bills")).await;
-    for (path, replayed) in [("GET /bills", false), ("GET /bills", true), ("POST /orders", false), ("POST /orders", false)] {
+    for (path, replayed) in
+        [("GET /bills", false), ("GET /bills", true), ("POST /orders", false), ("POST /orders", false)]
+    {
         let headers = [("idempotency-key", "chosen")];
         assert_eq!(send(&chosen, path, &headers, "tea").await.unwrap().replayed(), replayed, "{path}");
     }

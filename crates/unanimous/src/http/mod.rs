@@ -166,9 +166,9 @@
 //! Any store, the protocol, the log, and how a server reads requests: it sees a manager, a request's head, a response's head, and
 //! an error of commit.
 
+mod ended;
 #[cfg(feature = "axum")]
 mod extract;
-mod ended;
 mod failure;
 mod future;
 mod idempotency;

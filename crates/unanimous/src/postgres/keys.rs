@@ -121,7 +121,9 @@ impl PostgresKeys {
 
     async fn fill(&self, tx: &Tx, key: &RequestKey, response: &StoredResponse) -> Result<(), BoxError> {
         let place = tx.data::<Place>(&name_of(key)).ok_or_else(|| {
-            BranchError::refused(PostgresError::Unwritable("no idempotency key was claimed in this transaction".to_owned()))
+            BranchError::refused(PostgresError::Unwritable(
+                "no idempotency key was claimed in this transaction".to_owned(),
+            ))
         })?;
         let branch = tx.join_with(&self.resource, self.options.clone()).await?;
         let sql = format!(
@@ -257,7 +259,10 @@ impl Kept {
         let headers = StoredResponse::headers_from_bytes(&headers.ok_or_else(missing)?);
         let status = status.and_then(|status| u16::try_from(status).ok()).ok_or_else(missing)?;
         Ok(StoredResponse {
-            fingerprint: fingerprint.ok_or_else(missing)?.try_into().map_err(|_| damaged("its fingerprint has not 32 bytes"))?,
+            fingerprint: fingerprint
+                .ok_or_else(missing)?
+                .try_into()
+                .map_err(|_| damaged("its fingerprint has not 32 bytes"))?,
             transaction: column(row, 6)?,
             status: StatusCode::from_u16(status).map_err(|_| damaged("its status is none"))?,
             headers: headers.map_err(|_| damaged("its headers can't be read"))?,

@@ -21,17 +21,8 @@ use crate::http::TRANSACTION_HEADER;
 use crate::transaction::Tx;
 
 /// The headers that are kept where nothing else is said.
-const KEPT: [HeaderName; 9] = [
-    CONTENT_TYPE,
-    CONTENT_LANGUAGE,
-    CONTENT_ENCODING,
-    LOCATION,
-    ETAG,
-    LAST_MODIFIED,
-    CACHE_CONTROL,
-    LINK,
-    VARY,
-];
+const KEPT: [HeaderName; 9] =
+    [CONTENT_TYPE, CONTENT_LANGUAGE, CONTENT_ENCODING, LOCATION, ETAG, LAST_MODIFIED, CACHE_CONTROL, LINK, VARY];
 
 type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 
@@ -173,7 +164,11 @@ impl<K> IdempotencyLayer<K> {
 
     /// The headers that are kept of these.
     pub(super) fn kept(&self, headers: &HeaderMap) -> HeaderMap {
-        headers.iter().filter(|(name, _)| self.kept.contains(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+        headers
+            .iter()
+            .filter(|(name, _)| self.kept.contains(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 
     pub(super) fn lifetime(&self, now: u64) -> Lifetime {

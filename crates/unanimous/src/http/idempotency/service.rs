@@ -162,8 +162,13 @@ where
         }
     };
     let headers = layer.kept(&head.headers);
-    let stored =
-        StoredResponse { fingerprint, transaction: tx.id().to_string(), status: head.status, headers, body: body.clone() };
+    let stored = StoredResponse {
+        fingerprint,
+        transaction: tx.id().to_string(),
+        status: head.status,
+        headers,
+        body: body.clone(),
+    };
     if let Err(error) = layer.store.keep(&tx, &key, &stored, lifetime).await {
         return Ok(refused(&tx, &key, &error));
     }

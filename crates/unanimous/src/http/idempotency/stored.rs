@@ -78,7 +78,10 @@ mod tests {
     #[test]
     fn headers_come_back_as_they_were() {
         let mut headers = HeaderMap::new();
-        assert_eq!(StoredResponse::headers_from_bytes(&stored(headers.clone()).headers_to_bytes()), Ok(headers.clone()));
+        assert_eq!(
+            StoredResponse::headers_from_bytes(&stored(headers.clone()).headers_to_bytes()),
+            Ok(headers.clone())
+        );
         headers.append("etag", HeaderValue::from_static("\"a: b\""));
         headers.append("link", HeaderValue::from_static("</a>; rel=next"));
         headers.append("link", HeaderValue::from_static(""));
