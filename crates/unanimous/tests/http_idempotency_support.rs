@@ -49,19 +49,23 @@ pub(crate) trait Place: Clone + Send + Sync + 'static {
 pub(crate) struct OnPostgres {
     pub(crate) store: Postgres,
     pub(crate) options: PostgresOptions,
-    pub(crate) database: Arc<Database<'static>>,
+    database: Option<Arc<Database<'static>>>,
 }
 
 impl OnPostgres {
     pub(crate) fn new() -> Self {
         let database = Arc::new(Cluster::shared().database().unwrap());
         database.psql("create table t (id bigserial primary key, v text)").unwrap();
-        Self::over(database)
+        Self { database: Some(database.clone()), ..Self::at(&database.url()) }
     }
 
-    fn over(database: Arc<Database<'static>>) -> Self {
-        let store = Postgres::from_url("orders", &database.url()).unwrap();
-        Self { store, options: PostgresOptions::new(), database }
+    /// In a database that somebody else looks after.
+    pub(crate) fn at(url: &str) -> Self {
+        Self { store: Postgres::from_url("orders", url).unwrap(), options: PostgresOptions::new(), database: None }
+    }
+
+    pub(crate) fn database(&self) -> &Database<'static> {
+        self.database.as_ref().unwrap()
     }
 }
 
@@ -78,16 +82,17 @@ impl Place for OnPostgres {
     }
 
     fn orders(&self) -> Vec<String> {
-        let orders = self.database.psql("select v from t order by id").unwrap();
+        let orders = self.database().psql("select v from t order by id").unwrap();
         orders.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 
     fn kept(&self) -> usize {
-        self.database.psql("select count(*) from unanimous.idempotency_key").unwrap().parse().unwrap()
+        self.database().psql("select count(*) from unanimous.idempotency_key").unwrap().parse().unwrap()
     }
 
     async fn manager(&self) -> (Self, TransactionManager) {
-        let place = Self { options: self.options.clone(), ..Self::over(self.database.clone()) };
+        let Self { options, database, .. } = self.clone();
+        let place = Self { options, database, ..Self::at(&self.database().url()) };
         let builder = TransactionManager::builder(MemoryLog::new()).resource(place.store.clone());
         let manager = builder.build().await.unwrap();
         (place, manager)

@@ -102,7 +102,7 @@
 //! - **Spawned tasks.** They may take a [`Tx`](crate::Tx) along, but nobody waits for them; one that still uses a branch when the
 //!   handler answers makes the commit abort.
 //! - **The client's knowledge.** A client that lost its connection doesn't know whether its request committed. Let it name its
-//!   requests (an idempotency key that is stored in the same transaction) if it must.
+//!   requests if it must: [`IdempotencyLayer`].
 //!
 //! # Commits that failed
 //!

@@ -27,8 +27,8 @@
 //! first, and this branch commits its work and the transaction's decision in one SQLite transaction. A transaction can
 //! have one such branch. Alone, it commits in one phase.
 //!
-//! The first open adds four tables to the database, their names beginning with `unanimous_`. They are for reading, in
-//! the `sqlite3` shell too:
+//! The first open adds four tables to the database, their names beginning with `unanimous_` (the first idempotency key that is kept adds one
+//! more). They are for reading, in the `sqlite3` shell too:
 //!
 //! ```sql
 //! select transaction_id, outcome, datetime(decided_at / 1000000, 'unixepoch'), finished_at is not null
