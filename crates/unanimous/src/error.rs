@@ -463,7 +463,7 @@ impl Error for RunError {
 }
 
 /// An error with all its sources on one line, for reports and logs.
-pub(crate) fn chain(error: &(impl Error + 'static)) -> String {
+pub(crate) fn chain(error: &(impl Error + ?Sized + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -121,24 +121,68 @@
 //! transaction's id is in the header [`TRANSACTION_HEADER`] and in the document's member `transaction`. Recovery finds the outcome
 //! out.
 //!
+//! # Responses of the other layers
+//!
+//! Problem documents too; their `type` is one of these:
+//!
+//! ## Overloaded
+//!
+//! 503, of [`AdmissionLayer`]: too many requests at once. Nothing was begun; the request may be repeated after the seconds in `Retry-After`.
+//!
+//! ## Shutting down
+//!
+//! 503, of [`AdmissionLayer`]: the manager's shutdown has begun. Nothing was begun; another process may serve the request.
+//!
+//! ## Response failed
+//!
+//! 500, of [`CommitAfterBodyLayer`]: the response's body ended in an error. Nothing was stored.
+//!
+//! ## Response too large
+//!
+//! 500, of [`CommitAfterBodyLayer`]: the response's body has more bytes than are held back. Nothing was stored.
+//!
+//! ## Response too slow
+//!
+//! 503, of [`CommitAfterBodyLayer`]: the response's body took longer than is waited for. Nothing was stored; the request may be repeated later.
+//!
+//! ## Outcome not known
+//!
+//! 404, of [`OutcomeService`]: nobody here can say how this transaction ended. It may have committed.
+//!
+//! ## Not an id
+//!
+//! 400, of [`OutcomeService`]: the path's last segment is not the id of a transaction.
+//!
+//! ## Not allowed
+//!
+//! 405, of [`OutcomeService`] and [`ReadinessService`]: only GET and HEAD.
+//!
 //! # What this module must not know
 //!
 //! Any store, the protocol, the log, and how a server reads requests: it sees a manager, a request's head, a response's head, and
 //! an error of commit.
 
+mod admission;
+mod after_body;
 #[cfg(feature = "axum")]
 mod extract;
 mod failure;
 mod future;
 mod layer;
+mod outcome;
 mod problem;
+mod readiness;
 mod request;
 mod service;
 mod veto;
 
+pub use admission::{Admission, AdmissionFuture, AdmissionLayer};
+pub use after_body::{CommitAfterBody, CommitAfterBodyLayer, HeldBody, commit_after_body};
 pub use failure::{DefaultOnCommitFailure, OnCommitFailure, TRANSACTION_HEADER};
 pub use future::ResponseFuture;
 pub use layer::TransactionLayer;
+pub use outcome::OutcomeService;
+pub use readiness::ReadinessService;
 pub use request::{NoTransaction, after_end, is_active, transaction};
 pub use service::TransactionService;
 pub use veto::{VetoContext, default_commit_veto};
