@@ -4,12 +4,18 @@
 mod conformance;
 #[cfg(feature = "files")]
 mod files;
+#[cfg(feature = "http")]
+mod http_admission;
+#[cfg(feature = "axum")]
+mod http_after_body;
 #[cfg(feature = "axum")]
 mod http_axum;
 #[cfg(feature = "axum")]
 mod http_disconnect;
 #[cfg(feature = "http")]
 mod http_layer;
+#[cfg(feature = "axum")]
+mod http_outcome;
 #[cfg(feature = "http")]
 mod http_requests;
 #[cfg(feature = "http")]
@@ -27,6 +33,7 @@ mod manager_decision;
 mod manager_dropped;
 mod manager_hooks;
 mod manager_logs;
+mod manager_outcome;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;
