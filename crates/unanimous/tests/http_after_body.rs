@@ -5,6 +5,8 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,14 +18,15 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, Service, ServiceExt};
 use unanimous::http::{
-    CommitAfterBodyLayer, HeldBody, TransactionLayer, commit_after_body, default_commit_veto, is_active, transaction,
+    CommitAfterBodyLayer, HeldBody, RetryLayer, TransactionLayer, commit_after_body, default_commit_veto, is_active,
+    transaction,
 };
-use unanimous::{BoxError, Outcome, Tx};
+use unanimous::{BoxError, BranchError, Outcome, Tx};
 
 use crate::http_support::{ABORTED, COMMITTED, Journal, Remark, Store, World, post, work};
 
@@ -152,8 +155,43 @@ async fn an_error_in_the_body_aborts() {
     world.assert_ended(&ABORTED, Outcome::Aborted);
     world.assert_cause("it was doomed, which leaves nothing but an abort; begin another");
     let received = received(response).await;
-    problem(&received, 500, "response-failed");
+    problem(&received, 500, "handler-failed");
     assert!(!received.1.contains("printer"), "internals are told: {}", received.1);
+}
+
+/// A conflict that the body meets is repeated like a handler's.
+#[tokio::test]
+async fn a_conflict_in_the_body_is_run_again() {
+    let world = World::new().await;
+    let runs = Arc::new(AtomicU32::new(0));
+    let body = works_then(move || {
+        let first = runs.fetch_add(1, Ordering::Relaxed) == 0;
+        stream::once(async move {
+            if first { Err(BranchError::conflict("somebody was first").into()) } else { data("second") }
+        })
+    });
+    let service = RetryLayer::new().layer(Bodiless(service(&world, commit_after_body(), body)));
+    let response = service.oneshot(Request::new(Full::<Bytes>::default())).await.unwrap();
+    assert_eq!(received(response).await.1, "first second");
+    assert_eq!(world.journal.of("end"), ["aborted", "committed"]);
+}
+
+/// A service for requests of any body, which it does not look at.
+#[derive(Clone)]
+struct Bodiless<S>(S);
+
+impl<S: Service<Request<String>>, B> Service<Request<B>> for Bodiless<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> S::Future {
+        self.0.call(request.map(|_| String::new()))
+    }
 }
 
 #[tokio::test]

@@ -10,16 +10,26 @@ mod http_admission;
 mod http_after_body;
 #[cfg(feature = "axum")]
 mod http_axum;
+#[cfg(feature = "http")]
+mod http_deadline;
 #[cfg(feature = "axum")]
 mod http_disconnect;
+#[cfg(feature = "http")]
+mod http_ended;
+#[cfg(feature = "axum")]
+mod http_failed;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "axum")]
 mod http_outcome;
 #[cfg(feature = "http")]
 mod http_requests;
+#[cfg(feature = "axum")]
+mod http_retry;
 #[cfg(feature = "http")]
 mod http_support;
+#[cfg(feature = "axum")]
+mod http_upgrade;
 #[cfg(feature = "http")]
 mod http_veto;
 mod log_errors;

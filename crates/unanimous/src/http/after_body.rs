@@ -21,6 +21,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 use unanimous_core::BoxError;
 
+use super::failed::Failed;
 use super::problem::Problem;
 use super::request::{Slot, is_active};
 use crate::env::{Env, TokioEnv};
@@ -47,8 +48,10 @@ pub fn commit_after_body() -> CommitAfterBodyLayer {
 /// # }
 /// ```
 ///
-/// An error in the body, and a body beyond one of the bounds, dooms the transaction, and a problem document goes out in the response's place: see
-/// the [module](super#response-failed). A panic in the body goes on as a handler's. Trailers are kept.
+/// An error in the body dooms the transaction, and goes out as a handler's [`Failed`] does: a conflict is repeated by a
+/// [`RetryLayer`](super::RetryLayer) further out. So does a body beyond one of the bounds, as a problem document of the kind
+/// [`response-too-large`](super#response-too-large) or [`response-too-slow`](super#response-too-slow). A panic in the body goes on as a handler's.
+/// Trailers are kept.
 ///
 /// Passed on as they are: responses to requests without an active transaction, to HEAD, and those that switch protocols (101, CONNECT).
 #[derive(Clone)]
@@ -144,10 +147,10 @@ where
             };
             Ok(match layer.hold(body).await {
                 Ok(held) => Response::from_parts(head, HeldBody { body: held }),
-                Err(failed) => {
+                Err(not_held) => {
                     let path = uri.path();
-                    tracing::error!(%method, path, "{failed}; the transaction is aborted");
-                    failed.answer(&slot)
+                    tracing::error!(%method, path, "{not_held}; the transaction is aborted");
+                    not_held.answer(&slot)
                 }
             })
         })
@@ -156,7 +159,7 @@ where
 
 impl CommitAfterBodyLayer {
     /// The whole body. It is dropped before this returns, so that nothing of it uses a branch when the transaction ends.
-    async fn hold<B>(&self, body: B) -> Result<Either<B>, Failed>
+    async fn hold<B>(&self, body: B) -> Result<Either<B>, NotHeld>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<BoxError>,
@@ -164,11 +167,11 @@ impl CommitAfterBodyLayer {
         let collected = tokio::select! {
             biased;
             collected = Limited::new(body, self.max_bytes).collect() => collected,
-            () = self.env.sleep(self.max_time) => return Err(Failed::TooSlow(self.max_time)),
+            () = self.env.sleep(self.max_time) => return Err(NotHeld::TooSlow(self.max_time)),
         };
         let collected = collected.map_err(|error| match error.is::<LengthLimitError>() {
-            true => Failed::TooLarge(self.max_bytes),
-            false => Failed::Body(error),
+            true => NotHeld::TooLarge(self.max_bytes),
+            false => NotHeld::Body(error),
         })?;
         let trailers = collected.trailers().cloned();
         Ok(Either::Held { data: collected.to_bytes(), trailers })
@@ -176,22 +179,22 @@ impl CommitAfterBodyLayer {
 }
 
 /// Why a body is not there.
-enum Failed {
+enum NotHeld {
     Body(BoxError),
     TooLarge(usize),
     TooSlow(Duration),
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for NotHeld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failed::Body(error) => write!(f, "the response's body failed: {}", crate::error::chain(&**error)),
-            Failed::TooLarge(bytes) => write!(
+            NotHeld::Body(error) => write!(f, "the response's body failed: {}", crate::error::chain(&**error)),
+            NotHeld::TooLarge(bytes) => write!(
                 f,
                 "the response's body has more than {bytes} bytes; raise `max_bytes` of the layer `CommitAfterBodyLayer`, or stream it in \
                  a transaction of its own"
             ),
-            Failed::TooSlow(time) => write!(
+            NotHeld::TooSlow(time) => write!(
                 f,
                 "the response's body was not made within {time:?}; raise `max_time` of the layer `CommitAfterBodyLayer`, or stream it in \
                  a transaction of its own"
@@ -200,25 +203,20 @@ impl fmt::Display for Failed {
     }
 }
 
-impl Failed {
-    fn answer<B>(&self, slot: &LazyTransaction) -> Response<HeldBody<B>> {
+impl NotHeld {
+    fn answer<B>(self, slot: &LazyTransaction) -> Response<HeldBody<B>> {
+        // A conflict is asked for while the branches are there.
+        let response = match self {
+            NotHeld::Body(error) => Failed::from(error).response(),
+            NotHeld::TooLarge(_) => TOO_LARGE.response(),
+            NotHeld::TooSlow(_) => TOO_SLOW.response_after(5),
+        };
         if let Some(tx) = slot.begun() {
             tx.doom();
         }
-        match self {
-            Failed::Body(_) => FAILED.response(),
-            Failed::TooLarge(_) => TOO_LARGE.response(),
-            Failed::TooSlow(_) => TOO_SLOW.response_after(5),
-        }
+        response
     }
 }
-
-const FAILED: Problem = Problem {
-    status: StatusCode::INTERNAL_SERVER_ERROR,
-    kind: "response-failed",
-    title: "The response could not be made",
-    detail: "Nothing was stored.",
-};
 
 const TOO_LARGE: Problem = Problem {
     status: StatusCode::INTERNAL_SERVER_ERROR,

@@ -8,8 +8,6 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFT
 use http::{HeaderValue, Method, Response, StatusCode};
 use unanimous_core::TransactionId;
 
-use super::failure::TRANSACTION_HEADER;
-
 /// A document to be answered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Problem {
@@ -33,11 +31,9 @@ impl Problem {
         response
     }
 
-    /// The same with a transaction's id, also in the header [`TRANSACTION_HEADER`].
+    /// The same with a transaction's id in the document.
     pub(crate) fn response_of<B: From<String>>(self, id: TransactionId) -> Response<B> {
-        let mut response = self.respond(format!(r#","transaction":"{id}""#));
-        response.headers_mut().insert(TRANSACTION_HEADER, id_value(id));
-        response
+        self.respond(format!(r#","transaction":"{id}""#))
     }
 
     fn respond<B: From<String>>(self, more: String) -> Response<B> {
