@@ -4,6 +4,10 @@
 mod conformance;
 #[cfg(feature = "files")]
 mod files;
+#[cfg(feature = "http")]
+mod http_admission;
+#[cfg(feature = "axum")]
+mod http_after_body;
 #[cfg(feature = "axum")]
 mod http_axum;
 #[cfg(all(feature = "axum", feature = "postgres"))]
@@ -28,12 +32,16 @@ mod http_idempotency_order;
 mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
+#[cfg(feature = "axum")]
+mod http_outcome;
 #[cfg(feature = "http")]
 mod http_requests;
 #[cfg(feature = "axum")]
 mod http_retry;
 #[cfg(feature = "http")]
 mod http_support;
+#[cfg(feature = "axum")]
+mod http_upgrade;
 #[cfg(feature = "http")]
 mod http_veto;
 mod log_errors;
@@ -47,6 +55,7 @@ mod manager_decision;
 mod manager_dropped;
 mod manager_hooks;
 mod manager_logs;
+mod manager_outcome;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;

@@ -174,11 +174,45 @@
 //!
 //! 500. The layer is outside of the [`TransactionLayer`], or that one leaves the request out.
 //!
+//! # Responses of the other layers
+//!
+//! Problem documents too; their `type` is one of these:
+//!
+//! ## Overloaded
+//!
+//! 503, of [`AdmissionLayer`]: too many requests at once. Nothing was begun; the request may be repeated after the seconds in `Retry-After`.
+//!
+//! ## Shutting down
+//!
+//! 503, of [`AdmissionLayer`]: the manager's shutdown has begun. Nothing was begun; another process may serve the request.
+//!
+//! ## Response too large
+//!
+//! 500, of [`CommitAfterBodyLayer`]: the response's body has more bytes than are held back. Nothing was stored.
+//!
+//! ## Response too slow
+//!
+//! 503, of [`CommitAfterBodyLayer`]: the response's body took longer than is waited for. Nothing was stored; the request may be repeated later.
+//!
+//! ## Outcome not known
+//!
+//! 404, of [`OutcomeService`]: nobody here can say how this transaction ended. It may have committed.
+//!
+//! ## Not an id
+//!
+//! 400, of [`OutcomeService`]: the path's last segment is not the id of a transaction.
+//!
+//! ## Not allowed
+//!
+//! 405, of [`OutcomeService`] and [`ReadinessService`]: only GET and HEAD.
+//!
 //! # What this module must not know
 //!
 //! Any store, the protocol, the log, and how a server reads requests: it sees a manager, a request's head, a response's head, and
 //! an error of commit.
 
+mod admission;
+mod after_body;
 mod annotations;
 mod ended;
 #[cfg(feature = "axum")]
@@ -188,13 +222,17 @@ mod failure;
 mod future;
 mod idempotency;
 mod layer;
+mod outcome;
 mod problem;
+mod readiness;
 mod request;
 mod retry;
 mod retry_body;
 mod service;
 mod veto;
 
+pub use admission::{Admission, AdmissionFuture, AdmissionLayer};
+pub use after_body::{CommitAfterBody, CommitAfterBodyLayer, HeldBody, commit_after_body};
 pub use ended::{AbortTransaction, Ended, Retryable};
 pub use failed::Failed;
 pub use failure::{DefaultOnCommitFailure, OnCommitFailure, TRANSACTION_HEADER};
@@ -204,6 +242,8 @@ pub use idempotency::{
     RequestKey, StoredResponse,
 };
 pub use layer::TransactionLayer;
+pub use outcome::OutcomeService;
+pub use readiness::ReadinessService;
 pub use request::{NoTransaction, after_end, is_active, transaction};
 pub use retry::{Attempt, RetryFuture, RetryLayer, RetryService, attempt};
 pub use retry_body::RequestBody;
