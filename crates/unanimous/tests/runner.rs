@@ -8,6 +8,8 @@ mod files;
 mod http_axum;
 #[cfg(feature = "axum")]
 mod http_disconnect;
+#[cfg(all(feature = "axum", feature = "files", feature = "postgres"))]
+mod http_faults;
 #[cfg(feature = "http")]
 mod http_layer;
 #[cfg(feature = "http")]
