@@ -18,12 +18,12 @@ mod http_conflicts_sqlite;
 mod http_deadline;
 #[cfg(feature = "axum")]
 mod http_disconnect;
-#[cfg(all(feature = "axum", feature = "files", feature = "postgres"))]
-mod http_faults;
 #[cfg(feature = "http")]
 mod http_ended;
 #[cfg(feature = "axum")]
 mod http_failed;
+#[cfg(all(feature = "axum", feature = "files", feature = "postgres"))]
+mod http_faults;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
 mod http_idempotency;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]

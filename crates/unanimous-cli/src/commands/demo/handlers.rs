@@ -154,7 +154,7 @@ pub(crate) async fn look(State(desk): State<Desk>, look: Result<Query<Look>, Que
 
 /// Whatever else is asked for: JSON, or the page for a browser.
 pub(crate) async fn nothing_here(State(desk): State<Desk>, headers: HeaderMap) -> Response {
-    let message = "there is nothing here; there are /, /orders and /receipts/<id>";
+    let message = "there is nothing here; there are /, /orders, /receipts/<id>, /transactions/<id> and /ready";
     if !wants_html(&headers) {
         return refused(StatusCode::NOT_FOUND, message);
     }

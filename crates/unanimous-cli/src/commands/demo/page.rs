@@ -144,10 +144,11 @@ fn transactions_html(transactions: &[Ended]) -> String {
     html + "</tbody></table>"
 }
 
-/// A transaction's id without the log's, which is the same in all of them; whole where the pointer rests.
+/// A transaction's id without the log's, which is the same in all of them; whole where the pointer rests, and linked to its outcome.
 fn transaction_html(id: &str) -> String {
     let short = id.split_once('.').map_or(id, |(_, rest)| rest);
-    format!(r#"<code class="nowrap" title="{}">{}</code>"#, escaped(id), escaped(short))
+    let id = escaped(id);
+    format!(r#"<a href="/transactions/{id}"><code class="nowrap" title="{id}">{}</code></a>"#, escaped(short))
 }
 
 fn outcome_words(outcome: Outcome) -> (&'static str, &'static str) {
@@ -256,9 +257,9 @@ mod tests {
             Entered { customer: NASTY.into(), item: NASTY.into(), quantity: Some(NASTY.into()), fail: "doom".into() };
         let html = page(Some(&told), &entered, &desk(Some(&[order]), &[ended], NASTY));
         assert!(!html.contains("<script"), "{html}");
-        // Customer, item, placed; the order's and the ended transaction's id twice each; cause, note, user, branch; message, transaction;
+        // Customer, item, placed; the order's and the ended transaction's id three times each; cause, note, user, branch; message, transaction;
         // what was entered in three fields; the command line.
-        assert_eq!(html.matches(HARMLESS).count(), 17, "{html}");
+        assert_eq!(html.matches(HARMLESS).count(), 19, "{html}");
         assert_eq!(html.matches(" selected").count(), 1, "{html}");
         assert!(html.contains(r#"<option value="doom" selected>"#), "{html}");
         for part in ["01:02:03", "12 ms", "rolled back", r#"href="/receipts/7""#, r#"class="card told committed""#] {

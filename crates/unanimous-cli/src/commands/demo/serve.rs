@@ -16,7 +16,9 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use unanimous::http::{IdempotencyLayer, RetryLayer, TransactionLayer, default_commit_veto};
+use unanimous::http::{
+    IdempotencyLayer, OutcomeService, ReadinessService, RetryLayer, TransactionLayer, default_commit_veto,
+};
 
 use super::desk::Desk;
 use super::spawned::Spawned;
@@ -90,6 +92,8 @@ pub(crate) fn router(desk: Desk) -> Router {
         .layer(from_fn_with_state(desk.clone(), answer::for_browsers));
     Router::new()
         .route("/", get(handlers::look))
+        .route_service("/transactions/{id}", OutcomeService::new(desk.manager.clone()))
+        .route_service("/ready", ReadinessService::new(desk.manager.clone()))
         .method_not_allowed_fallback(handlers::not_this_way)
         .merge(in_transaction)
         .fallback(handlers::nothing_here)
@@ -122,9 +126,10 @@ Try:
   curl http://{address}/orders -H 'content-type: application/json' -d '{{\"customer\": \"Ada\", \"item\": \"tea\", \"quantity\": 3}}'
   curl 'http://{address}/orders?limit=10'
   curl http://{address}/receipts/1
-Send an order twice with the same key, and it is stored once:
+or the page http://{address}/ in a browser. Send an order twice with the same key, and it is stored once:
   curl http://{address}/orders -H 'Idempotency-Key: \"7a1f\"' -d customer=Ada -d item=tea -d quantity=3
-or the page http://{address}/ in a browser. Let an order fail after it was written to all stores, and nothing of it is left:
+How a transaction ended, by its id, which an answer has in its header unanimous-transaction: http://{address}/transactions/ID
+Let an order fail after it was written to all stores, and nothing of it is left:
   curl http://{address}/orders -d customer=Ada -d item=tea -d quantity=3 -d fail=vote
   (or fail=error, fail=veto, fail=panic, fail=doom)
 Kill it, start it again, and compare the stores; while it runs, too:
