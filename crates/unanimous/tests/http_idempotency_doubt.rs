@@ -98,26 +98,37 @@ async fn a_snapshot_that_is_too_old_is_a_conflict_before_any_work() {
     second.abort().await;
 }
 
-/// Under SERIALIZABLE a look for a row that is not there would make each of two keys conflict with the other.
+/// Under SERIALIZABLE a look for a row that is not there would make each of two keys conflict with the other, and a look for one's own row each
+/// with those that come later; the last one commits first, so that it would have to be one of the others that fails.
 #[tokio::test]
 async fn different_keys_do_not_conflict_under_serializable() {
     let place = OnPostgres::new();
     let (place, manager) = place.manager().await;
     let keys = place.keys();
-    let transactions: Vec<_> = (0..4).map(|_| manager.begin()).collect();
-    for tx in &transactions {
-        serializable(tx, &place.store).await;
+    let begin = async |tx: &Tx, name: &str| {
+        assert_eq!(keys.begin(tx, &key(name), LIFETIME).await.unwrap(), Found::New);
+    };
+    let keep = async |tx: &Tx, name: &str| keys.keep(tx, &key(name), &stored("tea"), LIFETIME).await.unwrap();
+    for one_after_another in [true, false] {
+        let name = |n: usize| format!("{n} {one_after_another}");
+        let transactions: Vec<_> = (0..4).map(|_| manager.begin()).collect();
+        for tx in &transactions {
+            serializable(tx, &place.store).await;
+        }
+        for (n, tx) in transactions.iter().enumerate() {
+            begin(tx, &name(n)).await;
+            if one_after_another {
+                keep(tx, &name(n)).await;
+            }
+        }
+        for (n, tx) in transactions.into_iter().enumerate().rev() {
+            if !one_after_another {
+                keep(&tx, &name(n)).await;
+            }
+            tx.commit().await.unwrap();
+        }
     }
-    for (n, tx) in transactions.iter().enumerate() {
-        assert_eq!(keys.begin(tx, &key(&n.to_string()), LIFETIME).await.unwrap(), Found::New);
-    }
-    for (n, tx) in transactions.iter().enumerate() {
-        keys.keep(tx, &key(&n.to_string()), &stored("tea"), LIFETIME).await.unwrap();
-    }
-    for tx in transactions {
-        tx.commit().await.unwrap();
-    }
-    assert_eq!(place.kept(), 4);
+    assert_eq!(place.kept(), 8);
 }
 
 #[tokio::test]
