@@ -15,6 +15,7 @@ use unanimous::log::{FileLog, MemoryLog};
 use unanimous::postgres::{IsolationLevel, Postgres, PostgresError, PostgresKeys, PostgresOptions};
 use unanimous::{BoxError, Capability, TransactionManager, Tx};
 use unanimous_testing::postgres::Cluster;
+use unanimous_testing::proxy::postgres::{Act, Direction, Proxy, Said, Spot, error};
 
 use crate::http_idempotency_support::{
     Counter, OnPostgres, PATIENCE, Place, Reply, Server, World, order_with, routes, serve,
@@ -395,4 +396,52 @@ async fn under_serializable_many_requests_execute_once_each() {
     let mut expected: Vec<_> = bodies.iter().step_by(2).cloned().collect();
     expected.sort();
     assert_eq!(orders, expected);
+}
+
+/// The client is told that nobody knows; it repeats its request, and is answered when somebody does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_unknown_outcome_a_repeat_finds_out() {
+    let fatal = Said { translated: "FATAL", severity: "FATAL", code: "53100", text: "full", routine: "mdextend" };
+    for (act, committed) in [
+        (Act::Cut(Spot::Before), Some(false)),
+        (Act::Cut(Spot::Behind), None),
+        (Act::Answer(error(&fatal)), Some(true)),
+        (Act::Detach, None),
+    ] {
+        let named = format!("{act:?}").chars().take(12).collect::<String>();
+        let direct = OnPostgres::new();
+        let port = direct.database().cluster().port();
+        let proxy = Proxy::start(port).unwrap();
+        let url = direct.database().url().replace(&format!("port={port}"), &format!("port={}", proxy.port()));
+        let place = OnPostgres::at(&url);
+        let manager =
+            TransactionManager::builder(MemoryLog::new()).resource(place.store.clone()).build().await.unwrap();
+        let counter = Counter::new();
+        let app = routes(&place, &counter)
+            .layer(IdempotencyLayer::new(place.keys()))
+            .layer(TransactionLayer::new(manager.clone()));
+        let server = serve(app).await;
+        // What ends a branch in one phase, and nothing else.
+        let rule = proxy.on(Direction::ToServer, "SELECT 1/(coalesce", act);
+        let first = order_with(&server, "k", "tea").await;
+        first.assert_problem(500, "commit-unknown");
+        assert!(rule.met(), "{named}");
+        rule.release();
+        let answered = async {
+            loop {
+                let reply = order_with(&server, "k", "tea").await;
+                if ![409, 503].contains(&reply.status) {
+                    return reply;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let reply = tokio::time::timeout(PATIENCE, answered).await.expect("it is found out");
+        assert_eq!(reply.status, 201, "{named}");
+        if let Some(committed) = committed {
+            assert_eq!(reply.replayed(), committed, "{named}");
+        }
+        assert_eq!(counter.executed().len(), if reply.replayed() { 1 } else { 2 }, "{named}");
+        assert_eq!(direct.orders(), ["tea"], "{named}");
+    }
 }
