@@ -15,6 +15,7 @@ use unanimous::log::{FileLog, MemoryLog};
 use unanimous::postgres::{IsolationLevel, Postgres, PostgresError, PostgresKeys, PostgresOptions};
 use unanimous::{BoxError, Capability, TransactionManager, Tx};
 use unanimous_testing::postgres::Cluster;
+use unanimous_testing::proxy::postgres::{Act, Direction, Proxy, Said, Spot, error};
 
 use crate::http_idempotency_support::{
     Counter, OnPostgres, PATIENCE, Place, Reply, Server, World, order_with, routes, serve,
@@ -98,26 +99,37 @@ async fn a_snapshot_that_is_too_old_is_a_conflict_before_any_work() {
     second.abort().await;
 }
 
-/// Under SERIALIZABLE a look for a row that is not there would make each of two keys conflict with the other.
+/// Under SERIALIZABLE a look for a row that is not there would make each of two keys conflict with the other, and a look for one's own row each
+/// with those that come later; the last one commits first, so that it would have to be one of the others that fails.
 #[tokio::test]
 async fn different_keys_do_not_conflict_under_serializable() {
     let place = OnPostgres::new();
     let (place, manager) = place.manager().await;
     let keys = place.keys();
-    let transactions: Vec<_> = (0..4).map(|_| manager.begin()).collect();
-    for tx in &transactions {
-        serializable(tx, &place.store).await;
+    let begin = async |tx: &Tx, name: &str| {
+        assert_eq!(keys.begin(tx, &key(name), LIFETIME).await.unwrap(), Found::New);
+    };
+    let keep = async |tx: &Tx, name: &str| keys.keep(tx, &key(name), &stored("tea"), LIFETIME).await.unwrap();
+    for one_after_another in [true, false] {
+        let name = |n: usize| format!("{n} {one_after_another}");
+        let transactions: Vec<_> = (0..4).map(|_| manager.begin()).collect();
+        for tx in &transactions {
+            serializable(tx, &place.store).await;
+        }
+        for (n, tx) in transactions.iter().enumerate() {
+            begin(tx, &name(n)).await;
+            if one_after_another {
+                keep(tx, &name(n)).await;
+            }
+        }
+        for (n, tx) in transactions.into_iter().enumerate().rev() {
+            if !one_after_another {
+                keep(&tx, &name(n)).await;
+            }
+            tx.commit().await.unwrap();
+        }
     }
-    for (n, tx) in transactions.iter().enumerate() {
-        assert_eq!(keys.begin(tx, &key(&n.to_string()), LIFETIME).await.unwrap(), Found::New);
-    }
-    for (n, tx) in transactions.iter().enumerate() {
-        keys.keep(tx, &key(&n.to_string()), &stored("tea"), LIFETIME).await.unwrap();
-    }
-    for tx in transactions {
-        tx.commit().await.unwrap();
-    }
-    assert_eq!(place.kept(), 4);
+    assert_eq!(place.kept(), 8);
 }
 
 #[tokio::test]
@@ -384,4 +396,52 @@ async fn under_serializable_many_requests_execute_once_each() {
     let mut expected: Vec<_> = bodies.iter().step_by(2).cloned().collect();
     expected.sort();
     assert_eq!(orders, expected);
+}
+
+/// The client is told that nobody knows; it repeats its request, and is answered when somebody does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_unknown_outcome_a_repeat_finds_out() {
+    let fatal = Said { translated: "FATAL", severity: "FATAL", code: "53100", text: "full", routine: "mdextend" };
+    for (act, committed) in [
+        (Act::Cut(Spot::Before), Some(false)),
+        (Act::Cut(Spot::Behind), None),
+        (Act::Answer(error(&fatal)), Some(true)),
+        (Act::Detach, None),
+    ] {
+        let named = format!("{act:?}").chars().take(12).collect::<String>();
+        let direct = OnPostgres::new();
+        let port = direct.database().cluster().port();
+        let proxy = Proxy::start(port).unwrap();
+        let url = direct.database().url().replace(&format!("port={port}"), &format!("port={}", proxy.port()));
+        let place = OnPostgres::at(&url);
+        let manager =
+            TransactionManager::builder(MemoryLog::new()).resource(place.store.clone()).build().await.unwrap();
+        let counter = Counter::new();
+        let app = routes(&place, &counter)
+            .layer(IdempotencyLayer::new(place.keys()))
+            .layer(TransactionLayer::new(manager.clone()));
+        let server = serve(app).await;
+        // What ends a branch in one phase, and nothing else.
+        let rule = proxy.on(Direction::ToServer, "SELECT 1/(coalesce", act);
+        let first = order_with(&server, "k", "tea").await;
+        first.assert_problem(500, "commit-unknown");
+        assert!(rule.met(), "{named}");
+        rule.release();
+        let answered = async {
+            loop {
+                let reply = order_with(&server, "k", "tea").await;
+                if ![409, 503].contains(&reply.status) {
+                    return reply;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let reply = tokio::time::timeout(PATIENCE, answered).await.expect("it is found out");
+        assert_eq!(reply.status, 201, "{named}");
+        if let Some(committed) = committed {
+            assert_eq!(reply.replayed(), committed, "{named}");
+        }
+        assert_eq!(counter.executed().len(), if reply.replayed() { 1 } else { 2 }, "{named}");
+        assert_eq!(direct.orders(), ["tea"], "{named}");
+    }
 }

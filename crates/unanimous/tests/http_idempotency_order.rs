@@ -6,12 +6,13 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
-use axum::http::{Request, StatusCode};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures_util::FutureExt;
-use tower::ServiceExt;
+use http_body_util::{BodyExt, Full};
+use tower::{ServiceBuilder, ServiceExt};
 use unanimous::http::{
     Found, IdempotencyLayer, KeyStore, Lifetime, RequestKey, Retryable, StoredResponse, TransactionLayer,
 };
@@ -187,4 +188,51 @@ async fn a_handler_that_wants_to_be_repeated_keeps_nothing() {
     assert_eq!(order(app).await.status(), 409);
     assert_eq!(world.journal.of("keys"), ["begin k of \"\""]);
     world.assert_ended(&ABORTED, Outcome::Aborted);
+}
+
+#[tokio::test]
+async fn a_response_that_can_not_be_given_again_aborts() {
+    let upgrade = || StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let events = || ([("content-type", "Text/Event-Stream; charset=utf-8")], "data: 1\n\n").into_response();
+    let trailers = || {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", HeaderValue::from_static("1"));
+        let body = Full::from("whole").with_trailers(std::future::ready(Some(Ok(trailers))));
+        Response::new(Body::new(body))
+    };
+    for answer in [upgrade as fn() -> Response, events, trailers] {
+        let world = World::new().await;
+        let (a, b, journal) = (world.a.clone(), world.b.clone(), world.journal.clone());
+        let handler = async move |tx: Tx| {
+            work(&tx, &a, &b, &journal).await.unwrap();
+            answer()
+        };
+        let app = Router::new()
+            .route("/orders", post(handler))
+            .layer(IdempotencyLayer::new(Keys::new(&world)))
+            .layer(TransactionLayer::new(world.manager.clone()));
+        let response = order(app).await;
+        assert_eq!(response.status(), 500);
+        let text = text(response).await;
+        assert!(text.contains("#response-not-kept\""), "{text}");
+        assert_eq!(world.journal.of("keys"), ["begin k of \"\""]);
+        world.assert_ended(&ABORTED, Outcome::Aborted);
+    }
+}
+
+/// A plain tower service, whose bodies are not axum's.
+#[tokio::test]
+async fn a_service_of_tower_with_bodies_of_its_own() {
+    let world = World::new().await;
+    let service = ServiceBuilder::new()
+        .layer(TransactionLayer::new(world.manager.clone()))
+        .layer(IdempotencyLayer::new(Keys::new(&world)))
+        .service_fn(async |request: Request<Full<Bytes>>| {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Ok::<_, BoxError>(Response::new(Full::new(body)))
+        });
+    let request = Request::post("/orders").header("idempotency-key", "k").body(Full::from("tea")).unwrap();
+    let response = service.oneshot(request).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "tea");
+    assert_eq!(world.journal.of("keys"), ["begin k of \"\"", "keep k of \"\""]);
 }

@@ -218,6 +218,9 @@ async fn order<P: Place>(
     ] {
         head.headers.insert(name, value.parse().unwrap());
     }
+    for link in ["</a>; rel=prev", "</b>; rel=next"] {
+        head.headers.append("link", link.parse().unwrap());
+    }
     let body = match headers.get("x-do").map(|value| value.to_str().unwrap()) {
         Some("doom") => {
             tx.doom();
@@ -318,6 +321,11 @@ impl Reply {
 
     pub(crate) fn replayed(&self) -> bool {
         self.header("idempotent-replayed") == Some("true")
+    }
+
+    /// All values of a header, in their order.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
     }
 
     /// Asserts that it is a problem document of this kind.
