@@ -10,6 +10,10 @@ mod http_admission;
 mod http_after_body;
 #[cfg(feature = "axum")]
 mod http_axum;
+#[cfg(all(feature = "axum", feature = "postgres"))]
+mod http_conflicts;
+#[cfg(all(feature = "axum", feature = "sqlite"))]
+mod http_conflicts_sqlite;
 #[cfg(feature = "http")]
 mod http_deadline;
 #[cfg(feature = "axum")]

@@ -49,6 +49,11 @@ use crate::error::{CommitError, JoinError, chain, is_conflict, is_unknown};
 ///
 /// It is no [`Error`] itself, or it could not be converted from all of them.
 pub struct Failed {
+    // On the heap, since handlers return it in results.
+    inner: Box<Inner>,
+}
+
+struct Inner {
     error: BoxError,
     kind: Kind,
     /// The request's transaction, if it had begun.
@@ -73,25 +78,25 @@ impl<E: Into<BoxError>> From<E> for Failed {
             None => is_conflict(&*error) && !is_unknown(&*error),
         };
         let kind = if conflict { Kind::Conflict } else { Kind::of(&*error) };
-        Self { error, kind, id: tx.map(|tx| tx.id()) }
+        Self { inner: Box::new(Inner { error, kind, id: tx.map(|tx| tx.id()) }) }
     }
 }
 
 impl Failed {
     /// The error that it was made from.
     pub fn error(&self) -> &(dyn Error + Send + Sync + 'static) {
-        &*self.error
+        &*self.inner.error
     }
 
     /// Whether it is a conflict, so that repeating the request may help.
     pub fn is_retryable(&self) -> bool {
-        self.kind == Kind::Conflict
+        self.inner.kind == Kind::Conflict
     }
 
     /// The response: a problem document (RFC 9457) that shows nothing of the error, which goes into the log.
     pub fn response<B: From<String>>(&self) -> Response<B> {
         self.log();
-        let mut response = match self.kind {
+        let mut response = match self.inner.kind {
             Kind::Conflict => CONFLICT.response_after(1),
             Kind::Unavailable => UNAVAILABLE.response_after(5),
             Kind::Aborted => ABORTED.response_after(5),
@@ -101,15 +106,15 @@ impl Failed {
         let extensions = response.extensions_mut();
         extensions.insert(AbortTransaction);
         // Without one the handler has had transactions of its own, of which others may have committed.
-        if self.is_retryable() && self.id.is_some() {
+        if self.is_retryable() && self.inner.id.is_some() {
             extensions.insert(Retryable);
         }
         response
     }
 
     fn log(&self) {
-        let (transaction, error) = (self.id.map(tracing::field::display), chain(&*self.error));
-        match self.kind {
+        let (transaction, error) = (self.inner.id.map(tracing::field::display), chain(&*self.inner.error));
+        match self.inner.kind {
             Kind::Conflict => tracing::debug!(transaction, "a handler met a conflict: {error}"),
             Kind::Unavailable | Kind::Aborted => tracing::warn!(transaction, "a handler failed: {error}"),
             Kind::Unknown(_) | Kind::Other => tracing::error!(transaction, "a handler failed: {error}"),
@@ -143,13 +148,16 @@ impl Kind {
 
 impl fmt::Debug for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Failed").field("kind", &self.kind).field("error", &self.error).finish_non_exhaustive()
+        f.debug_struct("Failed")
+            .field("kind", &self.inner.kind)
+            .field("error", &self.inner.error)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.error, f)
+        fmt::Display::fmt(&self.inner.error, f)
     }
 }
 

@@ -70,11 +70,9 @@ impl<Fut: Future, F> ResponseFuture<Fut, F> {
 
     /// The handler, called and polled in its transaction.
     pub(crate) fn begin(exchange: Exchange<F>, call: impl FnOnce() -> Fut) -> Self {
+        let limit = exchange.layer.time_limit.map(|limit| exchange.layer.manager.inner.env.sleep(limit));
         match exchange.run(call) {
-            Ok(handler) => {
-                let limit = exchange.layer.time_limit.map(|limit| exchange.layer.manager.inner.env.sleep(limit));
-                Self { handler: Some(handler), exchange: Some(exchange), limit, ending: None }
-            }
+            Ok(handler) => Self { handler: Some(handler), exchange: Some(exchange), limit, ending: None },
             Err(panic) => {
                 let ending = exchange.give_up(Then::Panic(panic));
                 Self { handler: None, exchange: Some(exchange), limit: None, ending: Some(ending) }

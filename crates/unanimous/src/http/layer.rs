@@ -18,7 +18,8 @@ use crate::error::CommitError;
 use crate::manager::TransactionManager;
 use crate::transaction::Options;
 
-type RequestHook<T> = Option<Arc<dyn Fn(&Parts) -> T + Send + Sync>>;
+/// What a layer asks of a request's head.
+pub(crate) type RequestHook<T> = Option<Arc<dyn Fn(&Parts) -> T + Send + Sync>>;
 
 /// Runs each request in a transaction. See the [module](super).
 #[derive(Clone)]

@@ -89,7 +89,7 @@
 //! # Where to put it
 //!
 //! Outside of it: what answers instead of the handler or gives up waiting (time limits, panics into responses, authentication, load
-//! shedding), tracing, and whatever changes an answer's body. A time limit outside is safe in every phase: it can only hide the
+//! shedding), what repeats requests ([`RetryLayer`]), tracing, and whatever changes an answer's body. A time limit outside is safe in every phase: it can only hide the
 //! answer, never tear the transaction.
 //! Inside of it: what is part of the work. A layer inside that catches panics or turns errors into responses hides them from this
 //! one; the transaction then commits unless it is doomed or vetoed.

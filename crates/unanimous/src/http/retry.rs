@@ -19,6 +19,7 @@ use tower_service::Service;
 use unanimous_core::{Outcome, TransactionId};
 
 use super::ended::{Ended, is_retryable};
+use super::layer::RequestHook;
 use super::request::is_active;
 use super::retry_body::RequestBody;
 use crate::env::{Env, TokioEnv};
@@ -103,7 +104,7 @@ struct Config {
     first: Duration,
     most: Duration,
     max_body: usize,
-    when: Option<Arc<dyn Fn(&Parts) -> bool + Send + Sync>>,
+    when: RequestHook<bool>,
     env: Arc<dyn Env>,
 }
 

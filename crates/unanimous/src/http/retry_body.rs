@@ -69,11 +69,12 @@ impl<B: Body<Data = Bytes> + Unpin> RequestBody<B> {
                             return Err(Self { read: read.freeze(), rest: Rest::Body { body } });
                         }
                     }
-                    Err(frame) => match frame.into_trailers() {
-                        Ok(trailers) => break Some(trailers),
-                        // There is no third kind of frame yet.
-                        Err(_) => {}
-                    },
+                    // There is no third kind of frame yet.
+                    Err(frame) => {
+                        if let Ok(trailers) = frame.into_trailers() {
+                            break Some(trailers);
+                        }
+                    }
                 },
             }
         };
