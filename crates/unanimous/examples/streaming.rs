@@ -53,7 +53,7 @@ async fn list(State(queue): State<Queue>) -> Body {
             let tx = begun.unwrap_or_else(|| queue.manager.begin());
             let sql = "select id, id || ' ' || text || char(10) from job where id > ?1 order by id limit 1";
             let page: Vec<(i64, String)> = {
-                let jobs = tx.join_with(&queue.jobs, SqliteOptions::default().read_only()).await?;
+                let jobs = tx.join_with(&queue.jobs, SqliteOptions::read_only()).await?;
                 jobs.call(move |conn| {
                     conn.prepare(sql)?.query_map((after,), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
                 })
