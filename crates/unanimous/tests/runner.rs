@@ -20,6 +20,8 @@ mod http_ended;
 mod http_failed;
 #[cfg(feature = "http")]
 mod http_layer;
+#[cfg(all(feature = "axum", feature = "postgres"))]
+mod http_limits;
 #[cfg(feature = "http")]
 mod http_requests;
 #[cfg(feature = "axum")]
