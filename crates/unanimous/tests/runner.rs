@@ -36,6 +36,8 @@ mod http_idempotency_support;
 mod http_layer;
 #[cfg(feature = "axum")]
 mod http_outcome;
+#[cfg(all(feature = "axum", feature = "postgres"))]
+mod http_limits;
 #[cfg(feature = "http")]
 mod http_requests;
 #[cfg(feature = "axum")]
