@@ -78,8 +78,8 @@ pub(crate) fn escaped(text: &str) -> String {
     escaped
 }
 
-/// Refuses what is neither GET nor HEAD.
-pub(crate) fn only_reads(method: &Method) -> Result<(), Response<String>> {
+/// The answer to what is neither GET nor HEAD.
+pub(crate) fn not_a_read(method: &Method) -> Option<Response<String>> {
     const NOT_ALLOWED: Problem = Problem {
         status: StatusCode::METHOD_NOT_ALLOWED,
         kind: "not-allowed",
@@ -87,11 +87,11 @@ pub(crate) fn only_reads(method: &Method) -> Result<(), Response<String>> {
         detail: "Use GET or HEAD.",
     };
     if [Method::GET, Method::HEAD].contains(method) {
-        return Ok(());
+        return None;
     }
     let mut response = NOT_ALLOWED.response();
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    Err(response)
+    Some(response)
 }
 
 /// For HEAD the head alone, with the length that the body would have had.
