@@ -34,10 +34,10 @@ mod http_idempotency_order;
 mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
-#[cfg(feature = "axum")]
-mod http_outcome;
 #[cfg(all(feature = "axum", feature = "postgres"))]
 mod http_limits;
+#[cfg(feature = "axum")]
+mod http_outcome;
 #[cfg(feature = "http")]
 mod http_requests;
 #[cfg(feature = "axum")]
