@@ -134,6 +134,10 @@
 //!
 //! 500. The fault is the service's; what it was is in its log.
 //!
+//! ## No transaction
+//!
+//! 500. The handler wants a transaction, and no layer gives the request one; what to do about it is in the log.
+//!
 //! # What this module must not know
 //!
 //! Any store, the protocol, the log, and how a server reads requests: it sees a manager, a request's head, a response's head, and
