@@ -49,7 +49,7 @@ fn branch(source: BranchError) -> Cause {
 #[tokio::test]
 async fn what_each_error_is_answered() {
     type Case = (&'static str, fn(&Tx) -> BoxError, u16, &'static str, bool, Option<&'static str>);
-    let cases: [Case; 14] = [
+    let cases: [Case; 15] = [
         ("a conflict", |_| BranchError::conflict("secret").into(), 409, "commit-conflict", true, None),
         ("a conflict below", |_| outer(BranchError::conflict("secret")), 409, "commit-conflict", true, None),
         (
@@ -65,7 +65,15 @@ async fn what_each_error_is_answered() {
             |tx| CommitError::Aborted { id: tx.id(), source: branch(BranchError::conflict("secret")) }.into(),
             409,
             "commit-conflict",
-            true,
+            false,
+            None,
+        ),
+        (
+            "a conflict in another transaction's work, below",
+            |_| outer(RunError::Work { attempts: 1, source: outer(BranchError::conflict("secret")) }),
+            409,
+            "commit-conflict",
+            false,
             None,
         ),
         (

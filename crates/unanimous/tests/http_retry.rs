@@ -216,6 +216,26 @@ async fn what_is_repeated_and_what_is_not() {
     }
 }
 
+/// A handler that runs transactions of its own beside the request's: the first one has committed when the second one meets its conflict.
+#[tokio::test]
+async fn another_transactions_conflict_repeats_nothing_that_has_committed() {
+    let world = World::new().await;
+    let (manager, a) = (world.manager.clone(), world.a.clone());
+    let app: Router = Router::new()
+        .route(
+            "/orders",
+            on_post(async move |_tx: Tx| -> Result<(), Failed> {
+                manager.run(1, async |tx| tx.join(&a).await.map(drop).map_err(BoxError::from)).await?;
+                manager.run(1, async |_| Err::<(), _>(BranchError::conflict("the second one").into())).await?;
+                Ok(())
+            }),
+        )
+        .layer(TransactionLayer::new(world.manager.clone()))
+        .layer(retry());
+    assert_eq!(app.oneshot(request("tea")).await.unwrap().status(), 409);
+    assert_eq!(world.a.calls(), ["begin", "flush", "commit_one_phase"]);
+}
+
 #[tokio::test]
 async fn over_a_socket_the_client_sees_the_last_attempt_only() {
     let world = World::new().await;
@@ -557,6 +577,20 @@ async fn applied_twice_the_inner_one_steps_aside_unless_the_outer_one_leaves_it_
     assert_eq!(world.journal.of("attempt"), ALL);
     let left_out = app(&world, deed).layer(retry()).layer(retry().attempts(7).when(|_| false));
     assert_eq!(left_out.oneshot(request("tea")).await.unwrap().status(), 409);
+    assert_eq!(world.journal.of("attempt"), ALL.repeat(2));
+}
+
+/// Also where the inner one leaves the request out, or stands in the wrong place.
+#[tokio::test]
+async fn an_inner_layer_that_steps_aside_leaves_the_attempt_as_it_is() {
+    let world = World::new().await;
+    let deed: Deed = |_, _| Err(BranchError::conflict("another").into());
+    let state: Stores = (world.a.clone(), world.b.clone(), world.journal.clone(), deed);
+    let transaction = || TransactionLayer::new(world.manager.clone());
+    for inner in [retry().when(|_| false), retry()] {
+        let app = Router::new().route("/orders", on_post(order).layer(inner)).with_state(state.clone());
+        app.layer(transaction()).layer(retry()).oneshot(request("tea")).await.unwrap();
+    }
     assert_eq!(world.journal.of("attempt"), ALL.repeat(2));
 }
 

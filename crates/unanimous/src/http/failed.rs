@@ -11,7 +11,7 @@ use unanimous_core::{BoxError, BranchError, FailureKind, TransactionId};
 use super::ended::{AbortTransaction, Retryable};
 use super::failure::{ABORTED, CONFLICT, UNKNOWN};
 use super::problem::Problem;
-use crate::error::{CommitError, JoinError, chain, is_conflict, is_unknown};
+use crate::error::{CommitError, JoinError, RunError, chain, is_conflict, is_unknown};
 
 /// An error of a handler: any error turns into it by `?`, and it turns into a response.
 ///
@@ -35,8 +35,8 @@ use crate::error::{CommitError, JoinError, chain, is_conflict, is_unknown};
 ///
 /// | the error | the response | the transaction |
 /// | --- | --- | --- |
-/// | is a conflict | 409 `commit-conflict`, marked [`Retryable`] | aborts; a [`RetryLayer`](super::RetryLayer) repeats the request |
-/// | is a conflict, and no transaction of the request has begun | 409 `commit-conflict`: what the handler has committed elsewhere must not be done again | |
+/// | is a conflict of the request's transaction | 409 `commit-conflict`, marked [`Retryable`] | aborts; a [`RetryLayer`](super::RetryLayer) repeats the request |
+/// | is a conflict of another transaction (a [`RunError`] or a [`CommitError`] says so), or none of the request's has begun | 409 `commit-conflict`: what the handler has committed elsewhere must not be done again | aborts |
 /// | a store can't be reached, or has no connection in time; the manager shuts down; a time limit has passed | 503 `store-unavailable` | aborts |
 /// | is another commit's, which was aborted otherwise | 503 `commit-aborted` | aborts |
 /// | is another commit's, whose outcome is unknown | 500 `commit-unknown` | aborts |
@@ -80,8 +80,8 @@ impl<E: Into<BoxError>> From<E> for Failed {
             None => is_conflict(&*error) && !is_unknown(&*error),
         };
         let kind = if conflict { Kind::Conflict } else { Kind::of(&*error) };
-        // Without one the handler has had transactions of its own, of which others may have committed.
-        let repeat = conflict && tx.is_some();
+        // A handler that has had transactions of its own may have committed some, which a repetition would do again.
+        let repeat = conflict && tx.is_some() && !is_anothers(&*error);
         Self::new(error, kind, tx.map(|tx| tx.id()), repeat)
     }
 }
@@ -140,6 +140,18 @@ impl Failed {
             Kind::Unknown(_) | Kind::Other => tracing::error!(transaction, "a handler failed: {error}"),
         }
     }
+}
+
+/// Whether it tells of another transaction than the request's, whose commit is the layer's and comes after the handler.
+fn is_anothers(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<RunError>() || error.is::<CommitError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 impl Kind {
