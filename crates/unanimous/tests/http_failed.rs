@@ -189,6 +189,45 @@ async fn body(response: Response) -> String {
     String::from_utf8(to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap()
 }
 
+/// Whoever asks by the header's id must not be told "aborted", which is true of the request's own transaction only.
+#[tokio::test]
+async fn anothers_unknown_outcome_is_named_by_document_and_header() {
+    const OWN: http::HeaderName = http::HeaderName::from_static("x-transaction");
+    let world = World::new().await;
+    let other = world.manager.begin().id();
+    let app = |layer: TransactionLayer, begins: bool| -> Router {
+        let manager = world.manager.clone();
+        let handle = async move |request: axum::extract::Request| -> Result<(), Failed> {
+            if begins {
+                unanimous::http::transaction(request.extensions()).unwrap();
+            }
+            // Its own in between changes nothing.
+            drop(manager.begin());
+            Err(outer(CommitError::Unknown { id: other, source: Cause::Interrupted }))?
+        };
+        Router::new().route("/", post(handle)).layer(layer)
+    };
+    let layer = || TransactionLayer::new(world.manager.clone());
+    for begins in [true, false] {
+        for (layer, header) in [(layer(), "unanimous-transaction"), (layer().transaction_header(OWN), "x-transaction")]
+        {
+            let response = app(layer, begins).oneshot(Request::post("/").body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(response.headers()[header], other.to_string(), "{header}");
+            assert_eq!(response.headers().keys().filter(|name| name.as_str().ends_with("transaction")).count(), 1);
+            let ended = response.extensions().get::<Ended>().copied();
+            assert_eq!(
+                ended.map(|ended| (ended.id == other, ended.outcome)),
+                begins.then_some((false, Outcome::Aborted))
+            );
+            let body = body(response).await;
+            assert!(body.contains(&format!(r#""transaction":"{other}""#)), "{body}");
+        }
+    }
+    let none = app(layer().no_transaction_header(), true);
+    let response = none.oneshot(Request::post("/").body(Body::empty()).unwrap()).await.unwrap();
+    assert!(response.headers().get("unanimous-transaction").is_none());
+}
+
 /// The log has the error's sources too.
 #[tokio::test]
 async fn the_log_is_told_the_sources() {

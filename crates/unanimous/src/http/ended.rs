@@ -52,6 +52,11 @@ pub struct Retryable;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AbortTransaction;
 
+/// In the extensions of a response that tells of another transaction's unknown outcome: that one is named by the header, since whoever asks
+/// how it ended must not learn that the request's own one was aborted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named(pub(crate) TransactionId);
+
 /// Whether the response says that it wants to be repeated.
 pub(crate) fn is_retryable<B>(response: &Response<B>) -> bool {
     response.extensions().get::<Retryable>().is_some()

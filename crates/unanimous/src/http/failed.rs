@@ -8,7 +8,7 @@ use std::fmt;
 use http::{Response, StatusCode};
 use unanimous_core::{BoxError, BranchError, FailureKind, TransactionId};
 
-use super::ended::{AbortTransaction, Retryable};
+use super::ended::{AbortTransaction, Named, Retryable};
 use super::failure::{ABORTED, CONFLICT, UNKNOWN};
 use super::problem::Problem;
 use crate::error::{CommitError, JoinError, RunError, chain, is_conflict, is_unknown};
@@ -39,7 +39,7 @@ use crate::error::{CommitError, JoinError, RunError, chain, is_conflict, is_unkn
 /// | is a conflict of another transaction (a [`RunError`] or a [`CommitError`] says so), or none of the request's has begun | 409 `commit-conflict`: what the handler has committed elsewhere must not be done again | aborts |
 /// | a store can't be reached, or has no connection in time; the manager shuts down; a time limit has passed | 503 `store-unavailable` | aborts |
 /// | is another commit's, which was aborted otherwise | 503 `commit-aborted` | aborts |
-/// | is another commit's, whose outcome is unknown | 500 `commit-unknown` | aborts |
+/// | is another commit's, whose outcome is unknown | 500 `commit-unknown`; document and header name that other transaction | aborts |
 /// | is any other one | 500 `handler-failed` | aborts |
 ///
 /// It aborts whatever a veto would say, and also where there is none ([`AbortTransaction`]). The error with its sources goes into the log
@@ -126,6 +126,9 @@ impl Failed {
         };
         let extensions = response.extensions_mut();
         extensions.insert(AbortTransaction);
+        if let Kind::Unknown(id) = self.inner.kind {
+            extensions.insert(Named(id));
+        }
         if self.inner.repeat {
             extensions.insert(Retryable);
         }

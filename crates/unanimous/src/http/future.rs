@@ -30,7 +30,7 @@ use http::{Method, Response, Uri};
 use pin_project_lite::pin_project;
 use tracing::Span;
 
-use super::ended::{self, Ended};
+use super::ended::{self, Ended, Named};
 use super::failure::OnCommitFailure;
 use super::layer::TransactionLayer;
 use super::problem::id_value;
@@ -246,10 +246,11 @@ impl<F> Exchange<F> {
     fn label<B>(&self, mut response: Response<B>, ended: Option<Ended>) -> Response<B> {
         if let Some(ended) = ended {
             response.extensions_mut().insert(ended);
-            if let Some(name) = &self.layer.transaction_header {
-                // One that is there names the transaction whose response is given once more.
-                response.headers_mut().entry(name).or_insert_with(|| id_value(ended.id));
-            }
+        }
+        let other = response.extensions().get::<Named>().map(|named| named.0);
+        if let (Some(id), Some(name)) = (other.or(ended.map(|ended| ended.id)), &self.layer.transaction_header) {
+            // One that is there names the transaction whose response is given once more.
+            response.headers_mut().entry(name).or_insert_with(|| id_value(id));
         }
         response
     }

@@ -124,7 +124,8 @@ impl<F> TransactionLayer<F> {
     }
 
     /// Names the header that tells a transaction's id, instead of [`TRANSACTION_HEADER`]. It is on every response whose transaction had
-    /// begun, however that ended; a response that has it already keeps its own.
+    /// begun, however that ended; a response that has it already keeps its own. One that tells of another transaction's unknown outcome
+    /// ([`Failed`](super::Failed)) names that one.
     pub fn transaction_header(mut self, name: HeaderName) -> Self {
         self.transaction_header = Some(name);
         self
