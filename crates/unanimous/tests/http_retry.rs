@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use unanimous::http::{
-    Attempt, Failed, RequestBody, RetryLayer, Retryable, TransactionLayer, attempt, default_commit_veto,
+    AdmissionLayer, Attempt, Failed, RequestBody, RetryLayer, Retryable, TransactionLayer, attempt, default_commit_veto,
 };
 use unanimous::{BoxError, BranchError, Capability, Tx};
 
@@ -388,6 +388,52 @@ async fn each_attempt_gets_the_whole_body() {
         let twice: &[_] = &[(1, false), (2, true)];
         assert_eq!(numbers, if expected.len() == 2 { twice } else { &[(1, true)] }, "{name}");
     }
+}
+
+/// Three clients that send a byte and then nothing: none keeps its place for longer than the bound, and their requests begin nothing.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_arrive_in_time_gives_its_place_up() {
+    let world = World::new().await;
+    let slow = || {
+        let body = futures_util::stream::iter([Ok::<_, BoxError>(Bytes::from_static(b"t"))]);
+        Body::from_stream(futures_util::StreamExt::chain(body, futures_util::stream::pending()))
+    };
+    let app = app(&world, |_, _| created());
+    for (layer, seconds) in [(RetryLayer::new(), 30), (RetryLayer::new().max_body_time(Duration::from_secs(7)), 7)] {
+        let app = app.clone().layer(layer).layer(AdmissionLayer::new(1).wait(Duration::from_secs(3600)));
+        let began = Instant::now();
+        let slow = tokio::spawn(app.clone().oneshot(Request::post("/orders").body(slow()).unwrap()));
+        world.journal.add("sent");
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(app.oneshot(request("tea")).await.unwrap().status(), 201);
+        assert_eq!(began.elapsed().as_secs(), seconds);
+        let response = slow.await.unwrap().unwrap();
+        assert_eq!(response.status(), 408);
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&body).contains("#request-body-too-slow\""), "{body:?}");
+    }
+    assert_eq!(world.journal.of("attempt"), ["1 tea"; 2]);
+}
+
+/// The bound is on what is read ahead: the rest of a longer body is the handler's, however slow.
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_long_body_may_take_its_time() {
+    let slowly = |pieces: [&'static str; 3]| {
+        let pieces = futures_util::stream::iter(pieces);
+        Body::from_stream(futures_util::StreamExt::then(pieces, async |piece| {
+            sleep(Duration::from_secs(20)).await;
+            Ok::<_, BoxError>(piece)
+        }))
+    };
+    let world = World::new().await;
+    let app = app(&world, |_, _| created()).layer(retry().max_body(4));
+    for (pieces, status) in [(["one", "two", "three"], 408), (["longer", "two", "three"], 201)] {
+        let request = Request::post("/orders").body(slowly(pieces)).unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status, "{pieces:?}");
+    }
+    assert_eq!(world.journal.of("attempt"), ["1 last longertwothree"]);
 }
 
 /// A body that says how long it is, and fails the test when it is read before the service does it.

@@ -171,6 +171,10 @@
 //!
 //! 400. The body ended before its end.
 //!
+//! ## Request-body too slow
+//!
+//! 408, also of [`RetryLayer`]: the body that is read ahead did not arrive in time. Nothing was begun; the request may be repeated.
+//!
 //! ## Response not kept
 //!
 //! 500. The response can't be kept for the request's key: it is too large, a stream, or broke off.

@@ -51,6 +51,14 @@ impl Problem {
     }
 }
 
+/// The answer where a request's body is read ahead, and does not come in time.
+pub(crate) const REQUEST_BODY_TOO_SLOW: Problem = Problem {
+    status: StatusCode::REQUEST_TIMEOUT,
+    kind: "request-body-too-slow",
+    title: "The request body did not arrive in time",
+    detail: "Nothing was done. The request may be repeated.",
+};
+
 /// A JSON document that nobody may keep.
 pub(crate) fn json(status: StatusCode, document: String) -> Response<String> {
     let mut response = Response::new(document);

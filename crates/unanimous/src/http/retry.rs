@@ -20,6 +20,7 @@ use unanimous_core::{Outcome, TransactionId};
 
 use super::ended::{Ended, is_retryable};
 use super::layer::RequestHook;
+use super::problem::REQUEST_BODY_TOO_SLOW;
 use super::request::is_active;
 use super::retry_body::RequestBody;
 use crate::env::{Env, TokioEnv};
@@ -106,6 +107,7 @@ struct Config {
     first: Duration,
     most: Duration,
     max_body: usize,
+    max_body_time: Duration,
     when: RequestHook<bool>,
     env: Arc<dyn Env>,
 }
@@ -117,7 +119,8 @@ impl Default for RetryLayer {
 }
 
 impl RetryLayer {
-    /// A layer that runs a request at most 5 times, within 30 s, with waits from 10 ms to 1 s, and bodies of at most 64 KiB.
+    /// A layer that runs a request at most 5 times, within 30 s, with waits from 10 ms to 1 s, and bodies of at most 64 KiB that arrive
+    /// within 30 s.
     pub fn new() -> Self {
         Self {
             config: Config {
@@ -126,6 +129,7 @@ impl RetryLayer {
                 first: Duration::from_millis(10),
                 most: Duration::from_secs(1),
                 max_body: 64 * 1024,
+                max_body_time: Duration::from_secs(30),
                 when: None,
                 env: TokioEnv::shared(),
             },
@@ -155,9 +159,22 @@ impl RetryLayer {
 
     /// How many bytes of a body are kept in memory to be given to each attempt; 65,536 by default. A request with a longer one is tried once.
     ///
-    /// The body is read before the handler sees the request, and counts for no time limit inside of this layer.
+    /// The body is read before the handler sees the request, and counts for no time limit inside of this layer but
+    /// [`max_body_time`](Self::max_body_time).
     pub fn max_body(mut self, bytes: usize) -> Self {
         self.config.max_body = bytes;
+        self
+    }
+
+    /// How long the reading of a body may take in all; 30 s by default. Then the answer is 408
+    /// [`request-body-too-slow`](super#request-body-too-slow), and nothing has begun: a client that sends slowly must not hold a place of an
+    /// [`AdmissionLayer`](super::AdmissionLayer) for as long as it likes.
+    ///
+    /// It bounds what this layer reads: all of a body, or so much of a longer one as shows that it is too long to be kept. What follows is the
+    /// handler's to read, as is a body that announces its length and is too long; that counts for
+    /// [`TransactionLayer::time_limit`](super::TransactionLayer::time_limit).
+    pub fn max_body_time(mut self, time: Duration) -> Self {
+        self.config.max_body_time = time;
         self
     }
 
@@ -195,6 +212,7 @@ impl fmt::Debug for Config {
             .field("budget", &self.budget)
             .field("backoff", &(self.first..=self.most))
             .field("max_body", &self.max_body)
+            .field("max_body_time", &self.max_body_time)
             .field("when", &self.when.is_some())
             .finish_non_exhaustive()
     }
@@ -214,7 +232,7 @@ where
     S::Error: Send,
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
-    R: Send + 'static,
+    R: From<String> + Send + 'static,
 {
     type Response = Response<R>;
     type Error = S::Error;
@@ -256,10 +274,18 @@ async fn run<S, B, R>(mut service: S, config: Arc<Config>, request: Request<B>) 
 where
     S: Service<Request<RequestBody<B>>, Response = Response<R>>,
     B: Body<Data = Bytes> + Unpin,
+    R: From<String>,
 {
     let (mut parts, body) = request.into_parts();
     let body = if config.may_repeat(&parts) {
-        RequestBody::read(body, config.max_body).await
+        tokio::select! {
+            biased;
+            read = RequestBody::read(body, config.max_body) => read,
+            () = config.env.sleep(config.max_body_time) => {
+                tracing::debug!(limit = ?config.max_body_time, "a request's body did not arrive in time");
+                return Ok(REQUEST_BODY_TOO_SLOW.response());
+            }
+        }
     } else {
         Err(RequestBody::untouched(body))
     };
