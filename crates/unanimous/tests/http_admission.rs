@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -12,9 +13,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
-use unanimous::http::{AdmissionLayer, TransactionLayer};
+use unanimous::http::{AdmissionLayer, TransactionLayer, transaction};
 
-use crate::http_support::{Answer, World, answer, handler, post};
+use crate::http_support::{Answer, Step, World, answer, handler, post};
 use crate::support::{ended, eventually};
 
 /// A handler that says that it works, and works until it is let go.
@@ -151,6 +152,61 @@ async fn clients_that_go_away_give_their_places_up() {
     let last = send(&service, "/5").await;
     handler.go.add_permits(2);
     assert_eq!(ended(last).await.unwrap().body(), "/5");
+}
+
+/// Whoever goes away while its transaction commits, or aborts for it, has its place until that is done: resets don't make more transactions at
+/// once than there are places. The same in the layer further out, where there are two.
+#[tokio::test]
+async fn a_transaction_that_goes_on_without_its_client_keeps_its_place() {
+    for (step, ends) in [(Step::Prepare, "committed"), (Step::Rollback, "aborted")] {
+        let world = World::new().await;
+        world.a.hold(step);
+        let (outer, inner) = (AdmissionLayer::new(1).queue(0), AdmissionLayer::new(9));
+        let hangs = Arc::new(AtomicBool::new(step == Step::Rollback));
+        let works = handler(&world, move |_| {
+            let hangs = hangs.swap(false, Ordering::Relaxed);
+            async move { if hangs { std::future::pending().await } else { answer(201) } }
+        });
+        let transactions = TransactionLayer::new(world.manager.clone()).layer(tower::service_fn(works));
+        let service = outer.layer(inner.layer(transactions));
+        let request = tokio::spawn(service.clone().oneshot(post("/")));
+        if step == Step::Rollback {
+            world.journal.until("worked").await;
+        } else {
+            world.a.reached(step).await;
+        }
+        request.abort();
+        assert!(request.await.unwrap_err().is_cancelled());
+        world.a.reached(step).await;
+        refused(&service.clone().oneshot(post("/")).await.unwrap(), "overloaded", "1");
+        assert!(format!("{inner:?}").contains("free: 8"), "{inner:?}");
+        world.a.release(step);
+        world.journal.until(&format!("end {ends}")).await;
+        eventually("the places are free", || {
+            format!("{inner:?}").contains("free: 9") && format!("{outer:?}").contains("free: 1")
+        })
+        .await;
+        assert_eq!(service.oneshot(post("/")).await.unwrap().status(), 201);
+    }
+}
+
+/// What a handler keeps of its request, here for a body that streams, does not keep the place.
+#[tokio::test]
+async fn a_request_that_is_kept_does_not_keep_the_place() {
+    let world = World::new().await;
+    let layer = AdmissionLayer::new(1).queue(0);
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let all = kept.clone();
+    let keeps = tower::service_fn(move |request: Request<String>| {
+        transaction(request.extensions()).unwrap();
+        all.lock().unwrap().push(request);
+        std::future::ready(answer(200))
+    });
+    let service = layer.layer(TransactionLayer::new(world.manager.clone()).layer(keeps));
+    for _ in 0..2 {
+        assert_eq!(service.clone().oneshot(post("/")).await.unwrap().status(), 200);
+    }
+    assert_eq!(kept.lock().unwrap().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

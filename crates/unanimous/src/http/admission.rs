@@ -5,13 +5,13 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Extensions, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_layer::Layer;
@@ -37,8 +37,13 @@ use crate::manager::TransactionManager;
 /// ```
 ///
 /// A request has its place from its call until its response's head is there, so that the transaction's end is included, and a body that streams
-/// afterwards is not. A client that goes away, waiting or not, gives its place up. All services that one layer makes, and their clones,
-/// share the places: a clone of a layer is the same layer.
+/// afterwards is not. A client that goes away gives its place in the queue up at once, and one at work as soon as its transaction, if one has
+/// begun, has ended: a [`TransactionLayer`](super::TransactionLayer) holds the place through the commit, or the abort, that goes on without the
+/// client. So there are never more transactions of requests than places. All services that one layer makes, and their clones, share the
+/// places: a clone of a layer is the same layer.
+///
+/// A client that sends its body slowly has its place meanwhile. What reads the body bounds that: a [`RetryLayer`](super::RetryLayer) by its
+/// `max_body_time`, a handler by [`TransactionLayer::time_limit`](super::TransactionLayer::time_limit).
 ///
 /// What is refused is a problem document of the kind [`overloaded`](super#overloaded) or [`shutting-down`](super#shutting-down).
 ///
@@ -126,7 +131,7 @@ impl AdmissionLayer {
         }
         // A place that is given back goes to the one who waits longest, so that there is none to take while somebody waits.
         if let Ok(place) = self.gate.places.clone().try_acquire_owned() {
-            return Entry::Place(place);
+            return Entry::Permit(place);
         }
         let waiting = self.gate.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
             (waiting < self.queue).then_some(waiting + 1)
@@ -147,6 +152,30 @@ impl AdmissionLayer {
     }
 }
 
+/// A request's place, given back when nobody holds it any more: its response's future, and its transaction, which may outlive that.
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    /// That of a layer further out.
+    _outer: Option<Arc<Place>>,
+}
+
+/// In a request's extensions. Weak, since what a handler keeps of its request, for a body that streams, must not keep the place.
+#[derive(Clone)]
+struct Held(Weak<Place>);
+
+impl Place {
+    /// That of the request with these extensions, while it has one.
+    pub(crate) fn of(extensions: &Extensions) -> Option<Arc<Self>> {
+        extensions.get::<Held>()?.0.upgrade()
+    }
+
+    fn give<B>(permit: OwnedSemaphorePermit, request: &mut Request<B>) -> Arc<Self> {
+        let place = Arc::new(Self { _permit: permit, _outer: Self::of(request.extensions()) });
+        request.extensions_mut().insert(Held(Arc::downgrade(&place)));
+        place
+    }
+}
+
 /// One who waits; also where the waiting is given up.
 struct Waits(Arc<Gate>);
 
@@ -157,7 +186,7 @@ impl Drop for Waits {
 }
 
 enum Entry {
-    Place(OwnedSemaphorePermit),
+    Permit(OwnedSemaphorePermit),
     Turn(BoxFuture<'static, Result<OwnedSemaphorePermit, Problem>>),
     Refused(Problem),
 }
@@ -204,11 +233,14 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let left_out = self.layer.when.as_ref().is_some_and(|when| !when(&parts));
-        let request = Request::from_parts(parts, body);
+        let mut request = Request::from_parts(parts, body);
         let state = match left_out {
             true => State::Working { response: self.inner.call(request), place: None },
             false => match self.layer.enter() {
-                Entry::Place(place) => State::Working { response: self.inner.call(request), place: Some(place) },
+                Entry::Permit(permit) => {
+                    let place = Some(Place::give(permit, &mut request));
+                    State::Working { response: self.inner.call(request), place }
+                }
                 Entry::Turn(turn) => {
                     // The one that is ready goes along with the request, and leaves a clone that is not.
                     let next = self.inner.clone();
@@ -223,7 +255,7 @@ where
 }
 
 pin_project! {
-    /// The response of an [`Admission`]. Dropping it gives the request's place up, also in the queue.
+    /// The response of an [`Admission`]. Dropping it gives the request's place up, in the queue at once, at work when its transaction has ended.
     #[must_use = "futures do nothing unless polled"]
     pub struct AdmissionFuture<S, ReqBody>
     where
@@ -243,7 +275,7 @@ pin_project! {
             call: Option<(S, Request<ReqBody>)>,
         },
         // The response is dropped before the place is given back, as fields are dropped in their order.
-        Working { #[pin] response: Fut, place: Option<OwnedSemaphorePermit> },
+        Working { #[pin] response: Fut, place: Option<Arc<Place>> },
         Refused { problem: Problem },
     }
 }
@@ -268,9 +300,10 @@ where
                     return Poll::Ready(Ok(problem.response_after(*this.retry_after)));
                 }
                 Projected::Waiting { turn, call } => match ready!(turn.as_mut().poll(cx)) {
-                    Ok(place) => {
-                        let (mut inner, request) = call.take().expect("there is one call for each turn");
-                        State::Working { response: inner.call(request), place: Some(place) }
+                    Ok(permit) => {
+                        let (mut inner, mut request) = call.take().expect("there is one call for each turn");
+                        let place = Some(Place::give(permit, &mut request));
+                        State::Working { response: inner.call(request), place }
                     }
                     Err(problem) => State::Refused { problem },
                 },

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tower_service::Service;
 
+use super::admission::Place;
 use super::annotations::Said;
 use super::failure::OnCommitFailure;
 use super::future::{Exchange, ResponseFuture};
@@ -56,9 +57,14 @@ where
         let (method, uri) = (parts.method.clone(), parts.uri.clone());
         let owner = LazyTransaction::lazily({
             let (manager, said) = (layer.manager.clone(), Said::of(&parts, layer));
+            // A commit goes on without its client, and so must the place that it takes.
+            let place = Place::of(&parts.extensions);
             move || {
                 let transaction = manager.begin_unannounced(options, Home::Runtime);
                 said.on(&transaction);
+                if let Some(place) = place {
+                    transaction.after_end(move |_| drop(place));
+                }
                 transaction
             }
         });
