@@ -28,6 +28,7 @@ use unanimous::http::{
 use unanimous::{BoxError, BranchError, Outcome, Tx};
 
 use crate::http_support::{ABORTED, COMMITTED, Journal, Remark, Store, World, post, work};
+use crate::support::warnings::Warnings;
 
 type Piece = Result<Frame<Bytes>, BoxError>;
 type Stores = (Store, Store, Journal);
@@ -295,6 +296,35 @@ async fn what_is_passed_on_untouched() {
         assert!(!response.body().is_end_stream(), "{method} {path}");
     }
     inner.oneshot(post("/")).await.unwrap();
+}
+
+/// Where it can do nothing it says so; where there is nothing to do it does not.
+#[tokio::test]
+async fn outside_of_the_transaction_layer_it_says_so() {
+    let world = World::new().await;
+    let warnings = Warnings::collect();
+    let (a, b, journal) = stores(&world);
+    let app = Router::new()
+        .route(
+            "/work",
+            get(async move |tx: Tx| {
+                work(&tx, &a, &b, &journal).await.unwrap();
+                Body::from_stream(stream::iter([Err::<Bytes, _>(std::io::Error::other("too late"))]))
+            }),
+        )
+        .route("/none", get(async || "no transaction"))
+        .layer(TransactionLayer::new(world.manager.clone()))
+        .layer(commit_after_body());
+    let said = || {
+        let texts =
+            ["ERROR", "a CommitAfterBodyLayer is outside of the TransactionLayer", "put it inside", "path=\"/work\""];
+        warnings.with(&texts).len()
+    };
+    for (path, errors) in [("/none", 0), ("/work", 1)] {
+        let response = app.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!((response.status(), said()), (StatusCode::OK, errors), "{path}");
+    }
+    world.assert_ended(&COMMITTED, Outcome::Committed);
 }
 
 /// axum's bodies, with the default answers of the outer layers; what a client sees on its socket.

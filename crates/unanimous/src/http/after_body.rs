@@ -21,6 +21,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 use unanimous_core::BoxError;
 
+use super::ended::Ended;
 use super::failed::Failed;
 use super::problem::Problem;
 use super::request::{Slot, is_active};
@@ -52,6 +53,8 @@ pub fn commit_after_body() -> CommitAfterBodyLayer {
 /// [`RetryLayer`](super::RetryLayer) further out. So does a body beyond one of the bounds, as a problem document of the kind
 /// [`response-too-large`](super#response-too-large) or [`response-too-slow`](super#response-too-slow). A panic in the body goes on as a handler's.
 /// Trailers are kept.
+///
+/// Outside of the `TransactionLayer` it could hold back nothing: it passes responses on, and says so in the log.
 ///
 /// Passed on as they are: responses to requests without an active transaction, to HEAD, and those that switch protocols (101, CONNECT).
 #[derive(Clone)]
@@ -132,7 +135,8 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let slot = match is_active(request.extensions()) && method != Method::HEAD {
+        let active = is_active(request.extensions());
+        let slot = match active && method != Method::HEAD {
             true => request.extensions().get::<Slot>().map(|slot| slot.0.clone()),
             false => None,
         };
@@ -140,6 +144,13 @@ where
         let responding = self.inner.call(request);
         Box::pin(async move {
             let (head, body) = responding.await?.into_parts();
+            if !active && head.extensions.get::<Ended>().is_some() {
+                tracing::error!(
+                    %method, path = uri.path(),
+                    "a CommitAfterBodyLayer is outside of the TransactionLayer, where the transaction has ended before the body is made; \
+                     put it inside (axum: add it before the TransactionLayer)"
+                );
+            }
             let switches = head.status == StatusCode::SWITCHING_PROTOCOLS
                 || (method == Method::CONNECT && head.status.is_success());
             let Some(slot) = slot.filter(|_| !switches) else {
