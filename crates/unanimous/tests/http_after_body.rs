@@ -151,6 +151,7 @@ where
 #[tokio::test]
 async fn an_error_in_the_body_aborts() {
     let world = World::new().await;
+    let warnings = Warnings::collect();
     let body = works_then(|| stream::iter([Err("the printer is on fire".into()), data("never")]));
     let response = service(&world, commit_after_body(), body).oneshot(post("/")).await.unwrap();
     world.assert_ended(&ABORTED, Outcome::Aborted);
@@ -158,12 +159,14 @@ async fn an_error_in_the_body_aborts() {
     let received = received(response).await;
     problem(&received, 500, "handler-failed");
     assert!(!received.1.contains("printer"), "internals are told: {}", received.1);
+    assert_eq!(warnings.with(&["ERROR", "the response's body failed", "printer"]).len(), 1);
 }
 
 /// A conflict that the body meets is repeated like a handler's.
 #[tokio::test]
 async fn a_conflict_in_the_body_is_run_again() {
     let world = World::new().await;
+    let warnings = Warnings::collect();
     let runs = Arc::new(AtomicU32::new(0));
     let body = works_then(move || {
         let first = runs.fetch_add(1, Ordering::Relaxed) == 0;
@@ -174,6 +177,7 @@ async fn a_conflict_in_the_body_is_run_again() {
     let service = RetryLayer::new().layer(Bodiless(service(&world, commit_after_body(), body)));
     let response = service.oneshot(Request::new(Full::<Bytes>::default())).await.unwrap();
     assert_eq!(received(response).await.1, "first second");
+    assert_eq!(warnings.with(&["somebody was first"]), Vec::<String>::new(), "nobody has to look");
     assert_eq!(world.journal.of("end"), ["aborted", "committed"]);
 }
 

@@ -21,7 +21,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 use unanimous_core::BoxError;
 
-use super::ended::Ended;
+use super::ended::{Ended, is_retryable};
 use super::failed::Failed;
 use super::problem::Problem;
 use super::request::{Slot, is_active};
@@ -158,11 +158,7 @@ where
             };
             Ok(match layer.hold(body).await {
                 Ok(held) => Response::from_parts(head, HeldBody { body: held }),
-                Err(not_held) => {
-                    let path = uri.path();
-                    tracing::error!(%method, path, "{not_held}; the transaction is aborted");
-                    not_held.answer(&slot)
-                }
+                Err(not_held) => not_held.answer(&slot, &method, uri.path()),
             })
         })
     }
@@ -215,13 +211,20 @@ impl fmt::Display for NotHeld {
 }
 
 impl NotHeld {
-    fn answer<B>(self, slot: &LazyTransaction) -> Response<HeldBody<B>> {
+    fn answer<B>(self, slot: &LazyTransaction, method: &Method, path: &str) -> Response<HeldBody<B>> {
+        let why = self.to_string();
         // A conflict is asked for while the branches are there.
-        let response = match self {
+        let response: Response<HeldBody<B>> = match self {
             NotHeld::Body(error) => Failed::from(error).response(),
             NotHeld::TooLarge(_) => TOO_LARGE.response(),
             NotHeld::TooSlow(_) => TOO_SLOW.response_after(5),
         };
+        if is_retryable(&response) {
+            // Every day's: it is repeated, or the client is told.
+            tracing::debug!(%method, path, "{why}; the transaction is aborted");
+        } else {
+            tracing::error!(%method, path, "{why}; the transaction is aborted");
+        }
         if let Some(tx) = slot.begun() {
             tx.doom();
         }
