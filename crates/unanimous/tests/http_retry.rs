@@ -591,10 +591,25 @@ async fn what_is_left_out_is_run_once_and_knows_it() {
     assert_eq!(app(&world, deed).oneshot(request("tea")).await.unwrap().status(), 409);
     assert_eq!(world.journal.of("attempt"), only.repeat(3));
     // An upgrade: its connection can't be had twice.
-    let mut upgrade = request("tea");
-    upgrade.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
-    assert_eq!(app(&world, deed).layer(retry()).oneshot(upgrade).await.unwrap().status(), 409);
-    assert_eq!(world.journal.of("attempt"), only.repeat(4));
+    for (runs, protocols) in [(4, "websocket"), (5, "h2c, websocket")] {
+        let mut upgrade = request("tea");
+        upgrade.headers_mut().insert("upgrade", HeaderValue::from_static(protocols));
+        assert_eq!(app(&world, deed).layer(retry()).oneshot(upgrade).await.unwrap().status(), 409);
+        assert_eq!(world.journal.of("attempt"), only.repeat(runs), "{protocols}");
+    }
+}
+
+/// As clients offer it with any request, and servers that don't take it go on in HTTP/1.1.
+#[tokio::test]
+async fn a_request_that_offers_http_2_is_repeated_all_the_same() {
+    for offer in ["h2c", "H2C", " h2c , "] {
+        let world = World::new().await;
+        let deed: Deed = |_, _| Err(BranchError::conflict("another").into());
+        let mut request = request("tea");
+        request.headers_mut().insert("upgrade", HeaderValue::from_static(offer));
+        app(&world, deed).layer(retry()).oneshot(request).await.unwrap();
+        assert_eq!(world.journal.of("attempt"), ALL, "{offer:?}");
+    }
 }
 
 /// A route repeats its own requests, others' don't.

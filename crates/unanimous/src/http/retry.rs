@@ -83,7 +83,8 @@ pub fn attempt(extensions: &Extensions) -> Option<Attempt> {
 ///
 /// The request's head is cloned for each attempt, its extensions too. Its body is read ahead, trailers included, before the first attempt,
 /// up to [`max_body`](Self::max_body); a longer one, and one that breaks off, is handed on with nothing lost and tried once. So is a
-/// request for an upgrade (`CONNECT`, or one with an `Upgrade` header), since its connection can't be had twice.
+/// request for an upgrade (`CONNECT`, or one with an `Upgrade` header that names more than `h2c`), since its connection can't be had twice.
+/// The log has each such choice at `debug`.
 ///
 /// Applied twice, the inner one steps aside, unless the outer one leaves the request out.
 ///
@@ -280,7 +281,10 @@ where
     let body = if config.may_repeat(&parts) {
         tokio::select! {
             biased;
-            read = RequestBody::read(body, config.max_body) => read,
+            read = RequestBody::read(body, config.max_body) => read.inspect_err(|_| {
+                let (method, path) = (&parts.method, parts.uri.path());
+                tracing::debug!(%method, path, most = config.max_body, "tried once: the body is too long to be kept, or broke off");
+            }),
             () = config.env.sleep(config.max_body_time) => {
                 tracing::debug!(limit = ?config.max_body_time, "a request's body did not arrive in time");
                 return Ok(REQUEST_BODY_TOO_SLOW.response());
@@ -335,6 +339,15 @@ struct Why {
     id: Option<TransactionId>,
 }
 
+/// Whether its connection is to become another one. Not where HTTP/2 alone is offered (RFC 7540, 3.2; clients do with any request, servers go on
+/// in HTTP/1.1).
+fn wants_upgrade(parts: &Parts) -> bool {
+    let protocols =
+        parts.headers.get_all(UPGRADE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    let mut other = protocols.map(<[u8]>::trim_ascii).filter(|protocol| !protocol.eq_ignore_ascii_case(b"h2c"));
+    parts.method == Method::CONNECT || other.any(|protocol| !protocol.is_empty())
+}
+
 /// Never for an unknown outcome (rule 9).
 fn wants_another<R>(response: &Response<R>) -> Option<Why> {
     match response.extensions().get::<Ended>() {
@@ -354,8 +367,14 @@ impl Config {
         }
         // A layer further out repeats it already; two would multiply.
         let repeated = attempt(&parts.extensions).is_some_and(|attempt| attempt != Attempt::ONLY);
-        let upgrade = parts.method == Method::CONNECT || parts.headers.contains_key(UPGRADE);
-        self.attempts > 1 && !repeated && !upgrade && self.when.as_ref().is_none_or(|when| when(parts))
+        if self.attempts == 1 || repeated || self.when.as_ref().is_some_and(|when| !when(parts)) {
+            return false;
+        }
+        let upgrade = wants_upgrade(parts);
+        if upgrade {
+            tracing::debug!(method = %parts.method, path = parts.uri.path(), "tried once: the request wants another protocol");
+        }
+        !upgrade
     }
 
     /// The longest wait after this attempt.
