@@ -67,6 +67,27 @@ async fn a_request_whose_transaction_has_not_begun_is_answered_likewise() {
     assert_eq!(world.journal.entries(), Vec::<String>::new());
 }
 
+/// A request may have a limit of its own, or none.
+#[tokio::test(start_paused = true)]
+async fn each_request_may_have_its_own_limit() {
+    let world = World::new().await;
+    let layer = TransactionLayer::new(world.manager.clone()).time_limit(LIMIT * 50);
+    let layer = layer.time_limit_for(|request| match request.uri.path() {
+        "/poll" => None,
+        "/upload" => Some(LIMIT * 10),
+        _ => Some(LIMIT),
+    });
+    let service = layer.layer(service_fn(async |_: Request<String>| {
+        sleep(LIMIT * 100).await;
+        answer(200)
+    }));
+    for (path, status, limits) in [("/poll", 200, 100), ("/upload", 503, 10), ("/orders", 503, 1)] {
+        let began = Instant::now();
+        assert_eq!(service.clone().oneshot(post(path)).await.unwrap().status(), status, "{path}");
+        assert_eq!(began.elapsed().as_secs(), LIMIT.as_secs() * limits, "{path}");
+    }
+}
+
 /// The limit passes many times over while a branch prepares, or commits: neither is cut.
 #[tokio::test(start_paused = true)]
 async fn a_commit_that_has_begun_is_never_cut() {

@@ -25,6 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::{Method, Response, Uri};
 use pin_project_lite::pin_project;
@@ -56,7 +57,7 @@ pin_project! {
         #[pin]
         handler: Option<Fut>,
         exchange: Option<Exchange<F>>,
-        // None where the layer has no time limit, and once the end has begun.
+        // None where the request has no time limit, and once the end has begun.
         limit: Option<BoxFuture<'static, ()>>,
         ending: Option<Ending<Fut::Output>>,
     }
@@ -69,8 +70,8 @@ impl<Fut: Future, F> ResponseFuture<Fut, F> {
     }
 
     /// The handler, called and polled in its transaction.
-    pub(crate) fn begin(exchange: Exchange<F>, call: impl FnOnce() -> Fut) -> Self {
-        let limit = exchange.layer.time_limit.map(|limit| exchange.layer.manager.inner.env.sleep(limit));
+    pub(crate) fn begin(exchange: Exchange<F>, limit: Option<Duration>, call: impl FnOnce() -> Fut) -> Self {
+        let limit = limit.map(|limit| exchange.layer.manager.inner.env.sleep(limit));
         match exchange.run(call) {
             Ok(handler) => Self { handler: Some(handler), exchange: Some(exchange), limit, ending: None },
             Err(panic) => {
@@ -236,8 +237,13 @@ impl<F> Exchange<F> {
 
     /// Aborts, now that the time limit has passed. A transaction that had not begun begins, so that the answer and the log have an id.
     fn out_of_time<R>(&self) -> Ending<R> {
-        crate::current::enter(self.owner.slot(), || self.owner.slot().tx());
-        let transaction = self.owner.take().expect("until its owner takes it, a slot gives its transaction");
+        if let Err(panic) = self.run(|| self.owner.slot().tx()) {
+            return self.give_up(Then::Panic(panic));
+        }
+        let Some(transaction) = self.owner.take() else {
+            // Its begin has panicked before, and the handler has caught that. There is no id to answer with.
+            return Ending::Nothing(Some(Then::Panic(Box::new("the request's transaction could not begin"))));
+        };
         let failed = CommitError::Aborted { id: transaction.id(), source: Cause::TimeLimit };
         abort(transaction, Cause::TimeLimit, Then::Failed(failed))
     }

@@ -32,7 +32,7 @@ pub struct TransactionLayer<F = DefaultOnCommitFailure> {
     pub(crate) route: RequestHook<Option<String>>,
     pub(crate) trace_id: RequestHook<Option<String>>,
     pub(crate) options: RequestHook<Options>,
-    pub(crate) time_limit: Option<Duration>,
+    pub(crate) time_limit: RequestHook<Option<Duration>>,
     pub(crate) transaction_header: Option<HeaderName>,
     pub(crate) on_commit_failure: F,
 }
@@ -118,8 +118,21 @@ impl<F> TransactionLayer<F> {
     ///
     /// A handler that blocks its thread is not interrupted. The [options'](Self::options) limit is another one: it counts from the
     /// transaction's begin to its decision, and leaves the handler running.
-    pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.time_limit = Some(limit);
+    pub fn time_limit(self, limit: Duration) -> Self {
+        self.time_limit_for(move |_| Some(limit))
+    }
+
+    /// The same, where each request has its own [time limit](Self::time_limit), or none: a long poll, an upload. Called as
+    /// [`user`](Self::user) is; of this and `time_limit` the later call counts.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # fn example(layer: unanimous::http::TransactionLayer) -> unanimous::http::TransactionLayer {
+    /// layer.time_limit_for(|request| (request.uri.path() != "/poll").then_some(Duration::from_secs(10)))
+    /// # }
+    /// ```
+    pub fn time_limit_for(mut self, limit: impl Fn(&Parts) -> Option<Duration> + Send + Sync + 'static) -> Self {
+        self.time_limit = Some(Arc::new(limit));
         self
     }
 
@@ -183,7 +196,7 @@ impl<F> fmt::Debug for TransactionLayer<F> {
             .field("route", &self.route.is_some())
             .field("trace_id", &self.trace_id.is_some())
             .field("options", &self.options.is_some())
-            .field("time_limit", &self.time_limit)
+            .field("time_limit", &self.time_limit.is_some())
             .field("transaction_header", &self.transaction_header)
             .finish_non_exhaustive()
     }

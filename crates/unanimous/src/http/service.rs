@@ -54,6 +54,7 @@ where
             return ResponseFuture::aside(self.inner.call(Request::from_parts(parts, body)));
         }
         let options = layer.options.as_ref().map(|options| options(&parts)).unwrap_or_default();
+        let limit = layer.time_limit.as_ref().and_then(|limit| limit(&parts));
         let (method, uri) = (parts.method.clone(), parts.uri.clone());
         let owner = LazyTransaction::lazily({
             let (manager, said) = (layer.manager.clone(), Said::of(&parts, layer));
@@ -71,6 +72,6 @@ where
         parts.extensions.insert(Slot(owner.slot().clone()));
         let exchange = Exchange::new(layer.clone(), owner, method, uri);
         let inner = &mut self.inner;
-        ResponseFuture::begin(exchange, || inner.call(Request::from_parts(parts, body)))
+        ResponseFuture::begin(exchange, limit, || inner.call(Request::from_parts(parts, body)))
     }
 }
