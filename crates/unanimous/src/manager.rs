@@ -341,8 +341,10 @@ impl TransactionManager {
         self.inner.owner
     }
 
-    /// Refuses new work, waits until what has joined something has ended, stops recovery and gives the log up. Takes at most the
+    /// Refuses new work, which is also a transaction's first join; waits until what has joined something has ended, stops recovery and gives the log up. Takes at most the
     /// deadline and a second more, also where a disk or a store hangs.
+    ///
+    /// So let what brings the work, such as a server, come to its own end before: it would meet refusals in the middle of what it does.
     ///
     /// # Errors
     ///

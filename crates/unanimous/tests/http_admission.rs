@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{Request, Response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -240,7 +241,59 @@ async fn what_is_left_out_is_never_refused_nor_counted() {
     }
 }
 
-/// From the moment when the shutdown begins: new ones and those that wait are refused, those at work are finished.
+/// A handler that works for a while before it joins, in a server of its own: what it answers where the manager's shutdown comes at once, and
+/// where it comes when the server has ended.
+#[tokio::test]
+async fn who_has_not_joined_is_finished_only_where_the_server_ends_first() {
+    for (server_first, status, calls) in
+        [(false, 503, &[][..]), (true, 201, &["begin", "flush", "commit_one_phase"][..])]
+    {
+        let world = World::new().await;
+        let (a, journal) = (world.a.clone(), world.journal.clone());
+        let go = Arc::new(Semaphore::new(0));
+        let going = go.clone();
+        let work = async move |request: axum::extract::Request| {
+            let tx = transaction(request.extensions()).unwrap();
+            journal.add("at work");
+            going.acquire().await.unwrap().forget();
+            match tx.join(&a).await {
+                Ok(_) => axum::http::StatusCode::CREATED,
+                Err(error) => {
+                    assert!(error.to_string().contains("shutting down"), "{error}");
+                    axum::http::StatusCode::SERVICE_UNAVAILABLE
+                }
+            }
+        };
+        let app = axum::Router::new()
+            .route("/", axum::routing::post(work))
+            .layer(TransactionLayer::new(world.manager.clone()))
+            .layer(AdmissionLayer::new(1).drain(&world.manager));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = axum::serve(listener, app).with_graceful_shutdown(async move { drop(stopped.await) });
+        let server = tokio::spawn(async move { server.await });
+        client.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        world.journal.until("at work").await;
+        stop.send(()).unwrap();
+        if server_first {
+            tokio::task::yield_now().await;
+            go.add_permits(1);
+            ended(server).await.unwrap().unwrap();
+            world.manager.shutdown(Duration::from_secs(60)).await.unwrap();
+        } else {
+            world.manager.shutdown(Duration::from_secs(60)).await.unwrap();
+            go.add_permits(1);
+            ended(server).await.unwrap().unwrap();
+        }
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert_eq!(world.a.calls(), calls);
+    }
+}
+
+/// From the moment when the shutdown begins: new ones and those that wait are refused, those that have joined are finished.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_refuses_at_once_and_lets_work_end() {
     let world = World::new().await;

@@ -109,8 +109,11 @@ impl AdmissionLayer {
         Self { when: Some(Arc::new(when)), ..self }
     }
 
-    /// Refuses new requests, and those that wait, from the moment when this manager's [`shutdown`](TransactionManager::shutdown) begins. Those that
-    /// are being worked on are finished.
+    /// Refuses new requests, and those that wait, from the moment when this manager's [`shutdown`](TransactionManager::shutdown) begins.
+    ///
+    /// Of those that are being worked on, the ones that have joined a store are finished; the others are refused their first join, which
+    /// [`Failed`](super::Failed) answers with 503. So end the server first (axum's `with_graceful_shutdown`), and call `shutdown` when it has ended:
+    /// then all of them are finished. This is for who comes all the same, as on connections that a server without such an end keeps open.
     pub fn drain(self, manager: &TransactionManager) -> Self {
         Self { drain: Some(manager.clone()), ..self }
     }
