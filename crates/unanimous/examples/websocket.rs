@@ -1,5 +1,5 @@
 //! A websocket with one transaction for each message: each goes into SQLite and into a file, or into neither, and is answered when it is
-//! stored. The request that opens the socket has a transaction too, which ends before the 101.
+//! stored, or with what is known. The request that opens the socket has a transaction too, which ends before the 101.
 //!
 //! `cargo run -p unanimous --example websocket --features axum,sqlite` says two messages to itself; with `-- --serve` it waits for yours.
 #![allow(clippy::print_stdout, reason = "an example talks")]
@@ -15,7 +15,7 @@ use unanimous::files::Files;
 use unanimous::http::{Failed, TransactionLayer, default_commit_veto};
 use unanimous::log::FileLog;
 use unanimous::sqlite::Sqlite;
-use unanimous::{BoxError, TransactionManager, Tx};
+use unanimous::{BoxError, CommitError, RunError, TransactionManager, Tx};
 
 /// How often a message is tried before its conflict is the client's problem.
 const ATTEMPTS: u32 = 5;
@@ -41,6 +41,11 @@ async fn talk(mut socket: WebSocket, room: Room) {
         let stored = room.manager.run(ATTEMPTS, |tx| keep(tx, room.clone(), text.to_string())).await;
         let answer = match stored {
             Ok(id) => format!("{id}: stored"),
+            // Said again, it could be there twice: whoever wants to know asks how this transaction ended (`OutcomeService`).
+            Err(RunError::Commit { source: CommitError::Unknown { id, .. }, .. }) => {
+                println!("it is not known yet whether a message was stored, in the transaction {id}");
+                format!("perhaps stored; don't say it again, ask for {id}")
+            }
             Err(error) => {
                 println!("a message was not stored: {error}");
                 "not stored; say it again".to_owned()
