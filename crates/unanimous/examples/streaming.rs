@@ -24,8 +24,9 @@ struct Queue {
     jobs: Sqlite,
 }
 
-/// Takes all jobs out of the queue and hands them out line by line. They are gone when the client gets them, all or none: an error in
-/// the middle of the body puts them back, and the client gets an error instead of half a list.
+/// Takes all jobs out of the queue and hands them out line by line, each at most once: they are gone, all or none, before the first byte is
+/// sent. An error in the middle of the body puts them back, and the client gets an error instead of half a list; a client that goes away
+/// while it is sent has lost them. Where that must not be, let it name its request (`IdempotencyLayer`), and get the same list again.
 async fn take_all(tx: Tx, State(queue): State<Queue>) -> Body {
     Body::from_stream(stream::try_unfold((tx, queue), async |(tx, queue)| {
         let jobs = tx.join(&queue.jobs).await?;
