@@ -75,34 +75,43 @@
 //! | answered, after it had doomed the transaction | aborts | the handler's answer |
 //! | answered, and its answer is marked [`AbortTransaction`] or [`Retryable`] | aborts | the handler's answer |
 //! | answered, and the [veto](TransactionLayer::commit_veto) said so | aborts | the handler's answer |
+//! | answered, and the veto returned an error | aborts | as for a commit that was aborted |
+//! | answered [`Failed`] | aborts | a problem document |
 //! | returned the service's error | aborts | the error |
 //! | panicked, or the veto did | aborts | the panic, as it was |
 //! | was still at work when the layer's [time limit](TransactionLayer::time_limit) passed | aborts | as for a commit that was aborted |
 //! | was dropped: the client went away, or a time limit outside passed | aborts in the background | nothing |
 //! | was done, and was dropped while it commits | commits all the same (rule 6) | nothing |
 //!
-//! A transaction that is past its own time limit can't commit, so it counts as a commit that failed.
+//! A transaction that is past its own time limit can't commit, so it counts as a commit that failed. Around it, a [`RetryLayer`] lets out the
+//! answer of the last attempt only.
 //!
 //! The layer begins lazily: a request that never asks for its transaction, like a 404, costs a few allocations and no id.
 //! It can be applied twice, say around a router and around what is nested in it: the inner one steps aside.
 //!
 //! # Where to put it
 //!
-//! Outside of it: what answers instead of the handler or gives up waiting (time limits, panics into responses, authentication, load
-//! shedding), what repeats requests ([`RetryLayer`]), tracing, and whatever changes an answer's body. A time limit outside is safe in every phase: it can only hide the
+//! This module's layers, from the outside in: [`AdmissionLayer`], [`RetryLayer`], [`TransactionLayer`], [`IdempotencyLayer`],
+//! [`CommitAfterBodyLayer`], the handler. Each may be left out. A retry, idempotency or commit-after-body layer on the wrong side of the
+//! [`TransactionLayer`] says so in the log.
+//!
+//! Outside of it: what answers instead of the handler or gives up waiting (time limits, panics into responses, authentication), tracing, and whatever
+//! changes an answer's body. A time limit outside is safe in every phase: it can only hide the
 //! answer, never tear the transaction.
 //! Inside of it: what is part of the work. A layer inside that catches panics or turns errors into responses hides them from this
 //! one; the transaction then commits unless it is doomed or vetoed.
 //!
 //! # What it does not cover
 //!
-//! - **A body that streams.** The head and the body go out when the outcome is known, so a body that is made while it is sent
+//! - **A body that streams**, but for a [`CommitAfterBodyLayer`], which holds it back within bounds. The head and the body go out when the outcome is known, so a body that is made while it is sent
 //!   (a stream, server-sent events, a websocket after its 101) runs when the transaction has ended: joining is refused, and an error in it
 //!   undoes nothing. Collect before you answer, or begin a transaction of your own in the stream.
 //! - **Spawned tasks.** They may take a [`Tx`](crate::Tx) along, but nobody waits for them; one that still uses a branch when the
 //!   handler answers makes the commit abort.
 //! - **The client's knowledge.** A client that lost its connection doesn't know whether its request committed. Let it name its
-//!   requests if it must: [`IdempotencyLayer`].
+//!   requests if it must: [`IdempotencyLayer`]. One that was told a transaction's id, as with an unknown outcome, asks an [`OutcomeService`].
+//! - **What a handler does beside its transaction**: other transactions that it commits, calls of other services. An abort does not undo it, and a
+//!   repetition does it again; a conflict of another transaction repeats nothing by itself.
 //!
 //! # Commits that failed
 //!
