@@ -12,6 +12,7 @@ use unanimous::http::{Ended, TransactionLayer, transaction};
 use unanimous::{Capability, Outcome};
 
 use crate::http_support::{ABORTED, Answer, COMMITTED, Remark, Step, World, answer, handler, post};
+use crate::support::ended;
 
 const LIMIT: Duration = Duration::from_secs(3);
 
@@ -65,6 +66,49 @@ async fn a_request_whose_transaction_has_not_begun_is_answered_likewise() {
     let response = service.oneshot(post("/orders")).await.unwrap();
     assert_503(&response);
     assert_eq!(world.journal.entries(), Vec::<String>::new());
+}
+
+/// What a client sees on its socket when the limit passes in the handler, and while its body is half sent. The connection of the first one goes on.
+#[tokio::test]
+async fn over_a_socket() {
+    use axum::routing::{get, post};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let world = World::new().await;
+    let layer = TransactionLayer::new(world.manager.clone());
+    let a = world.a.clone();
+    let hangs = async move |request: axum::extract::Request| {
+        transaction(request.extensions()).unwrap().join(&a).await.unwrap();
+        std::future::pending::<&str>().await
+    };
+    let app = axum::Router::new()
+        .route("/hangs", post(hangs))
+        .route("/reads", post(async |body: String| body))
+        .route("/well", get(async || "well"))
+        .layer(layer.time_limit_for(|request| (request.uri.path() != "/well").then_some(Duration::from_millis(50))));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    let ask = async |pieces: [&str; 2]| {
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        client.write_all(pieces[0].as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        let _ = client.write_all(pieces[1].as_bytes()).await;
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest).await;
+        String::from_utf8([&answer[..], &rest].concat()).unwrap()
+    };
+    let next = "GET /well HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answers = ended(ask(["POST /hangs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n", next])).await;
+    assert_eq!(world.a.calls(), ABORTED);
+    assert!(answers.contains("HTTP/1.1 200 OK\r\n") && answers.ends_with("well"), "{answers}");
+    let half = ended(ask(["POST /reads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf", ""])).await;
+    for answer in [answers, half] {
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("\r\nunanimous-transaction: ") && answer.contains("#commit-aborted"), "{answer}");
+    }
+    server.abort();
 }
 
 /// A request may have a limit of its own, or none.

@@ -25,8 +25,9 @@ use unanimous::http::{
 };
 use unanimous::{BoxError, BranchError, Capability, Tx};
 
-use crate::http_support::{Answer, BoxFuture, Journal, Step, Store, World, answer, post};
+use crate::http_support::{Answer, BoxFuture, Journal, Step, Store, World, answer, post, work};
 use crate::support::warnings::Warnings;
+use crate::support::{ended, eventually};
 
 /// Waits that nobody has to wait for.
 fn retry() -> RetryLayer {
@@ -256,6 +257,73 @@ async fn over_a_socket_the_client_sees_the_last_attempt_only() {
     assert!(answer.ends_with("the handler's own"), "{answer}");
     assert_eq!(world.journal.of("attempt"), ALL);
     assert_eq!(world.journal.of("end"), ["aborted", "aborted", "committed"]);
+}
+
+/// A client that resets its connection during the wait after an attempt, in the handler of the second one, and in that one's commit: no other
+/// attempt begins, what is under way ends as without the layer, and the next client is served.
+#[tokio::test]
+async fn over_a_socket_nothing_begins_for_a_client_that_reset() {
+    type Case = (&'static str, &'static [&'static str], &'static [&'static str]);
+    let cases: [Case; 3] = [
+        ("wait", &["1"], &["aborted"]),
+        ("handler", &["1", "2"], &["aborted", "aborted"]),
+        ("commit", &["1", "2"], &["aborted", "committed"]),
+    ];
+    for (stage, attempts, ends) in cases {
+        let world = World::new().await;
+        let (a, b, journal) = (world.a.clone(), world.b.clone(), world.journal.clone());
+        let handle = async move |attempt: Attempt, tx: Tx, body: Bytes| -> Result<StatusCode, Failed> {
+            if body == "well" {
+                return Ok(StatusCode::OK);
+            }
+            work(&tx, &a, &b, &journal).await?;
+            journal.add(format_args!("attempt {}", attempt.number));
+            match (attempt.number, stage) {
+                (1, _) => Err(BranchError::conflict("another order").into()),
+                (_, "handler") => std::future::pending().await,
+                _ => Ok(StatusCode::CREATED),
+            }
+        };
+        if stage == "commit" {
+            world.a.hold(Step::Prepare);
+        }
+        let wait = if stage == "wait" { Duration::from_secs(3600) } else { MS };
+        let places = AdmissionLayer::new(1).queue(0);
+        let app = Router::new()
+            .route("/orders", on_post(handle))
+            .layer(TransactionLayer::new(world.manager.clone()))
+            .layer(RetryLayer::new().backoff(wait, wait).budget(Duration::from_secs(7200)))
+            .layer(places.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move { axum::serve(listener, app).await });
+        let send = async |body: &str| {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            // Dropped, it resets.
+            client.set_zero_linger().unwrap();
+            let head = "POST /orders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: ";
+            client.write_all(format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+            client
+        };
+        let client = send("reset").await;
+        match stage {
+            "wait" => world.journal.until("end aborted").await,
+            "handler" => world.journal.until("attempt 2").await,
+            _ => world.a.reached(Step::Prepare).await,
+        }
+        drop(client);
+        if stage == "commit" {
+            // Long enough for the server to see it; the place is the commit's until that has ended.
+            world.a.release(Step::Prepare);
+        }
+        eventually("the request has left its place", || format!("{places:?}").contains("free: 1")).await;
+        let mut answer = String::new();
+        ended(send("well").await.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{stage}: {answer}");
+        server.abort();
+        assert_eq!(world.journal.of("attempt"), attempts, "{stage}");
+        assert_eq!(world.journal.of("end"), ends, "{stage}");
+    }
 }
 
 /// A plain service that counts its runs.
