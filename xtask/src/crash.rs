@@ -101,10 +101,10 @@ fn keys(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Re
             repeat::run_on_postgres(&plan, say)?
         }
     };
-    let repeat::KeySummary { orders, repeated, replayed, refused } = summary;
+    let repeat::KeySummary { orders, repeated, replayed, older, second_go, refused } = summary;
     say(&format!(
         "{repeated} requests were sent again until they were answered; of the answered ones {replayed} were asked for once more and were \
-         the same; {refused} other orders with a used key were refused"
+         the same, {older} of them after other orders; {second_go} were stored under the key of an aborted one; {refused} other orders with a used key were refused"
     ));
     Ok(orders)
 }

@@ -2,8 +2,9 @@
 //! order is there exactly once.
 //!
 //! A client goes on over kills and restarts with the order that it had begun. Some orders ask to fail, and are nowhere whatever is
-//! repeated. Some are sent once more when they were answered: the answer must be the first one, word by word. And some keys come
-//! again with another order, which must be refused.
+//! repeated; some of their keys come again with the same order that does not, which must be stored then. Some are sent once more when they
+//! were answered, at once or after some more orders, kills and restarts: the answer must be the first one, word by word. And some keys
+//! come again with another order, which must be refused.
 //!
 //! What must hold: every order gets its answer within [`PATIENCE`]; the answered ones are in all stores once, with the number and the transaction
 //! of the answer; nothing else is there.
@@ -55,6 +56,10 @@ pub struct KeySummary {
     pub repeated: usize,
     /// Answers that were the first one's once more.
     pub replayed: usize,
+    /// Those among them whose first answer was an earlier one, of before some other orders of the client's.
+    pub older: usize,
+    /// Orders that were stored under a key whose first request was aborted.
+    pub second_go: usize,
     /// Requests that were refused since their key had come with another order.
     pub refused: usize,
 }
@@ -66,6 +71,8 @@ struct Desk {
     stop: AtomicBool,
     repeated: AtomicUsize,
     replayed: AtomicUsize,
+    older: AtomicUsize,
+    second_go: AtomicUsize,
     refused: AtomicUsize,
 }
 
@@ -93,9 +100,10 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> io::Result<KeySummary
             .map(|number| {
                 let (mut rng, desk, seed) = (rng.split(), &desk, plan.seed);
                 scope.spawn(move || {
-                    let mut posted = Vec::new();
+                    let (mut posted, mut earlier) = (Vec::new(), Vec::new());
                     while !desk.stop.load(Ordering::Relaxed) {
-                        order(desk, &format!("s{seed}-c{number}-{}", posted.len()), &mut rng, &mut posted);
+                        let tag = format!("s{seed}-c{number}-{}", posted.len());
+                        order(desk, &tag, &mut rng, &mut posted, &mut earlier);
                     }
                     posted
                 })
@@ -107,6 +115,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> io::Result<KeySummary
             workers.into_iter().flat_map(|worker| worker.join().expect("a client does not panic")).collect();
         (posted, last)
     });
+    (summary.older, summary.second_go) = (desk.older.into_inner(), desk.second_go.into_inner());
     let (repeated, replayed, refused) = (desk.repeated, desk.replayed, desk.refused);
     (summary.repeated, summary.replayed, summary.refused) =
         (repeated.into_inner(), replayed.into_inner(), refused.into_inner());
@@ -194,16 +203,31 @@ fn kills(
     Ok(Some(demo))
 }
 
-/// One order, until it is answered, and sometimes what comes after it.
-fn order(desk: &Desk, tag: &str, rng: &mut Rng, posted: &mut Vec<Posted>) {
+/// An order that was answered, to be sent again later.
+struct Earlier {
+    /// Its place among the client's orders.
+    at: usize,
+    first: Answer,
+}
+
+/// One order, until it is answered, and sometimes what comes after it, or an earlier one again.
+fn order(desk: &Desk, tag: &str, rng: &mut Rng, posted: &mut Vec<Posted>, earlier: &mut Vec<Earlier>) {
     let fail = rng.chance(1, 10).then(|| *rng.pick::<&str>(FAILS));
     let mut order = Posted { tag: tag.to_owned(), quantity: rng.between(1, 1_000_000), answer: Fate::Unanswered };
-    let first = until_answered(desk, tag, &body(&order, fail), fail.is_some());
-    order.answer = match &first {
-        Err(what) => Fate::Wrong(what.clone()),
-        Ok(_) if fail.is_some() => Fate::Aborted,
-        Ok(answer) => acknowledged(answer),
-    };
+    let mut first = until_answered(desk, tag, &body(&order, fail), fail.is_some());
+    let aborted = fail.is_some() && first.as_ref().is_ok_and(|answer| answer.json()["outcome"] == "aborted");
+    if aborted && rng.chance(1, 2) {
+        // What aborted has kept nothing of the key, so that it is another order's now.
+        first = until_answered(desk, tag, &body(&order, None), false);
+        desk.second_go.fetch_add(1, Ordering::Relaxed);
+        order.answer = first.as_ref().map_or_else(|what| Fate::Wrong(what.clone()), acknowledged);
+    } else {
+        order.answer = match &first {
+            Err(what) => Fate::Wrong(what.clone()),
+            Ok(_) if fail.is_some() => Fate::Aborted,
+            Ok(answer) => acknowledged(answer),
+        };
+    }
     let mut more = None;
     if let (Ok(first), Fate::Acknowledged(_)) = (&first, &order.answer) {
         if rng.chance(1, 5) {
@@ -214,8 +238,19 @@ fn order(desk: &Desk, tag: &str, rng: &mut Rng, posted: &mut Vec<Posted>) {
             more = Some(another(desk, tag, order.quantity));
         }
     }
+    if let (Ok(first), Fate::Acknowledged(_)) = (first, &order.answer) {
+        earlier.push(Earlier { at: posted.len(), first });
+    }
     posted.push(order);
     posted.extend(more);
+    if rng.chance(1, 8) && !earlier.is_empty() {
+        let Earlier { at, first } = rng.pick(&earlier[..]);
+        let order = &mut posted[*at];
+        match once_more(desk, &order.tag, &body(order, None), first) {
+            Ok(()) => drop(desk.older.fetch_add(1, Ordering::Relaxed)),
+            Err(what) => order.answer = Fate::Wrong(format!("as an earlier one: {what}")),
+        }
+    }
 }
 
 /// The same request again: the first answer again.
