@@ -176,13 +176,13 @@
 //!
 //! 413. The body of a request with a key is read whole, within a bound.
 //!
-//! ## Request-body broken
-//!
-//! 400. The body ended before its end.
-//!
 //! ## Request-body too slow
 //!
 //! 408, also of [`RetryLayer`]: the body that is read ahead did not arrive in time. Nothing was begun; the request may be repeated.
+//!
+//! ## Request-body broken
+//!
+//! 400. The body ended before its end.
 //!
 //! ## Response not kept
 //!
