@@ -135,6 +135,18 @@ pub trait Decider: Send + Sync + 'static {
     /// When it can't be asked now.
     fn lookup(&self, transaction: TransactionId) -> impl Future<Output = Result<Known, StoreError>> + Send;
 
+    /// What somebody is told who only wants to know, of any transaction, also of one that may be made up: nothing is written because of it.
+    /// None where nothing is recorded. What is told of a record is durable (rule 3), and a decision that is being written is waited for.
+    ///
+    /// By default [`lookup`](Self::lookup): for deciders whose lookup fences nothing.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be asked now.
+    fn decided(&self, transaction: TransactionId) -> impl Future<Output = Result<Option<Known>, StoreError>> + Send {
+        async move { self.lookup(transaction).await.map(Some) }
+    }
+
     /// Decisions that are durable and not finished: some branch is not confirmed yet.
     ///
     /// # Errors

@@ -115,6 +115,24 @@ pub trait ResourceManager: Send + Sync + 'static {
         }
     }
 
+    /// For a carrier: what its rows say to somebody who only wants to know, of any transaction, also of one that may be made up: none where
+    /// there is no row, and then nothing is written, unlike by [`decision`](Self::decision). A row that is found is forced before it is
+    /// told (rule 3), whichever log's it is.
+    ///
+    /// By default none, for stores that keep no decisions. A carrier without it leaves outcomes "not known" that it could tell.
+    ///
+    /// # Errors
+    ///
+    /// When the rows can't be read or forced now.
+    fn decided(
+        &self,
+        transaction: TransactionId,
+        owner: Owner,
+    ) -> impl Future<Output = Result<Option<Known>, StoreError>> + Send {
+        let _ = (transaction, owner);
+        async { Ok(None) }
+    }
+
     /// For a carrier: the transactions of `owner`'s log whose commit row is there and not known to be finished.
     ///
     /// # Errors

@@ -203,6 +203,10 @@ impl<R: ResourceManager> ResourceManager for Disturbed<R> {
         self.shared.look(Call::Decision, self.resource.decision(transaction, owner)).await
     }
 
+    async fn decided(&self, transaction: TransactionId, owner: Owner) -> Result<Option<Known>, StoreError> {
+        self.shared.look(Call::Decision, self.resource.decided(transaction, owner)).await
+    }
+
     async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
         self.shared.look(Call::Decision, self.resource.unfinished(owner)).await
     }

@@ -89,6 +89,7 @@ pub(crate) trait DynResource: Send + Sync {
     fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn rollback<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn decision(&self, transaction: TransactionId, owner: Owner) -> BoxFuture<'_, Result<Known, StoreError>>;
+    fn decided(&self, transaction: TransactionId, owner: Owner) -> BoxFuture<'_, Result<Option<Known>, StoreError>>;
     fn unfinished(&self, owner: Owner) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
     fn forget(&self, transaction: TransactionId);
 }
@@ -114,6 +115,10 @@ impl<R: ResourceManager> DynResource for R {
         Box::pin(ResourceManager::decision(self, transaction, owner))
     }
 
+    fn decided(&self, transaction: TransactionId, owner: Owner) -> BoxFuture<'_, Result<Option<Known>, StoreError>> {
+        Box::pin(ResourceManager::decided(self, transaction, owner))
+    }
+
     fn unfinished(&self, owner: Owner) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>> {
         Box::pin(ResourceManager::unfinished(self, owner))
     }
@@ -129,6 +134,7 @@ pub(crate) trait DynLog: Send + Sync {
     fn ready(&self) -> Result<(), BoxError>;
     fn decide(&self, record: DecisionRecord) -> BoxFuture<'_, Result<(), DecideError>>;
     fn lookup(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Known, StoreError>>;
+    fn decided(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>>;
     fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
     fn forget(&self, transaction: TransactionId);
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -153,6 +159,10 @@ impl<L: DecisionLog> DynLog for L {
 
     fn lookup(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Known, StoreError>> {
         Box::pin(Decider::lookup(self, transaction))
+    }
+
+    fn decided(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>> {
+        Box::pin(Decider::decided(self, transaction))
     }
 
     fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>> {
@@ -205,6 +215,15 @@ impl Registered {
     pub(crate) async fn decision(&self, transaction: TransactionId, owner: Owner) -> Result<Known, StoreError> {
         self.identity().await?;
         self.resource.decision(transaction, owner).await
+    }
+
+    /// What its rows say to somebody who only wants to know. Where it has no rows it is not asked who it is either.
+    pub(crate) async fn decided(&self, transaction: TransactionId, owner: Owner) -> Result<Option<Known>, StoreError> {
+        let known = self.resource.decided(transaction, owner).await?;
+        if known.is_some() {
+            self.identity().await?;
+        }
+        Ok(known)
     }
 
     /// Asks the store who it is, and notices when it is not the store that it was.

@@ -10,6 +10,8 @@ use unanimous_core::{BoxError, BranchError, DecideError, FailureKind, Transactio
 
 use crate::env::NoRuntime;
 use crate::thread::StateError;
+#[cfg(feature = "http")]
+use crate::transaction::Status;
 
 /// A resource could not be joined. The transaction goes on; whether it can still commit is the application's choice.
 #[derive(Debug)]
@@ -67,6 +69,16 @@ impl JoinError {
     /// Whether repeating the transaction may help.
     pub fn is_retryable(&self) -> bool {
         matches!(self, JoinError::Store { source, .. } if source.kind() == FailureKind::Conflict)
+    }
+
+    /// Whether it is the world's fault, not the program's: the store can't be had, the manager shuts down, a time limit passed.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_temporary(&self) -> bool {
+        match self {
+            JoinError::Store { .. } => true,
+            JoinError::NotActive { why, .. } => *why != Status::Ending.why_not(),
+            _ => false,
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use unanimous_core::{BranchError, Owner, TransactionId};
 use crate::dispatch::{DynLog, Registered};
 use crate::env::Env;
 use crate::live::Live;
+use crate::outcomes::Outcomes;
 use crate::recovery::{Recovered, Recovery};
 use crate::report::Report;
 use crate::sync::Gauge;
@@ -33,6 +34,8 @@ pub(crate) struct Inner {
     pub(crate) resources: BTreeMap<String, Arc<Registered>>,
     pub(crate) live: Live,
     pub(crate) recovery: Recovery,
+    /// How transactions ended, for who asks later.
+    pub(crate) outcomes: Outcomes,
     /// Transactions that have joined something and have not ended.
     pub(crate) open: Gauge,
     pub(crate) phase_two_wait: Duration,

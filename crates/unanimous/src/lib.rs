@@ -37,6 +37,7 @@ mod lazy;
 mod live;
 pub mod log;
 mod manager;
+mod outcomes;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod recovery;
@@ -52,7 +53,8 @@ mod transaction;
 pub use commit::{Abort, Commit, Committed};
 pub use current::{current, scope};
 pub use error::{Cause, CommitError, HookError, JoinError, RunError, SavepointError};
-pub use manager::{BuildError, Builder, TransactionManager, Undrained};
+pub use manager::{BuildError, Builder, Readiness, TransactionManager, Undrained};
+pub use outcomes::{KnownOutcome, Waiting};
 pub use recovery::{Doubt, InDoubt, Recovered};
 pub use report::{BranchReport, Report};
 pub use savepoint::Savepoint;

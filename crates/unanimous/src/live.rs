@@ -46,6 +46,10 @@ impl Live {
         lock(&self.transactions).contains_key(&id)
     }
 
+    pub(crate) fn stage(&self, id: TransactionId) -> Option<Stage> {
+        lock(&self.transactions).get(&id).copied()
+    }
+
     /// The table as it is at this moment.
     pub(crate) fn snapshot(&self) -> BTreeMap<TransactionId, Stage> {
         lock(&self.transactions).clone()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use unanimous_core::{BoxError, DecisionLog, Owner, ResourceManager, StoreId};
+use unanimous_core::{BoxError, DecisionLog, Owner, ResourceManager, StoreId, TransactionId};
 
 use crate::current::scope;
 use crate::dispatch::{DynLog, Registered};
@@ -17,7 +17,8 @@ use crate::env::{Env, TokioEnv};
 use crate::error::RunError;
 use crate::inner::{Inner, Observer, RecoveryObserver};
 use crate::live::Live;
-use crate::recovery::{self, InDoubt, Recovered, Recovery};
+use crate::outcomes::{self, KnownOutcome, Outcomes};
+use crate::recovery::{self, Doubt, InDoubt, Recovered, Recovery};
 use crate::report::Report;
 use crate::sync::Gauge;
 use crate::synchronizer::Synchronizers;
@@ -36,6 +37,7 @@ pub struct Builder {
     time_limit: Option<Duration>,
     store_wait: Duration,
     recovery_interval: Duration,
+    remember_outcomes: usize,
     observer: Option<Observer>,
     recovery_observer: Option<RecoveryObserver>,
 }
@@ -85,6 +87,14 @@ impl Builder {
         self
     }
 
+    /// How many transactions' ends are remembered for [`outcome`](TransactionManager::outcome), rounded up to a multiple of 1,024, and at
+    /// least that; 65,536 by default. Each takes 8 bytes once it is used. At a thousand transactions a second the default covers a
+    /// minute; those that a log or a carrier decided are known longer, up to its horizon.
+    pub fn remember_outcomes(mut self, most: usize) -> Self {
+        self.remember_outcomes = most;
+        self
+    }
+
     /// Called for each transaction that had joined something, when its outcome is known, where it ends: on the driver's task, or
     /// on its thread. Must not block.
     pub fn observer(mut self, observer: impl Fn(&Report) + Send + Sync + 'static) -> Self {
@@ -121,6 +131,7 @@ impl Builder {
             resources,
             live: Live::default(),
             recovery: Recovery::new(self.recovery_interval),
+            outcomes: Outcomes::new(self.remember_outcomes),
             open: Gauge::new(),
             phase_two_wait: self.phase_two_wait,
             time_limit: self.time_limit,
@@ -213,6 +224,7 @@ impl TransactionManager {
             time_limit: None,
             store_wait: Duration::from_secs(10),
             recovery_interval: Duration::from_secs(60),
+            remember_outcomes: 65_536,
             observer: None,
             recovery_observer: None,
         }
@@ -295,6 +307,35 @@ impl TransactionManager {
         self.inner.recovery.in_doubt()
     }
 
+    /// What can be said of a transaction's outcome, by its id: for a client that lost its connection, or a worker that found an old id.
+    ///
+    /// This process remembers how its last transactions ended ([`Builder::remember_outcomes`]) and what its recovery found. Of older ones, and
+    /// of those of former runs, only records tell: of the log, and of the carriers that are registered. A transaction with a single writer
+    /// leaves no record (unless [`Options::ask_single`] asked for one), nor does an aborted one in a log, so that after a restart
+    /// [`NotKnown`](KnownOutcome::NotKnown) means neither. Nothing is guessed (rule 9), and nothing is written for an id that somebody made up.
+    ///
+    /// Takes at most twice the builder's `store_wait`. Dropping the future changes nothing.
+    pub async fn outcome(&self, id: TransactionId) -> KnownOutcome {
+        outcomes::outcome(&self.inner, id).await
+    }
+
+    /// Whether new work is taken, and what a person should look at.
+    pub fn readiness(&self) -> Readiness {
+        let doubts = self.inner.recovery.in_doubt();
+        let mut unreachable: Vec<_> = doubts
+            .iter()
+            .filter(|doubt| doubt.transaction.is_none() && matches!(doubt.why, Doubt::Unreachable(_)))
+            .map(|doubt| doubt.resource.clone())
+            .collect();
+        unreachable.dedup();
+        Readiness {
+            closing: self.inner.is_closing(),
+            log: self.inner.log.ready().err().map(|error| crate::error::chain(&*error)),
+            in_doubt: doubts.iter().filter(|doubt| doubt.transaction.is_some()).count(),
+            unreachable,
+        }
+    }
+
     /// Whose transactions these are: the log and its incarnation.
     pub fn owner(&self) -> Owner {
         self.inner.owner
@@ -339,6 +380,27 @@ impl TransactionManager {
             0 if closed => Ok(()),
             transactions => Err(Undrained { transactions, closed }),
         }
+    }
+}
+
+/// Whether a manager takes new work, and what a person should look at: [`TransactionManager::readiness`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Readiness {
+    /// A [shutdown](TransactionManager::shutdown) has begun: nothing new joins.
+    pub closing: bool,
+    /// Why the log takes no decisions now, with all sources; none where it does.
+    pub log: Option<String>,
+    /// What the last pass of recovery left in doubt, of transactions that it could name.
+    pub in_doubt: usize,
+    /// The names of resources that the last pass could not reach. They stop nobody else (rule 13).
+    pub unreachable: Vec<String>,
+}
+
+impl Readiness {
+    /// Whether new work is taken: a store that can't be reached does not change that, as others may work without it.
+    pub fn is_ready(&self) -> bool {
+        !self.closing && self.log.is_none()
     }
 }
 

@@ -495,6 +495,7 @@ async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdi
                 Decision::Abort => "rolled back",
             };
             tracing::info!(%branch, resource = %registered.name, "recovery {did} the branch");
+            inner.outcomes.recovered(branch.transaction, decision);
             if let Some(observer) = &inner.recovery_observer {
                 observer(&Recovered { resource: registered.name.clone(), branch: branch.clone(), decision });
             }

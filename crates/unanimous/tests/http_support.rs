@@ -51,6 +51,16 @@ impl Journal {
         assert!(found, "{entry:?} did not happen; what did is {:#?}", self.entries());
     }
 
+    /// Waits for so many entries that begin with this word.
+    pub(crate) async fn until_there_are(&self, word: &str, many: usize) {
+        let mut entries = self.0.subscribe();
+        let begins = format!("{word} ");
+        let found =
+            entries.wait_for(|entries| entries.iter().filter(|entry| entry.starts_with(&begins)).count() >= many);
+        let found = tokio::time::timeout(PATIENCE, found).await.is_ok();
+        assert!(found, "{many} times {word:?} did not happen; what did is {:#?}", self.entries());
+    }
+
     /// Asserts that the first of two entries is there, and comes before every occurrence of the second, which is there too.
     #[track_caller]
     pub(crate) fn assert_before(&self, first: &str, second: &str) {

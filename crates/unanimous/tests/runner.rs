@@ -4,10 +4,26 @@
 mod conformance;
 #[cfg(feature = "files")]
 mod files;
+#[cfg(feature = "http")]
+mod http_admission;
+#[cfg(feature = "axum")]
+mod http_after_body;
 #[cfg(feature = "axum")]
 mod http_axum;
+#[cfg(all(feature = "axum", feature = "postgres"))]
+mod http_conflicts;
+#[cfg(all(feature = "axum", feature = "sqlite"))]
+mod http_conflicts_sqlite;
+#[cfg(feature = "http")]
+mod http_deadline;
 #[cfg(feature = "axum")]
 mod http_disconnect;
+#[cfg(feature = "http")]
+mod http_ended;
+#[cfg(feature = "axum")]
+mod http_failed;
+#[cfg(all(feature = "axum", feature = "files", feature = "postgres"))]
+mod http_faults;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
 mod http_idempotency;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
@@ -18,10 +34,16 @@ mod http_idempotency_order;
 mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
+#[cfg(feature = "axum")]
+mod http_outcome;
 #[cfg(feature = "http")]
 mod http_requests;
+#[cfg(feature = "axum")]
+mod http_retry;
 #[cfg(feature = "http")]
 mod http_support;
+#[cfg(feature = "axum")]
+mod http_upgrade;
 #[cfg(feature = "http")]
 mod http_veto;
 mod log_errors;
@@ -35,6 +57,7 @@ mod manager_decision;
 mod manager_dropped;
 mod manager_hooks;
 mod manager_logs;
+mod manager_outcome;
 mod manager_paths;
 mod manager_phase_two;
 mod manager_recovery;

@@ -189,6 +189,14 @@ impl<L: DecisionLog> Decider for JournalLog<L> {
         self.shared.log.lookup(transaction).await
     }
 
+    async fn decided(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {
+        self.shared.journal.look("log.decided");
+        if self.shared.poisoned.load(Ordering::SeqCst) {
+            return Ok(Some(Known::Hold(HoldReason::Poisoned)));
+        }
+        self.shared.log.decided(transaction).await
+    }
+
     async fn unfinished(&self) -> Result<Vec<DecisionRecord>, StoreError> {
         self.shared.journal.look("log.unfinished");
         self.shared.log.unfinished().await

@@ -340,6 +340,14 @@ impl ResourceManager for MemoryStore {
         }
     }
 
+    async fn decided(&self, transaction: TransactionId, _owner: Owner) -> Result<Option<Known>, StoreError> {
+        self.look(Call::Decision, "decided").await?;
+        Ok(self.disk().decisions.get(&transaction).map(|row| match row {
+            DecisionRow::Commit(record) => Known::Commit(record.clone()),
+            DecisionRow::Abort => Known::Abort,
+        }))
+    }
+
     async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
         self.look(Call::Decision, "unfinished").await?;
         let disk = self.disk();

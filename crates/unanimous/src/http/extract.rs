@@ -1,6 +1,8 @@
-//! axum's extractor: a handler that takes a [`Tx`] runs in its request's transaction.
+//! axum's extractors: a handler that takes a [`Tx`] runs in its request's transaction; one that takes an [`Attempt`] knows which run it is.
 //!
-//! Must not know the layer: it looks for what the layer left in the request.
+//! Must not know the layers: it looks for what they left in the request.
+
+use std::convert::Infallible;
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
@@ -8,6 +10,7 @@ use http::StatusCode;
 use http::request::Parts;
 
 use super::request::{NoTransaction, transaction};
+use super::retry::{Attempt, attempt};
 use crate::transaction::Tx;
 
 /// Begins the request's transaction if it had not begun.
@@ -31,6 +34,15 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Tx {
             Err(NoTransaction::Inactive) => Ok(None),
             Err(error @ NoTransaction::Ended) => Err(error),
         }
+    }
+}
+
+/// The first and last one where no [`RetryLayer`](super::RetryLayer) is around the handler.
+impl<S: Send + Sync> FromRequestParts<S> for Attempt {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(attempt(&parts.extensions).unwrap_or(Attempt::ONLY))
     }
 }
 

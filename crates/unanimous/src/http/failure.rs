@@ -7,7 +7,8 @@ use http::{HeaderName, Response, StatusCode};
 use super::problem::Problem;
 use crate::error::CommitError;
 
-/// The header that carries a transaction's id where its outcome is unknown.
+/// The header that tells the id of a request's transaction, by default: on every response whose transaction had begun. See
+/// [`TransactionLayer::transaction_header`](super::TransactionLayer::transaction_header).
 pub const TRANSACTION_HEADER: HeaderName = HeaderName::from_static("unanimous-transaction");
 
 /// Makes the response to a commit that failed. Implemented for closures; see
@@ -33,7 +34,7 @@ where
 /// | --- | --- | --- |
 /// | was aborted by a conflict | 409 | repeating the request may help |
 /// | was aborted otherwise | 503 | nothing was stored |
-/// | has an unknown outcome | 500 | must not be repeated blindly; its id is in the header [`TRANSACTION_HEADER`] and in the document |
+/// | has an unknown outcome | 500 | must not be repeated blindly; its id is in the document |
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultOnCommitFailure;
 
@@ -47,7 +48,7 @@ impl<B: From<String>> OnCommitFailure<B> for DefaultOnCommitFailure {
     }
 }
 
-const UNKNOWN: Problem = Problem {
+pub(crate) const UNKNOWN: Problem = Problem {
     status: StatusCode::INTERNAL_SERVER_ERROR,
     kind: "commit-unknown",
     title: "It is not known yet whether the changes were stored",
@@ -55,14 +56,14 @@ const UNKNOWN: Problem = Problem {
              the id names the transaction to those who run this service.",
 };
 
-const CONFLICT: Problem = Problem {
+pub(crate) const CONFLICT: Problem = Problem {
     status: StatusCode::CONFLICT,
     kind: "commit-conflict",
     title: "Another request changed the same data at the same time",
     detail: "Nothing was stored. The request may be repeated.",
 };
 
-const ABORTED: Problem = Problem {
+pub(crate) const ABORTED: Problem = Problem {
     status: StatusCode::SERVICE_UNAVAILABLE,
     kind: "commit-aborted",
     title: "The changes could not be stored",

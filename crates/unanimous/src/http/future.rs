@@ -5,10 +5,12 @@
 //! ```text
 //! handler ─┬─ returned, nothing begun ─────────────── its answer
 //!          ├─ failed, doomed or vetoed ─── abort ───── its answer
+//!          ├─ its answer says abort ────── abort ───── its answer
 //!          ├─ panicked (or the veto did) ─ abort ───── the panic
 //!          ├─ the veto failed ──────────── abort ───── the answer of a failed commit
 //!          ├─ otherwise ────────────────── commit ─┬── its answer
 //!          │                                       └── the answer of a failed commit
+//!          ├─ the time limit passed ────── abort ───── the answer of a failed commit
 //!          └─ dropped ─────────────────── abort, in the background
 //! ```
 //!
@@ -28,10 +30,13 @@ use http::{Method, Response, Uri};
 use pin_project_lite::pin_project;
 use tracing::Span;
 
+use super::ended::{self, Ended};
 use super::failure::OnCommitFailure;
 use super::layer::TransactionLayer;
+use super::problem::id_value;
 use super::veto::VetoContext;
 use crate::commit::{Abort, Commit};
+use crate::env::BoxFuture;
 use crate::error::{Cause, CommitError, chain};
 use crate::lazy::LazyOwner;
 use crate::transaction::Transaction;
@@ -51,6 +56,8 @@ pin_project! {
         #[pin]
         handler: Option<Fut>,
         exchange: Option<Exchange<F>>,
+        // None where the layer has no time limit, and once the end has begun.
+        limit: Option<BoxFuture<'static, ()>>,
         ending: Option<Ending<Fut::Output>>,
     }
 }
@@ -58,16 +65,17 @@ pin_project! {
 impl<Fut: Future, F> ResponseFuture<Fut, F> {
     /// Only the handler: the layer steps aside.
     pub(crate) fn aside(handler: Fut) -> Self {
-        Self { handler: Some(handler), exchange: None, ending: None }
+        Self { handler: Some(handler), exchange: None, limit: None, ending: None }
     }
 
     /// The handler, called and polled in its transaction.
     pub(crate) fn begin(exchange: Exchange<F>, call: impl FnOnce() -> Fut) -> Self {
+        let limit = exchange.layer.time_limit.map(|limit| exchange.layer.manager.inner.env.sleep(limit));
         match exchange.run(call) {
-            Ok(handler) => Self { handler: Some(handler), exchange: Some(exchange), ending: None },
+            Ok(handler) => Self { handler: Some(handler), exchange: Some(exchange), limit, ending: None },
             Err(panic) => {
                 let ending = exchange.give_up(Then::Panic(panic));
-                Self { handler: None, exchange: Some(exchange), ending: Some(ending) }
+                Self { handler: None, exchange: Some(exchange), limit: None, ending: Some(ending) }
             }
         }
     }
@@ -88,23 +96,28 @@ where
         };
         if this.ending.is_none() {
             let handler = this.handler.as_mut().as_pin_mut().expect("until it ends, a request has its handler");
-            let result = match exchange.run(|| handler.poll(cx)) {
-                Ok(Poll::Pending) => return Poll::Pending,
-                Ok(Poll::Ready(result)) => Ok(result),
-                Err(panic) => Err(panic),
+            let handled = match exchange.run(|| handler.poll(cx)) {
+                Ok(Poll::Ready(result)) => Handled::Returned(result),
+                Ok(Poll::Pending) => match this.limit.as_mut().map(|limit| limit.as_mut().poll(cx)) {
+                    Some(Poll::Ready(())) => Handled::OutOfTime,
+                    Some(Poll::Pending) | None => return Poll::Pending,
+                },
+                Err(panic) => Handled::Panicked(panic),
             };
             // Before the end begins: whatever its future still borrows of the transaction is given back.
             this.handler.set(None);
-            *this.ending = Some(exchange.span.in_scope(|| match result {
-                Ok(result) => exchange.end(result),
-                Err(panic) => exchange.give_up(Then::Panic(panic)),
+            *this.limit = None;
+            *this.ending = Some(exchange.span.in_scope(|| match handled {
+                Handled::Returned(result) => exchange.end(result),
+                Handled::OutOfTime => exchange.out_of_time(),
+                Handled::Panicked(panic) => exchange.give_up(Then::Panic(panic)),
             }));
         }
         let ending = this.ending.as_mut().expect("set above");
         let then = ready!(ending.poll(cx));
         Poll::Ready(match then {
-            Then::Answer(result) => result,
-            Then::Failed(error) => Ok(exchange.failed(&error)),
+            Then::Answer(result, ended) => result.map(|response| exchange.label(response, ended)),
+            Then::Failed(error) => Ok(exchange.label(exchange.failed(&error), Some(Ended::failed(&error)))),
             Then::Panic(panic) => resume_unwind(panic),
         })
     }
@@ -120,9 +133,17 @@ impl<Fut: Future, F> fmt::Debug for ResponseFuture<Fut, F> {
     }
 }
 
+/// How the handler came to its end.
+enum Handled<R> {
+    Returned(R),
+    OutOfTime,
+    Panicked(Panic),
+}
+
 /// What goes out when the transaction has ended.
 enum Then<R> {
-    Answer(R),
+    /// The handler's own, and how its transaction ended, if it had begun.
+    Answer(R, Option<Ended>),
     Failed(CommitError),
     Panic(Panic),
 }
@@ -139,7 +160,7 @@ impl<R> Ending<R> {
         const ONCE: &str = "a future is not polled again after it was ready";
         Poll::Ready(match self {
             Ending::Commit(commit, answer) => match ready!(Pin::new(commit).poll(cx)) {
-                Ok(_) => Then::Answer(answer.take().expect(ONCE)),
+                Ok(committed) => Then::Answer(answer.take().expect(ONCE), Some(Ended::committed(committed.id))),
                 Err(error) => Then::Failed(error),
             },
             Ending::Abort(abort, then) => {
@@ -175,19 +196,24 @@ impl<F> Exchange<F> {
     /// Commits or gives up, now that the handler has returned.
     fn end<B, E>(&self, result: Result<Response<B>, E>) -> Ending<Result<Response<B>, E>> {
         let Some(transaction) = self.owner.take() else {
-            return Ending::Nothing(Some(Then::Answer(result)));
+            return Ending::Nothing(Some(Then::Answer(result, None)));
         };
+        let retryable = result.as_ref().is_ok_and(ended::is_retryable);
+        let aborted = Some(Ended::aborted(transaction.id(), retryable));
         let Ok(response) = &result else {
-            return abort(transaction, Cause::HandlerFailed, Then::Answer(result));
+            return abort(transaction, Cause::HandlerFailed, Then::Answer(result, aborted));
         };
         if transaction.is_doomed() {
-            return abort(transaction, Cause::Doomed, Then::Answer(result));
+            return abort(transaction, Cause::Doomed, Then::Answer(result, aborted));
+        }
+        if ended::aborts(response) {
+            return abort(transaction, Cause::HandlerFailed, Then::Answer(result, aborted));
         }
         if let Some(veto) = &self.layer.veto {
             let context = VetoContext::new(&self.method, &self.uri, response);
             match catch_unwind(AssertUnwindSafe(|| veto(&context))) {
                 Ok(Ok(false)) => {}
-                Ok(Ok(true)) => return abort(transaction, Cause::Vetoed, Then::Answer(result)),
+                Ok(Ok(true)) => return abort(transaction, Cause::Vetoed, Then::Answer(result, aborted)),
                 Ok(Err(error)) => {
                     let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
                     tracing::error!(%id, %method, path, %error, "the commit veto failed; the transaction is aborted");
@@ -206,6 +232,26 @@ impl<F> Exchange<F> {
             Some(transaction) => abort(transaction, Cause::HandlerFailed, then),
             None => Ending::Nothing(Some(then)),
         }
+    }
+
+    /// Aborts, now that the time limit has passed. A transaction that had not begun begins, so that the answer and the log have an id.
+    fn out_of_time<R>(&self) -> Ending<R> {
+        crate::current::enter(self.owner.slot(), || self.owner.slot().tx());
+        let transaction = self.owner.take().expect("until its owner takes it, a slot gives its transaction");
+        let failed = CommitError::Aborted { id: transaction.id(), source: Cause::TimeLimit };
+        abort(transaction, Cause::TimeLimit, Then::Failed(failed))
+    }
+
+    /// Says on the response how its transaction ended.
+    fn label<B>(&self, mut response: Response<B>, ended: Option<Ended>) -> Response<B> {
+        if let Some(ended) = ended {
+            response.extensions_mut().insert(ended);
+            if let Some(name) = &self.layer.transaction_header {
+                // One that is there names the transaction whose response is given once more.
+                response.headers_mut().entry(name).or_insert_with(|| id_value(ended.id));
+            }
+        }
+        response
     }
 
     /// The answer where the commit failed. Its reasons go into the log, since the answer must not tell them.

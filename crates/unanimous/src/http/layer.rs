@@ -4,20 +4,22 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::Response;
 use http::request::Parts;
+use http::{HeaderName, Response};
 use tower_layer::Layer;
 use unanimous_core::BoxError;
 
-use super::failure::DefaultOnCommitFailure;
+use super::failure::{DefaultOnCommitFailure, TRANSACTION_HEADER};
 use super::service::TransactionService;
 use super::veto::{Veto, VetoContext};
 use crate::error::CommitError;
 use crate::manager::TransactionManager;
 use crate::transaction::Options;
 
-type RequestHook<T> = Option<Arc<dyn Fn(&Parts) -> T + Send + Sync>>;
+/// What a layer asks of a request's head.
+pub(crate) type RequestHook<T> = Option<Arc<dyn Fn(&Parts) -> T + Send + Sync>>;
 
 /// Runs each request in a transaction. See the [module](super).
 #[derive(Clone)]
@@ -27,7 +29,11 @@ pub struct TransactionLayer<F = DefaultOnCommitFailure> {
     pub(crate) veto: Option<Arc<Veto>>,
     pub(crate) activate: RequestHook<bool>,
     pub(crate) user: RequestHook<Option<String>>,
+    pub(crate) route: RequestHook<Option<String>>,
+    pub(crate) trace_id: RequestHook<Option<String>>,
     pub(crate) options: RequestHook<Options>,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) transaction_header: Option<HeaderName>,
     pub(crate) on_commit_failure: F,
 }
 
@@ -39,7 +45,11 @@ impl TransactionLayer {
             veto: None,
             activate: None,
             user: None,
+            route: None,
+            trace_id: None,
             options: None,
+            time_limit: None,
+            transaction_header: Some(TRANSACTION_HEADER),
             on_commit_failure: DefaultOnCommitFailure,
         }
     }
@@ -80,6 +90,52 @@ impl<F> TransactionLayer<F> {
         self
     }
 
+    /// Finds the route that the request matched, to be noted instead of its path, so that all requests of one route are found together.
+    /// Called as [`user`](Self::user) is. With axum:
+    ///
+    /// ```text
+    /// .route(|parts| parts.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned()))
+    /// ```
+    pub fn route(mut self, route: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.route = Some(Arc::new(route));
+        self
+    }
+
+    /// Finds the id of the trace that the request is a part of, to be noted on its transaction. Called as [`user`](Self::user) is.
+    ///
+    /// By default it is that of the `traceparent` header ([Trace Context](https://www.w3.org/TR/trace-context/), section 3.2), where that
+    /// is well-formed.
+    pub fn trace_id(mut self, trace_id: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.trace_id = Some(Arc::new(trace_id));
+        self
+    }
+
+    /// How long a request may take until its commit begins, counted from its arrival at this layer; no limit by default.
+    ///
+    /// When it passes, the handler is dropped, the transaction is aborted, and the answer is that of a commit that was aborted, 503 by
+    /// default. A transaction that had not begun begins then, only to be aborted, so that the answer has an id. A commit that has
+    /// begun is never cut: nobody could say then how it ended. Reading the request's body counts, where the handler does it.
+    ///
+    /// A handler that blocks its thread is not interrupted. The [options'](Self::options) limit is another one: it counts from the
+    /// transaction's begin to its decision, and leaves the handler running.
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
+    /// Names the header that tells a transaction's id, instead of [`TRANSACTION_HEADER`]. It is on every response whose transaction had
+    /// begun, however that ended; a response that has it already keeps its own.
+    pub fn transaction_header(mut self, name: HeaderName) -> Self {
+        self.transaction_header = Some(name);
+        self
+    }
+
+    /// Tells no client a transaction's id, but for the document of an [unknown](super#commit-unknown) outcome.
+    pub fn no_transaction_header(mut self) -> Self {
+        self.transaction_header = None;
+        self
+    }
+
     /// How the transactions begin: a time limit, what may take part. Called as [`user`](Self::user) is; the time limit counts
     /// from the moment when the transaction begins.
     pub fn options(mut self, options: impl Fn(&Parts) -> Options + Send + Sync + 'static) -> Self {
@@ -99,7 +155,11 @@ impl<F> TransactionLayer<F> {
             veto: self.veto,
             activate: self.activate,
             user: self.user,
+            route: self.route,
+            trace_id: self.trace_id,
             options: self.options,
+            time_limit: self.time_limit,
+            transaction_header: self.transaction_header,
             on_commit_failure: render,
         }
     }
@@ -119,7 +179,11 @@ impl<F> fmt::Debug for TransactionLayer<F> {
             .field("veto", &self.veto.is_some())
             .field("activate", &self.activate.is_some())
             .field("user", &self.user.is_some())
+            .field("route", &self.route.is_some())
+            .field("trace_id", &self.trace_id.is_some())
             .field("options", &self.options.is_some())
+            .field("time_limit", &self.time_limit)
+            .field("transaction_header", &self.transaction_header)
             .finish_non_exhaustive()
     }
 }

@@ -73,9 +73,11 @@
 //! | answered | commits | the handler's answer, once the outcome is committed |
 //! | answered, and the commit failed | aborted, or unknown | the answer of [`DefaultOnCommitFailure`], or your own |
 //! | answered, after it had doomed the transaction | aborts | the handler's answer |
+//! | answered, and its answer is marked [`AbortTransaction`] or [`Retryable`] | aborts | the handler's answer |
 //! | answered, and the [veto](TransactionLayer::commit_veto) said so | aborts | the handler's answer |
 //! | returned the service's error | aborts | the error |
 //! | panicked, or the veto did | aborts | the panic, as it was |
+//! | was still at work when the layer's [time limit](TransactionLayer::time_limit) passed | aborts | as for a commit that was aborted |
 //! | was dropped: the client went away, or a time limit outside passed | aborts in the background | nothing |
 //! | was done, and was dropped while it commits | commits all the same (rule 6) | nothing |
 //!
@@ -87,7 +89,7 @@
 //! # Where to put it
 //!
 //! Outside of it: what answers instead of the handler or gives up waiting (time limits, panics into responses, authentication, load
-//! shedding), tracing, and whatever changes an answer's body. A time limit outside is safe in every phase: it can only hide the
+//! shedding), what repeats requests ([`RetryLayer`]), tracing, and whatever changes an answer's body. A time limit outside is safe in every phase: it can only hide the
 //! answer, never tear the transaction.
 //! Inside of it: what is part of the work. A layer inside that catches panics or turns errors into responses hides them from this
 //! one; the transaction then commits unless it is doomed or vetoed.
@@ -118,8 +120,19 @@
 //! ## Commit unknown
 //!
 //! 500. It is not known yet whether the changes were stored. The request must not be repeated before somebody has looked; the
-//! transaction's id is in the header [`TRANSACTION_HEADER`] and in the document's member `transaction`. Recovery finds the outcome
-//! out.
+//! transaction's id is in the document's member `transaction`, as well as in the header. Recovery finds the outcome out.
+//!
+//! # Handlers that failed
+//!
+//! A handler that returns [`Failed`] is answered so too, with a conflict's 409 where it met one, or with one of these:
+//!
+//! ## Store unavailable
+//!
+//! 503. A store could not be reached or had no connection in time, or the service shuts down. The request may be repeated later.
+//!
+//! ## Handler failed
+//!
+//! 500. The fault is the service's; what it was is in its log.
 //!
 //! # Requests with a key
 //!
@@ -161,24 +174,67 @@
 //!
 //! 500. The layer is outside of the [`TransactionLayer`], or that one leaves the request out.
 //!
+//! # Responses of the other layers
+//!
+//! Problem documents too; their `type` is one of these:
+//!
+//! ## Overloaded
+//!
+//! 503, of [`AdmissionLayer`]: too many requests at once. Nothing was begun; the request may be repeated after the seconds in `Retry-After`.
+//!
+//! ## Shutting down
+//!
+//! 503, of [`AdmissionLayer`]: the manager's shutdown has begun. Nothing was begun; another process may serve the request.
+//!
+//! ## Response too large
+//!
+//! 500, of [`CommitAfterBodyLayer`]: the response's body has more bytes than are held back. Nothing was stored.
+//!
+//! ## Response too slow
+//!
+//! 503, of [`CommitAfterBodyLayer`]: the response's body took longer than is waited for. Nothing was stored; the request may be repeated later.
+//!
+//! ## Outcome not known
+//!
+//! 404, of [`OutcomeService`]: nobody here can say how this transaction ended. It may have committed.
+//!
+//! ## Not an id
+//!
+//! 400, of [`OutcomeService`]: the path's last segment is not the id of a transaction.
+//!
+//! ## Not allowed
+//!
+//! 405, of [`OutcomeService`] and [`ReadinessService`]: only GET and HEAD.
+//!
 //! # What this module must not know
 //!
 //! Any store, the protocol, the log, and how a server reads requests: it sees a manager, a request's head, a response's head, and
 //! an error of commit.
 
+mod admission;
+mod after_body;
+mod annotations;
 mod ended;
 #[cfg(feature = "axum")]
 mod extract;
+mod failed;
 mod failure;
 mod future;
 mod idempotency;
 mod layer;
+mod outcome;
 mod problem;
+mod readiness;
 mod request;
+mod retry;
+mod retry_body;
 mod service;
 mod veto;
 
-pub use ended::Retryable;
+pub use admission::{Admission, AdmissionFuture, AdmissionLayer};
+pub use after_body::{CommitAfterBody, CommitAfterBodyLayer, HeldBody, commit_after_body};
+pub use ended::{AbortTransaction, Ended, Retryable};
+pub use failed::Failed;
 pub use failure::{DefaultOnCommitFailure, OnCommitFailure, TRANSACTION_HEADER};
 pub use future::ResponseFuture;
 pub use idempotency::{
@@ -186,6 +242,10 @@ pub use idempotency::{
     RequestKey, StoredResponse,
 };
 pub use layer::TransactionLayer;
+pub use outcome::OutcomeService;
+pub use readiness::ReadinessService;
 pub use request::{NoTransaction, after_end, is_active, transaction};
+pub use retry::{Attempt, RetryFuture, RetryLayer, RetryService, attempt};
+pub use retry_body::RequestBody;
 pub use service::TransactionService;
 pub use veto::{VetoContext, default_commit_veto};

@@ -1,12 +1,12 @@
-//! Problem documents (RFC 9457): what the layers answer by themselves.
+//! Problem documents (RFC 9457), and other small documents: what the layers answer by themselves.
 //!
 //! Must not know why: the texts are handed in, and nothing that a store said may be among them.
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
-use unanimous_core::TransactionId;
+use std::fmt::Write;
 
-use super::failure::TRANSACTION_HEADER;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method, Response, StatusCode};
+use unanimous_core::TransactionId;
 
 /// A document to be answered.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +31,9 @@ impl Problem {
         response
     }
 
-    /// The same with a transaction's id, also in the header [`TRANSACTION_HEADER`].
+    /// The same with a transaction's id in the document.
     pub(crate) fn response_of<B: From<String>>(self, id: TransactionId) -> Response<B> {
-        let mut response = self.respond(format!(r#","transaction":"{id}""#));
-        response.headers_mut().insert(TRANSACTION_HEADER, id_value(id));
-        response
+        self.respond(format!(r#","transaction":"{id}""#))
     }
 
     fn respond<B: From<String>>(self, more: String) -> Response<B> {
@@ -53,7 +51,69 @@ impl Problem {
     }
 }
 
+/// A JSON document that nobody may keep.
+pub(crate) fn json(status: StatusCode, document: String) -> Response<String> {
+    let mut response = Response::new(document);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// A text in JSON, with its quotes (RFC 8259, 7).
+pub(crate) fn escaped(text: &str) -> String {
+    let mut escaped = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => escaped.extend(['\\', character]),
+            '\0'..='\x1f' => {
+                // Writing to a string can't fail.
+                let _ = write!(escaped, "\\u{:04x}", u32::from(character));
+            }
+            _ => escaped.push(character),
+        }
+    }
+    escaped.push('"');
+    escaped
+}
+
+/// Refuses what is neither GET nor HEAD.
+pub(crate) fn only_reads(method: &Method) -> Result<(), Response<String>> {
+    const NOT_ALLOWED: Problem = Problem {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        kind: "not-allowed",
+        title: "This can only be read",
+        detail: "Use GET or HEAD.",
+    };
+    if [Method::GET, Method::HEAD].contains(method) {
+        return Ok(());
+    }
+    let mut response = NOT_ALLOWED.response();
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    Err(response)
+}
+
+/// For HEAD the head alone, with the length that the body would have had.
+pub(crate) fn without_body(method: &Method, mut response: Response<String>) -> Response<String> {
+    if method == Method::HEAD {
+        let length = std::mem::take(response.body_mut()).len();
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response
+}
+
 /// A transaction's id as a header's value.
 pub(crate) fn id_value(id: TransactionId) -> HeaderValue {
     HeaderValue::try_from(id.to_string()).expect("an id has digits, letters and dots only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_in_json() {
+        assert_eq!(escaped("a \"b\" \\ \n\u{1f} ü"), r#""a \"b\" \\ \u000a\u001f ü""#);
+    }
 }

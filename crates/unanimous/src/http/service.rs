@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tower_service::Service;
 
+use super::annotations::Said;
 use super::failure::OnCommitFailure;
 use super::future::{Exchange, ResponseFuture};
 use super::layer::TransactionLayer;
@@ -52,17 +53,12 @@ where
             return ResponseFuture::aside(self.inner.call(Request::from_parts(parts, body)));
         }
         let options = layer.options.as_ref().map(|options| options(&parts)).unwrap_or_default();
-        let user = layer.user.as_ref().and_then(|user| user(&parts));
         let (method, uri) = (parts.method.clone(), parts.uri.clone());
         let owner = LazyTransaction::lazily({
-            let (manager, method, uri) = (layer.manager.clone(), method.clone(), uri.clone());
+            let (manager, said) = (layer.manager.clone(), Said::of(&parts, layer));
             move || {
                 let transaction = manager.begin_unannounced(options, Home::Runtime);
-                // Without the query: it may hold what must not get into logs.
-                transaction.note(&format!("{method} {}", uri.path()));
-                if let Some(user) = user {
-                    transaction.set_user(&user);
-                }
+                said.on(&transaction);
                 transaction
             }
         });

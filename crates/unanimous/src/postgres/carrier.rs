@@ -83,6 +83,15 @@ impl Store {
         Ok(question(&self.control, By::Carrier, transaction, now, self.lock_timeout, UNGUARDED).await?.known)
     }
 
+    /// What the row of a transaction says, durably; nothing is written where there is none.
+    pub(super) async fn decided(&self, transaction: TransactionId) -> Result<Option<Known>, PostgresError> {
+        match decided(&self.control, transaction, self.lock_timeout).await {
+            // Without the right to the tables it never was a carrier.
+            Err(PostgresError::NoSchema(_)) if self.capability != Capability::Carrier => Ok(None),
+            decided => decided,
+        }
+    }
+
     /// Whether a transaction has a commit row. Only a look.
     pub(super) async fn has_commit_row(&self, transaction: TransactionId) -> Result<bool, PostgresError> {
         let session = self.control.session().await?;
@@ -205,6 +214,33 @@ pub(super) async fn question(
         None => Known::Hold(HoldReason::ForeignIncarnation),
     };
     Ok(Answer { known, guarded: says("guarded") })
+}
+
+/// What the row of a transaction says, whichever log's it is, durably. Without one nothing is written and nothing follows.
+pub(super) async fn decided(
+    control: &Control,
+    transaction: TransactionId,
+    lock_timeout: Duration,
+) -> Result<Option<Known>, PostgresError> {
+    let query = rows::select(&format!("d.transaction_id = {}", literal(&transaction.to_string())));
+    let session = control.session().await?;
+    let mut found = false;
+    if schema::has(&session, "decision").await? {
+        let look = rows::look(&query, lock_timeout);
+        let answer = ask(&session, "looking for a decision row", &look).await.map_err(schema::may_not)?;
+        found = rows(&answer).next().is_some();
+    }
+    control.give_back(session);
+    if !found {
+        return Ok(None);
+    }
+    let forced = rows::force(&query, lock_timeout);
+    let answer = control.forced("reading a decision row", &forced).await.map_err(schema::may_not)?;
+    let Some(found) = rows::read(rows(&answer)).pop() else { return Ok(None) };
+    Ok(Some(match found.decided? {
+        Decided::Commit(record) => Known::Commit(record),
+        Decided::Abort => Known::Abort,
+    }))
 }
 
 /// The decisions of a log that are not known to be finished, durably. A row that can't be read stays, and is reported each time.

@@ -14,7 +14,7 @@ use unanimous_core::{
     BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Owner, StoreError, TransactionId,
 };
 
-use super::carrier::{question, unfinished};
+use super::carrier::{decided, question, unfinished};
 use super::control::Control;
 use super::error::PostgresError;
 use super::node::{self, Opening};
@@ -250,6 +250,18 @@ impl Decider for PostgresLog {
             }
         }
         Ok(answer.known)
+    }
+
+    /// Of any node's transaction whose log is in this database.
+    async fn decided(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {
+        let shared = self.shared();
+        loop {
+            self.usable()?;
+            let Some(ended) = shared.wait(transaction) else { break };
+            // However it ended, the rows say it.
+            let _ = ended.await;
+        }
+        decided(&shared.control, transaction, shared.lock_timeout).await.map_err(StoreError::new)
     }
 
     async fn unfinished(&self) -> Result<Vec<DecisionRecord>, StoreError> {

@@ -431,6 +431,10 @@ impl ResourceManager for Postgres {
         self.store.decision(transaction, owner).await.map_err(StoreError::new)
     }
 
+    async fn decided(&self, transaction: TransactionId, _owner: Owner) -> Result<Option<Known>, StoreError> {
+        self.store.decided(transaction).await.map_err(StoreError::new)
+    }
+
     async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
         self.store.unfinished(owner).await.map_err(StoreError::new)
     }

@@ -406,6 +406,14 @@ impl ResourceManager for Sqlite {
         self.control_writing(move |store, conn, wait| store.decision(conn, transaction, owner, wait)).await
     }
 
+    /// A look without a lock first: without a row nothing is written, and nobody waits for a writer.
+    async fn decided(&self, transaction: TransactionId, _owner: Owner) -> Result<Option<Known>, StoreError> {
+        if !self.control(move |store, conn, _| store.has_decision(conn, transaction)).await? {
+            return Ok(None);
+        }
+        self.control_writing(move |store, conn, wait| store.decided(conn, transaction, wait)).await
+    }
+
     async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
         // A look without a lock first: mostly there is nothing, and then nothing needs to be forced.
         if !self.control(move |store, conn, _| store.has_unfinished(conn, owner)).await? {

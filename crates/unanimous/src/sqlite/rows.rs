@@ -213,6 +213,29 @@ pub(super) fn ask(
     }
 }
 
+/// What the row of a transaction says, whichever log's it is; fences nothing where there is none. Durable when the caller has committed.
+pub(super) fn decided(conn: &Connection, transaction: TransactionId) -> Result<Option<Known>, DecisionError> {
+    let id = transaction.to_string();
+    let outcome =
+        outcome(conn, &id).map_err(|source| DecisionError::Sqlite { doing: "reading the decision row", source })?;
+    let known = match outcome.as_deref() {
+        None => return Ok(None),
+        Some("abort") => Known::Abort,
+        Some("commit") => record(conn, transaction).map(Known::Commit)?,
+        other => return Err(DecisionError::Damaged { transaction: id, what: format!("its outcome is {other:?}") }),
+    };
+    touch(conn).map_err(|source| DecisionError::Sqlite { doing: "forcing the decision that was read", source })?;
+    Ok(Some(known))
+}
+
+/// Whether there is a row of a transaction, of either outcome. Only a look.
+pub(super) fn has_decision(conn: &Connection, transaction: TransactionId) -> Result<bool, DecisionError> {
+    let outcome = outcome(conn, &transaction.to_string());
+    outcome
+        .map(|outcome| outcome.is_some())
+        .map_err(|source| DecisionError::Sqlite { doing: "looking for a decision row", source })
+}
+
 /// What a log still has to finish here.
 pub(super) struct Unfinished {
     pub(super) records: Vec<DecisionRecord>,

@@ -145,6 +145,22 @@ impl Store {
         self.in_transaction(conn, wait, |conn| rows::ask(conn, transaction, owner, now))
     }
 
+    /// Whether there is a row of a transaction, of either outcome.
+    pub(super) fn has_decision(&self, conn: &Connection, transaction: TransactionId) -> Result<bool, DecisionError> {
+        self.file.check()?;
+        rows::has_decision(conn, transaction)
+    }
+
+    /// What that row says, durably.
+    pub(super) fn decided(
+        &self,
+        conn: &Connection,
+        transaction: TransactionId,
+        wait: Duration,
+    ) -> Result<Option<Known>, DecisionError> {
+        self.in_transaction(conn, wait, |conn| rows::decided(conn, transaction))
+    }
+
     /// Whether some of an owner's log's transactions committed here and are not known to be finished, readable or not.
     pub(super) fn has_unfinished(&self, conn: &Connection, owner: Owner) -> Result<bool, DecisionError> {
         self.file.check()?;

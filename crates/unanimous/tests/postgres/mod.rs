@@ -13,6 +13,7 @@ mod join;
 mod listener;
 mod network;
 mod notify;
+mod outcome;
 mod plain_thread;
 mod pools;
 mod shared_log;

@@ -159,3 +159,43 @@ async fn a_pool_that_is_empty_or_closed_is_told_so() {
     }
     drop(held);
 }
+
+/// The pool is empty for longer than a join waits: 503 with Retry-After. With the admission layer nobody gets so far: who waits, waits in front
+/// of the transaction.
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn a_request_that_finds_no_connection_is_answered_with_503() {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::http::Request;
+    use axum::routing::post;
+    use tower::ServiceExt;
+    use unanimous::Tx;
+    use unanimous::http::{AdmissionLayer, TransactionLayer};
+
+    let pair = Pair::new();
+    let store = Postgres::builder("orders", pair.orders.url().parse::<Config>().unwrap())
+        .max_connections(1)
+        .pool_timeout(Duration::from_millis(200))
+        .build();
+    let manager = manager(&store).await;
+    let held = manager.begin();
+    held.join(&store).await.unwrap().batch_execute("select 1").await.unwrap();
+
+    let joined = store.clone();
+    let order = async move |tx: Tx| -> Result<(), JoinError> {
+        tx.join(&joined).await?.batch_execute("select 1").await.unwrap();
+        Ok(())
+    };
+    let app = Router::new().route("/", post(order)).layer(TransactionLayer::new(manager.clone()));
+    let request = || Request::builder().method("POST").uri("/").body(Body::empty()).unwrap();
+    let response = app.clone().oneshot(request()).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers()["retry-after"].as_bytes()), (503, &b"5"[..]));
+
+    held.abort().await;
+    let admitting = app.layer(AdmissionLayer::new(1).queue(15).wait(Duration::from_secs(60)));
+    let clients = (0..16).map(|_| tokio::spawn(admitting.clone().oneshot(request())));
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.unwrap().unwrap().status(), 200, "its turn came before it asked for a connection");
+    }
+}

@@ -1,0 +1,142 @@
+//! What can be said of a transaction by its id, with real databases and a log in files, over a restart: what the log decided, what a carrier's
+//! row says, what recovery rolled back, and what nobody knows any more.
+
+use std::path::Path;
+
+use unanimous::KnownOutcome::{Aborted, Committed, InDoubt, NotKnown};
+use unanimous::log::FileLog;
+use unanimous::postgres::{Postgres, PostgresLog, tokio_postgres};
+use unanimous::{KnownOutcome, ResourceManager, Transaction, TransactionId, TransactionManager, Waiting};
+
+use super::Pair;
+
+async fn open(log: &Path, orders: &Postgres, billing: &Postgres) -> TransactionManager {
+    let log = FileLog::open(log).await.unwrap();
+    TransactionManager::builder(log).resource(orders.clone()).resource(billing.clone()).build().await.unwrap()
+}
+
+async fn wrote(manager: &TransactionManager, stores: &[&Postgres]) -> Transaction {
+    let tx = manager.begin();
+    for store in stores {
+        let value = format!("{} {}", tx.id(), store.name());
+        tx.join(*store).await.unwrap().execute("insert into t (v) values ($1)", &[&value]).await.unwrap();
+    }
+    tx
+}
+
+fn stores(pair: &Pair, carrier: bool) -> (Postgres, Postgres) {
+    let (orders, billing) = pair.stores();
+    if !carrier {
+        return (orders, billing);
+    }
+    let config: tokio_postgres::Config = pair.billing.url().parse().unwrap();
+    (orders, Postgres::builder("billing", config).carrier().build())
+}
+
+/// In a runtime of its own, which ends as a killed process would: nobody is left to finish anything.
+fn run<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let value = runtime.block_on(work);
+        runtime.shutdown_background();
+        value
+    })
+    .join()
+    .unwrap()
+}
+
+/// The ids that a first run leaves, and what a second one says of them.
+struct Left {
+    log: TransactionId,
+    one_phase: TransactionId,
+    refused: TransactionId,
+    prepared: TransactionId,
+}
+
+fn first_run(log: &Path, pair: &Pair, carrier: bool) -> Left {
+    let (orders, billing) = stores(pair, carrier);
+    let log = log.to_owned();
+    run(async move {
+        let manager = open(&log, &orders, &billing).await;
+        let tx = wrote(&manager, &[&orders, &billing]).await;
+        let both = tx.id();
+        tx.commit().await.unwrap();
+        let tx = wrote(&manager, &[&orders]).await;
+        let one_phase = tx.id();
+        tx.commit().await.unwrap();
+        let tx = wrote(&manager, &[&orders, &billing]).await;
+        let refused = tx.id();
+        tx.doom();
+        tx.commit().await.unwrap_err();
+        let tx = wrote(&manager, &[&orders, &billing]).await;
+        let prepared = tx.id();
+        for (id, known) in [(both, Committed), (one_phase, Committed), (refused, Aborted)] {
+            assert_eq!(manager.outcome(id).await, known);
+        }
+        assert_eq!(manager.outcome(prepared).await, InDoubt(Waiting::End));
+        Left { log: both, one_phase, refused, prepared }
+    })
+}
+
+fn second_run(log: &Path, pair: &Pair, carrier: bool, ids: Vec<TransactionId>) -> Vec<KnownOutcome> {
+    let (orders, billing) = stores(pair, carrier);
+    let log = log.to_owned();
+    run(async move {
+        let manager = open(&log, &orders, &billing).await;
+        let mut known = Vec::new();
+        for id in ids {
+            known.push(manager.outcome(id).await);
+        }
+        known
+    })
+}
+
+#[test]
+fn over_a_restart_with_a_log_in_files() {
+    for carrier in [false, true] {
+        let pair = Pair::new();
+        let log = tempfile::tempdir().unwrap();
+        let left = first_run(log.path(), &pair, carrier);
+        // As a crash between its vote and the decision leaves it.
+        let gid = format!("u1:{}:log.0", left.prepared);
+        pair.orders
+            .psql(&format!("begin; insert into t (v) values ('in doubt'); prepare transaction '{gid}'"))
+            .unwrap();
+        let ids = vec![left.log, left.one_phase, left.refused, left.prepared];
+        // One writer leaves no record, and neither does an abort: nothing is guessed of either.
+        let expected = [Committed, NotKnown, NotKnown, Aborted];
+        assert_eq!(second_run(log.path(), &pair, carrier, ids.clone()), expected, "carrier: {carrier}");
+        assert_eq!(super::prepared(&pair.orders), "");
+        // What recovery found is not kept over another restart; the decision is.
+        assert_eq!(second_run(log.path(), &pair, carrier, ids)[..2], [Committed, NotKnown], "carrier: {carrier}");
+        if carrier {
+            let rows = pair.billing.psql("select string_agg(outcome, ' ') from unanimous.decision").unwrap();
+            assert_eq!(rows, "commit", "asking wrote a row");
+        }
+    }
+}
+
+/// Nodes that share a log's tables: each tells of the others what they decided, and nothing else.
+#[tokio::test]
+async fn another_nodes_decision_in_a_shared_log() {
+    let pair = Pair::new();
+    let (orders, billing) = pair.stores();
+    let url = pair.orders.url();
+    let one = PostgresLog::open(&url, "one").await.unwrap();
+    let two = PostgresLog::open(&url, "two").await.unwrap();
+    let one =
+        TransactionManager::builder(one).resource(orders.clone()).resource(billing.clone()).build().await.unwrap();
+    let two =
+        TransactionManager::builder(two).resource(orders.clone()).resource(billing.clone()).build().await.unwrap();
+    let tx = wrote(&one, &[&orders, &billing]).await;
+    let decided = tx.id();
+    assert_eq!(two.outcome(decided).await, NotKnown, "it is under way elsewhere");
+    tx.commit().await.unwrap();
+    assert_eq!(two.outcome(decided).await, Committed);
+    let tx = wrote(&one, &[&orders]).await;
+    let one_phase = tx.id();
+    tx.commit().await.unwrap();
+    assert_eq!((one.outcome(one_phase).await, two.outcome(one_phase).await), (Committed, NotKnown));
+    let rows = pair.orders.psql("select count(*) from unanimous.decision").unwrap();
+    assert_eq!(rows, "1", "asking wrote a row");
+}
