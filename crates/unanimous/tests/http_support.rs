@@ -45,20 +45,14 @@ impl Journal {
 
     /// Waits for an entry.
     pub(crate) async fn until(&self, entry: &str) {
-        let mut entries = self.0.subscribe();
-        let found = entries.wait_for(|entries| entries.iter().any(|known| known == entry));
-        let found = tokio::time::timeout(PATIENCE, found).await.is_ok();
-        assert!(found, "{entry:?} did not happen; what did is {:#?}", self.entries());
+        self.until_so(entry, |entries| entries.iter().any(|known| known == entry)).await;
     }
 
-    /// Waits for so many entries that begin with this word.
-    pub(crate) async fn until_there_are(&self, word: &str, many: usize) {
+    /// Waits until the entries are so.
+    pub(crate) async fn until_so(&self, what: &str, so: impl Fn(&[String]) -> bool) {
         let mut entries = self.0.subscribe();
-        let begins = format!("{word} ");
-        let found =
-            entries.wait_for(|entries| entries.iter().filter(|entry| entry.starts_with(&begins)).count() >= many);
-        let found = tokio::time::timeout(PATIENCE, found).await.is_ok();
-        assert!(found, "{many} times {word:?} did not happen; what did is {:#?}", self.entries());
+        let found = tokio::time::timeout(PATIENCE, entries.wait_for(|entries| so(entries))).await.is_ok();
+        assert!(found, "{what:?} did not happen; what did is {:#?}", self.entries());
     }
 
     /// Asserts that the first of two entries is there, and comes before every occurrence of the second, which is there too.

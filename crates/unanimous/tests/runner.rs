@@ -36,6 +36,8 @@ mod http_idempotency_retry;
 mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
+#[cfg(all(feature = "axum", feature = "postgres"))]
+mod http_limits;
 #[cfg(feature = "axum")]
 mod http_outcome;
 #[cfg(feature = "http")]

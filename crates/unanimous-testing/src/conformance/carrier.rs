@@ -118,6 +118,31 @@ pub(super) async fn another_log_is_not_answered_for<S: Subject>(case: Case<S>) -
     Ok(())
 }
 
+/// A store that leaves `decided` out says nothing, which is allowed.
+pub(super) async fn who_only_asks_changes_nothing<S: Subject>(case: Case<S>) -> Checked {
+    let resource = case.open().await?;
+    let (id, key) = (case.id(), case.key());
+    let stranger = Owner { log: LogId(!case.owner.log.0), ..case.owner };
+    let record = record(id.transaction);
+    for owner in [case.owner, stranger] {
+        let known = must("decided", resource.decided(id.transaction, owner).await)?;
+        ensure!(known.is_none(), "without a row, decided says {known:?}");
+    }
+    // It must not have fenced it.
+    let branch = flushed(&case, &resource, &id, &key).await?;
+    must("commit_carrying after somebody has asked", branch.commit_carrying(&record).await)?;
+    drop(branch);
+    for owner in [case.owner, stranger] {
+        let known = must("decided", resource.decided(id.transaction, owner).await)?;
+        ensure!(known.as_ref().is_none_or(|known| says(known, &record)), "decided says {known:?} of {record:?}");
+    }
+    let fenced = case.id();
+    decision::<S>(&resource, fenced.transaction, case.owner).await?;
+    let known = must("decided", resource.decided(fenced.transaction, case.owner).await)?;
+    ensure!(matches!(known, None | Some(Known::Abort)), "decided says {known:?} of what was fenced");
+    Ok(())
+}
+
 pub(super) async fn what_is_forgotten_is_not_listed<S: Subject>(case: Case<S>) -> Checked {
     let resource = case.open().await?;
     let mut records = Vec::new();

@@ -366,6 +366,7 @@ fn checks<S: Subject>() -> Vec<Check<S>> {
             carrier::a_fence_keeps_the_late_one_out: "where decision finds no row it fences: Abort stays, and a carrier that comes later is refused";
             carrier::rolled_back_it_decides_nothing: "a carrier that was rolled back has no decision";
             carrier::another_log_is_not_answered_for: "nothing is presumed of another log's transactions, and unfinished gives one log's only";
+            carrier::who_only_asks_changes_nothing: "decided tells what a row says, of any log's transaction; without a row it writes none";
             carrier::what_is_forgotten_is_not_listed: "unfinished lists a decision until it is forgotten; its row still answers";
             managed::carries_for_another: "beside a two-phase store the carrier's commit is the decision, and both commit";
             managed::a_carrier_whose_answer_is_lost: "where the carrier's answer was lost its row is asked, and the outcome is known";

@@ -53,10 +53,12 @@ pub struct AdmissionLayer {
     queue: usize,
     wait: Duration,
     retry_after: u64,
-    when: Option<Arc<dyn Fn(&Parts) -> bool + Send + Sync>>,
+    when: Option<Arc<When>>,
     drain: Option<TransactionManager>,
     env: Arc<dyn Env>,
 }
+
+type When = dyn Fn(&Parts) -> bool + Send + Sync;
 
 struct Gate {
     places: Arc<Semaphore>,

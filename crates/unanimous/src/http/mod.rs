@@ -134,6 +134,11 @@
 //!
 //! 500. The fault is the service's; what it was is in its log.
 //!
+//! ## No transaction
+//!
+//! 500. The handler, or an [`IdempotencyLayer`], wants a transaction, and no [`TransactionLayer`] around it gives the request one; what to do about
+//! it is in the log.
+//!
 //! # Requests with a key
 //!
 //! What an [`IdempotencyLayer`] answers by itself: the kinds of its problem documents. None of them has changed anything.
@@ -169,10 +174,6 @@
 //! ## Response not kept
 //!
 //! 500. The response can't be kept for the request's key: it is too large, a stream, or broke off.
-//!
-//! ## No transaction
-//!
-//! 500. The layer is outside of the [`TransactionLayer`], or that one leaves the request out.
 //!
 //! # Responses of the other layers
 //!

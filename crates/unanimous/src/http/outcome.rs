@@ -16,7 +16,7 @@ use http_body_util::Full;
 use tower_service::Service;
 use unanimous_core::TransactionId;
 
-use super::problem::{Problem, json, only_reads, without_body};
+use super::problem::{Problem, json, not_a_read, without_body};
 use crate::manager::TransactionManager;
 use crate::outcomes::KnownOutcome;
 
@@ -91,9 +91,9 @@ where
         let manager = self.manager.clone();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         Box::pin(async move {
-            let response = match only_reads(&method) {
-                Ok(()) => answer(&manager, &path).await,
-                Err(refused) => refused,
+            let response = match not_a_read(&method) {
+                None => answer(&manager, &path).await,
+                Some(refused) => refused,
             };
             Ok(without_body(&method, response).map(B::from))
         })

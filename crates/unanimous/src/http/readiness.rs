@@ -13,7 +13,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tower_service::Service;
 
-use super::problem::{escaped, json, only_reads, without_body};
+use super::problem::{escaped, json, not_a_read, without_body};
 use crate::manager::TransactionManager;
 
 /// Answers GET and HEAD, whatever the path: 200 while the manager takes new work, and 503 from the moment when its
@@ -72,9 +72,9 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let response = match only_reads(request.method()) {
-            Ok(()) => answer(&self.manager),
-            Err(refused) => refused,
+        let response = match not_a_read(request.method()) {
+            None => answer(&self.manager),
+            Some(refused) => refused,
         };
         ready(Ok(without_body(request.method(), response).map(B::from)))
     }

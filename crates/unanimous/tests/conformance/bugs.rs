@@ -45,6 +45,8 @@ enum Bug {
     PresumesWithoutFence,
     /// What an earlier incarnation carried is not listed.
     ForgetsIncarnations,
+    /// Whoever only wants to know leaves a fence.
+    FencesForTheCurious,
 }
 
 struct Buggy {
@@ -157,6 +159,14 @@ impl ResourceManager for Buggy {
             return Ok(Known::Abort);
         }
         self.store.decision(transaction, owner).await
+    }
+
+    async fn decided(&self, transaction: TransactionId, owner: Owner) -> Result<Option<Known>, StoreError> {
+        if self.bug == Bug::FencesForTheCurious {
+            self.store.decision(transaction, transaction.owner()).await?;
+            return Ok(None);
+        }
+        self.store.decided(transaction, owner).await
     }
 
     async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
@@ -289,6 +299,7 @@ async fn every_planted_bug_is_seen_by_name() {
         (Bug::DecidesLater, carrier, "carrier::a_fence_keeps_the_late_one_out", "though it was not committed"),
         (Bug::DecidesLater, carrier, "cancel::commit_carrying", "that key"),
         (Bug::PresumesWithoutFence, carrier, "carrier::a_fence_keeps_the_late_one_out", "a carrier that was fenced"),
+        (Bug::FencesForTheCurious, carrier, "carrier::who_only_asks_changes_nothing", "after somebody has asked"),
         (Bug::ForgetsIncarnations, carrier, "carrier::another_log_is_not_answered_for", "next incarnation"),
     ] {
         let report = conformance::report(Planted { bug, capability, places: AtomicUsize::new(0) }).await;

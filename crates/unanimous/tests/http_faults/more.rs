@@ -42,6 +42,20 @@ async fn a_connection_with_half_a_body_goes_on_in_http2_only() {
     assert!(is_alive_after_a_timeout(Stage::Body, Protocol::Http2).await);
 }
 
+/// Why docs/http.md says: ask for a veto.
+#[tokio::test(start_paused = true)]
+async fn without_a_veto_a_broken_body_is_answered_400_and_committed() {
+    let world = World::with(Some(Stage::Body), |layer| layer).await;
+    let mut client = Client::connect(Protocol::Http1, world.address).await;
+    client.post("/orders/tea", Sent::Half).await;
+    world.journal.until("at body").await;
+    client.half_close().await;
+    let saw = client.verdict().await;
+    let stores = world.ended(&["committed"], "tea").await;
+    assert_eq!((saw, stores), (Verdict::Whole(400), Stores::Both));
+    assert!(contradicts(saw, stores));
+}
+
 fn bare_post(path: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
 }

@@ -112,6 +112,11 @@ pub(super) struct World {
 impl World {
     /// A server in which requests are held at this stage. To be called with the clock paused.
     pub(super) async fn new(held: Option<Stage>) -> Self {
+        Self::with(held, |layer| layer.commit_veto(default_commit_veto)).await
+    }
+
+    /// The same with a layer that the test completes, for instance by no veto.
+    pub(super) async fn with(held: Option<Stage>, complete: impl FnOnce(TransactionLayer) -> TransactionLayer) -> Self {
         // The clock of a test that waits for sockets must not jump ahead, and it does not while a blocking task runs.
         let (clock, ended) = mpsc::channel::<()>();
         tokio::task::spawn_blocking(move || ended.recv_timeout(PATIENCE));
@@ -139,7 +144,7 @@ impl World {
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = app(shop, &manager);
+        let app = app(shop, complete(TransactionLayer::new(manager.clone())));
         let server = tokio::spawn(async move { axum::serve(listener, app).await });
         Self { address, journal, manager, gate, orders, folder, server, _clock: clock }
     }
@@ -151,7 +156,9 @@ impl World {
 
     /// Waits until the transactions have ended so, in this order, and nothing of them is left in doubt. Tells what is stored of an item.
     pub(super) async fn ended(&self, outcomes: &[&str], item: &str) -> Stores {
-        self.journal.until_there_are("report", outcomes.len()).await;
+        let reported = |entry: &&String| entry.starts_with("report ");
+        let all = |entries: &[String]| entries.iter().filter(reported).count() >= outcomes.len();
+        self.journal.until_so("the last report", all).await;
         assert_eq!(self.journal.of("report"), outcomes, "in {:#?}", self.journal.entries());
         assert!(self.manager.recover().await.is_empty(), "something was left for recovery");
         let prepared = "select count(*) from pg_prepared_xacts where database = current_database()";
@@ -179,7 +186,7 @@ impl Drop for World {
     }
 }
 
-fn app(shop: Shop, manager: &TransactionManager) -> Router {
+fn app(shop: Shop, transactions: TransactionLayer) -> Router {
     let journal = shop.gate.journal.clone();
     Router::new()
         .route("/orders/{item}", post(order))
@@ -187,7 +194,7 @@ fn app(shop: Shop, manager: &TransactionManager) -> Router {
         .route("/unread/{item}", post(leave_unread))
         .route("/alive", get(async || "alive"))
         .with_state(shop)
-        .layer(TransactionLayer::new(manager.clone()).commit_veto(default_commit_veto))
+        .layer(transactions)
         .layer(from_fn(move |request: Request, next: Next| {
             // Dropped when the answer is there, and when nobody waits for it any more.
             let left = Remark(journal.clone(), "left the service");
