@@ -7,14 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::body::Bytes;
+use axum::http::{Request, Response};
 use axum::middleware::{Next, from_fn};
 use axum::routing::post;
 use futures_util::future::join_all;
+use http_body_util::{BodyExt, Full};
 use tokio::sync::Barrier;
-use unanimous::Tx;
-use unanimous::http::{Failed, IdempotencyLayer, RetryLayer, TransactionLayer};
+use tower::{ServiceBuilder, ServiceExt};
+use unanimous::http::{
+    CommitAfterBodyLayer, Failed, IdempotencyLayer, RequestBody, RetryLayer, TransactionLayer, transaction,
+};
 use unanimous::postgres::{IsolationLevel, Postgres, PostgresOptions};
+use unanimous::{BoxError, Tx};
 
 use crate::http_idempotency_support::{OnPostgres, Place, World, order_with, serve};
 
@@ -76,7 +81,7 @@ async fn a_repeat_whose_snapshot_is_too_old_is_repeated_and_gets_the_response() 
         let (store, options) = (world.place.store.clone(), world.place.options.clone());
         let snapshot = {
             let (store, read, met) = (store.clone(), read.clone(), Arc::new(AtomicBool::new(false)));
-            from_fn(move |tx: Tx, request: Request, next: Next| {
+            from_fn(move |tx: Tx, request: axum::extract::Request, next: Next| {
                 let (store, options, read, met) = (store.clone(), options.clone(), read.clone(), met.clone());
                 async move {
                     let joined = tx.join_with(&store, options).await.unwrap();
@@ -109,4 +114,32 @@ async fn a_repeat_whose_snapshot_is_too_old_is_repeated_and_gets_the_response() 
     assert_eq!((one.status, &one.body), (200, &other.body));
     assert_eq!(place.orders(), ["1"]);
     assert!(one.replayed() != other.replayed(), "one of them is the first");
+}
+
+/// All layers around one service of tower, without a router in between: their bodies fit.
+#[tokio::test]
+async fn all_layers_compose() {
+    let world = World::new(&OnPostgres::new()).await;
+    let place = world.place.clone();
+    let service = ServiceBuilder::new()
+        .layer(retry())
+        .layer(world.transactions())
+        .layer(world.layer())
+        .layer(CommitAfterBodyLayer::new())
+        .service_fn(move |request: Request<RequestBody<Full<Bytes>>>| {
+            let place = place.clone();
+            async move {
+                let tx = transaction(request.extensions())?;
+                let body = request.into_body().collect().await?.to_bytes();
+                place.insert(&tx, std::str::from_utf8(&body)?).await;
+                Ok::<_, BoxError>(Response::new(Full::new(body)))
+            }
+        });
+    for replayed in [false, true] {
+        let request = Request::post("/orders").header("idempotency-key", "k").body(Full::from("tea")).unwrap();
+        let response = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.headers().contains_key("idempotent-replayed"), replayed);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "tea");
+    }
+    assert_eq!(world.place.orders(), ["tea"]);
 }
