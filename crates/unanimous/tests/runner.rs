@@ -31,6 +31,8 @@ mod http_idempotency_doubt;
 #[cfg(feature = "axum")]
 mod http_idempotency_order;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_retry;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
 mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
