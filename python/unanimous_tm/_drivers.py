@@ -9,6 +9,7 @@ Must not know transactions.
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import Any, Optional
 
 # libpq's PGTransactionStatusType.
@@ -19,11 +20,25 @@ def driver_of(conn: Any) -> Driver:
     """
     :raises TypeError: for what is no connection of either.
     """
+    driver = _drivers.get(type(conn))
+    if driver is None:
+        driver = _looked_for(conn)
+        if hasattr(type(conn), "tpc_begin"):
+            # The look costs as much as a short statement. What stands for a connection may stand for another kind next.
+            _drivers[type(conn)] = driver
+    return driver(conn)
+
+
+def _looked_for(conn: Any) -> type[Driver]:
     if hasattr(conn, "tpc_begin") and not inspect.iscoroutinefunction(conn.tpc_begin):
-        return Psycopg3(conn) if hasattr(conn, "pgconn") and hasattr(conn, "add_notice_handler") else Psycopg2(conn)
+        return Psycopg3 if hasattr(conn, "pgconn") and hasattr(conn, "add_notice_handler") else Psycopg2
     raise TypeError(
         f"join takes a connection string, or a connection of psycopg2 or psycopg 3 that is not asynchronous, not {conn!r}"
     )
+
+
+# Of each class of connections.
+_drivers: weakref.WeakKeyDictionary[type, type[Driver]] = weakref.WeakKeyDictionary()
 
 
 class Driver:

@@ -23,7 +23,6 @@ import logging
 import os
 import threading
 import time
-import uuid
 import weakref
 from typing import Any, Callable, Optional
 
@@ -74,7 +73,7 @@ class DataManager:
         #: The configured resource whose branch this is; None where nobody could finish it after a crash.
         self.unanimous_resource: Optional[str] = None
         self.notifies: list[Notification] = []
-        self.mark = uuid.uuid4().hex
+        self.mark = os.urandom(16).hex()
         self._driver: Driver = driver_of(conn)
         self._on_complete = on_complete
         self._reopen = reopen
@@ -148,24 +147,26 @@ class DataManager:
 
         :raises BranchError: the work has failed or has ended its transaction.
         """
-        self._begin_planned()
-        if self._started is None:
-            self._prepare(gid)
-        else:
-            self._wait()
+        with _Ending():
+            self._begin_planned()
+            if self._started is None:
+                self._prepare(gid)
+            else:
+                self._wait()
 
     def commit_branch(self) -> None:
         """Commits what is prepared, and delivers its notifications. An error leaves open which of it is done."""
         self._decided = True
-        self._begin_planned()
-        try:
-            if self._started is None:
-                self._commit()
-            else:
-                self._wait()
-            self._state = _ENDED
-        finally:
-            self._release()
+        with _Ending():
+            self._begin_planned()
+            try:
+                if self._started is None:
+                    self._commit()
+                else:
+                    self._wait()
+                self._state = _ENDED
+            finally:
+                self._release()
 
     def rollback_branch(self) -> None:
         """Rolls back what is open or prepared. An error leaves open whether it is prepared."""
@@ -276,13 +277,15 @@ class DataManager:
         _plans.__dict__.setdefault("all", []).append(self)
 
     def _begin_planned(self) -> None:
-        """Begins what others have planned, each in a thread of its own; one's own is done here, which needs none."""
+        """Begins what others have planned, each in a thread of its own; one's own is done here, which needs none. Where every processor has a
+        transaction that ends already, threads would only take turns: then each is done in its turn."""
         self._planned = None
         plans = _plans.__dict__.get("all")
+        crowded = len(_ending) > _PROCESSORS
         while plans:
             branch = plans.pop()
             planned, branch._planned = branch._planned, None
-            if planned is not None:
+            if planned is not None and not crowded:
                 function, arguments = planned
                 try:
                     branch._started = _threads().submit(function, *arguments)
@@ -421,6 +424,22 @@ _outboxes: set[tuple[str, ...]] = set()
 # Of each thread: the branches that have planned a step, whose turn comes.
 _plans = threading.local()
 
+# The threads whose transactions are just being prepared or committed.
+_ending: set[int] = set()
+
+_PROCESSORS = os.cpu_count() or 1
+
+
+class _Ending:
+    """While it is entered, its thread is one of those."""
+
+    def __enter__(self) -> None:
+        _ending.add(threading.get_ident())
+
+    def __exit__(self, *raised: Any) -> None:
+        _ending.discard(threading.get_ident())
+
+
 _pool: Optional[concurrent.futures.ThreadPoolExecutor] = None
 
 
@@ -435,6 +454,7 @@ def _forked() -> None:
     # A child has none of its parent's threads.
     global _pool
     _pool = None
+    _ending.clear()
 
 
 os.register_at_fork(after_in_child=_forked)

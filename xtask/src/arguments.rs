@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
-       cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keep]
+       cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keys] [--keep]
        cargo xtask prove [--quick] [--level NAME] [--seed N] [--mutant NAME]
        cargo xtask coverage
        cargo xtask fuzz [--executions N] [--target NAME]
@@ -23,6 +23,7 @@ crash postgres
              the same on two PostgreSQL servers, with kill -9 of the demo, immediate stops of the servers and ended sessions, mixed
              --seed S     the faults, moments and orders of an earlier run (by default another one each time; it is printed)
              --clients C  parallel clients, 16 by default
+             --keys       clients repeat each request with the same Idempotency-Key over kill -9 of the demo until it is answered
              --keep       keep the data folder also when nothing was violated
 prove        all levels of the proof (docs/proof.md), about an hour; the last line are its figures as JSON; exits 1 on any violation
              --quick      at most 3 minutes
@@ -98,6 +99,8 @@ pub(crate) struct Crash {
     /// None: another one each time.
     pub(crate) seed: Option<u64>,
     pub(crate) clients: usize,
+    /// Requests are repeated by their keys.
+    pub(crate) keys: bool,
     pub(crate) keep: bool,
 }
 
@@ -130,13 +133,14 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
 }
 
 fn crash(stores: Stores, mut arguments: impl Iterator<Item = String>) -> Result<Crash, String> {
-    let mut plan = Crash { stores, rounds: 0, seed: None, clients: 16, keep: false };
+    let mut plan = Crash { stores, rounds: 0, seed: None, clients: 16, keys: false, keep: false };
     while let Some(name) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("error: {name} needs a number"));
         match name.as_str() {
             "--rounds" => plan.rounds = number(&name, &value()?)?,
             "--seed" => plan.seed = Some(number(&name, &value()?)?),
             "--clients" => plan.clients = number(&name, &value()?)?,
+            "--keys" => plan.keys = true,
             "--keep" => plan.keep = true,
             _ => return Err(format!("error: unexpected argument {name:?}")),
         }
@@ -212,10 +216,10 @@ mod tests {
     fn commands_are_parsed() {
         assert_eq!(parsed("test"), Ok(Command::Test(None)));
         assert_eq!(parsed("test clippy"), Ok(Command::Test(Some("clippy".into()))));
-        let crash = Crash { stores: Stores::Sqlite, rounds: 7, seed: Some(9), clients: 16, keep: true };
+        let crash = Crash { stores: Stores::Sqlite, rounds: 7, seed: Some(9), clients: 16, keys: false, keep: true };
         assert_eq!(parsed("crash demo --rounds 7 --seed 9 --keep"), Ok(Command::Crash(crash)));
-        let crash = Crash { stores: Stores::Postgres, rounds: 300, seed: None, clients: 4, keep: false };
-        assert_eq!(parsed("crash postgres --rounds 300 --clients 4"), Ok(Command::Crash(crash)));
+        let crash = Crash { stores: Stores::Postgres, rounds: 300, seed: None, clients: 4, keys: true, keep: false };
+        assert_eq!(parsed("crash postgres --rounds 300 --keys --clients 4"), Ok(Command::Crash(crash)));
         let prove = Prove { quick: true, level: Some("log".into()), seed: 7, mutant: None };
         assert_eq!(parsed("prove --quick --seed 7 --level log"), Ok(Command::Prove(prove)));
         assert_eq!(parsed("coverage"), Ok(Command::Coverage));

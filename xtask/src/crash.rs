@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use unanimous_testing::crash::{self, Summary};
+use unanimous_testing::crash::{self, Summary, repeat};
+use unanimous_testing::demo::Place;
 
 use crate::arguments::{Crash, Stores};
 use crate::metadata::workspace;
@@ -22,6 +23,7 @@ pub(crate) fn run(crash: &Crash) -> Result<(), String> {
     say(&format!("seed {seed}, data in {}", folder.path().display()));
     let start = Instant::now();
     let done = match crash.stores {
+        _ if crash.keys => keys(crash, binary, folder.path(), seed),
         Stores::Sqlite => demo(crash, binary, folder.path(), seed),
         Stores::Postgres => postgres(crash, binary, folder.path(), seed),
     };
@@ -54,10 +56,11 @@ pub(crate) fn run(crash: &Crash) -> Result<(), String> {
         Stores::Postgres => "postgres",
     };
     Err(format!(
-        "the data is kept in {}\nto repeat it: cargo xtask crash {name} --rounds {} --seed {seed} --clients {}",
+        "the data is kept in {}\nto repeat it: cargo xtask crash {name} --rounds {} --seed {seed} --clients {}{}",
         folder.path().display(),
         crash.rounds,
-        crash.clients
+        crash.clients,
+        if crash.keys { " --keys" } else { "" }
     ))
 }
 
@@ -83,6 +86,27 @@ fn postgres(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io
         summary.longest.as_secs_f64()
     ));
     Ok(summary.orders)
+}
+
+fn keys(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Result<Summary> {
+    let Crash { rounds, clients, .. } = *crash;
+    let summary = match crash.stores {
+        Stores::Sqlite => {
+            let place = Place::new(binary, folder.join("data"));
+            repeat::run(&repeat::Plan { place, rounds, seed, clients }, say)?
+        }
+        Stores::Postgres => {
+            std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+            let plan = crash::postgres::Plan { binary, folder: folder.to_owned(), rounds, seed, clients };
+            repeat::run_on_postgres(&plan, say)?
+        }
+    };
+    let repeat::KeySummary { orders, repeated, replayed, refused } = summary;
+    say(&format!(
+        "{repeated} requests were sent again until they were answered; of the answered ones {replayed} were asked for once more and were \
+         the same; {refused} other orders with a used key were refused"
+    ));
+    Ok(orders)
 }
 
 /// Small, so that it can be typed.

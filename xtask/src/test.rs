@@ -45,9 +45,12 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     let quick = Prove { quick: true, level: None, seed: 1, mutant: None };
     steps.step("proof", "cargo xtask prove --quick", || prove::run(&quick))?;
     for (stores, name) in [(Stores::Sqlite, "demo"), (Stores::Postgres, "postgres")] {
-        let rounds = Crash { stores, rounds: CRASH_ROUNDS, seed: None, clients: 16, keep: false };
-        let repeat = format!("cargo xtask crash {name} --rounds {CRASH_ROUNDS}");
-        steps.step("crash rounds", &repeat, || crash::run(&rounds))?;
+        for keys in [false, true] {
+            let rounds = Crash { stores, rounds: CRASH_ROUNDS, seed: None, clients: 16, keys, keep: false };
+            let repeat =
+                format!("cargo xtask crash {name} --rounds {CRASH_ROUNDS}{}", if keys { " --keys" } else { "" });
+            steps.step("crash rounds", &repeat, || crash::run(&rounds))?;
+        }
     }
     steps.summary();
     if steps.done.is_empty() {

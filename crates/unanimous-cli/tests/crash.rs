@@ -1,6 +1,7 @@
-//! kill -9 under load: the commands `cargo xtask crash demo` and `crash postgres`, with few rounds.
+//! kill -9 under load: the commands `cargo xtask crash demo` and `crash postgres`, also with `--keys`, with few rounds.
 
-use unanimous_testing::crash::{Plan, postgres, run};
+use unanimous_testing::crash::{Plan, postgres, repeat, run};
+use unanimous_testing::demo::Place;
 
 use crate::support::binary;
 
@@ -34,4 +35,33 @@ fn what_was_acknowledged_survives_the_servers_faults_too() {
     assert_eq!(orders.rounds, 4, "{told:#?}");
     assert!(orders.acknowledged > 0 && orders.aborted > 0, "{summary:?}: {told:#?}");
     assert!(summary.heard > 0 && summary.faults.len() > 1, "{summary:?}: {told:#?}");
+}
+
+#[test]
+fn what_is_repeated_by_its_key_is_stored_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(binary(), folder.path().join("data"));
+    judge(repeat::run(&repeat::Plan { place, rounds: 8, seed: 1, clients: 16 }, drop_line).unwrap(), 8);
+}
+
+#[test]
+fn what_is_repeated_by_its_key_is_stored_once_on_postgres() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let plan = postgres::Plan {
+        binary: binary().to_owned(),
+        folder: folder.path().to_owned(),
+        rounds: 8,
+        seed: 1,
+        clients: 16,
+    };
+    judge(repeat::run_on_postgres(&plan, drop_line).unwrap(), 8);
+}
+
+fn drop_line(_: &str) {}
+
+fn judge(summary: repeat::KeySummary, rounds: u32) {
+    assert_eq!(summary.orders.violations, Vec::<String>::new(), "{summary:?}");
+    assert_eq!((summary.orders.rounds, summary.orders.unanswered), (rounds, 0), "{summary:?}");
+    assert!(summary.orders.acknowledged > 0 && summary.repeated > 0 && summary.replayed > 0, "{summary:?}");
 }

@@ -54,6 +54,34 @@ fn an_order_is_in_both_stores() {
 }
 
 #[test]
+fn an_order_that_is_sent_again_with_its_key_is_stored_once() {
+    let desk = Running::start();
+    let asked = order("Ada", "tea", 3).to_string();
+    let send = |key: &str, body: &str| {
+        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+        desk.client.post_with("/orders", &headers, body.as_bytes()).unwrap()
+    };
+    let first = send("\"7a1f\"", &asked);
+    assert_eq!((first.status, first.header("idempotent-replayed")), (201, None), "{}", first.text());
+    let again = send("\"7a1f\"", &asked);
+    assert_eq!((again.status, again.header("idempotent-replayed")), (201, Some("true")), "{}", again.text());
+    assert_eq!(again.text(), first.text());
+    assert_eq!(again.header("location"), first.header("location"));
+    assert_eq!(again.header("unanimous-transaction"), first.json()["transaction"].as_str());
+    let other = send("\"7a1f\"", &order("Ada", "coffee", 1).to_string());
+    assert_eq!(other.status, 422, "{}", other.text());
+    assert_eq!(send("\"7a1f", &asked).status, 400, "a key that is not closed");
+    // What was aborted has stored no key either: it may be sent again, and is executed.
+    let mut failing = order("Ada", "nothing", 1);
+    failing["fail"] = json!("vote");
+    let failed = [send("k", &failing.to_string()), send("k", &failing.to_string())];
+    assert_eq!(failed.each_ref().map(|answer| answer.status), [503, 503], "{failed:?}");
+    assert_ne!(failed[0].json()["transaction"], failed[1].json()["transaction"]);
+    assert_eq!(send("k", &order("Ada", "lamp", 1).to_string()).status, 201);
+    assert_eq!(desk.clean_check(), (2, 2));
+}
+
+#[test]
 fn each_way_to_abort_leaves_nothing() {
     let desk = Running::start();
     let kept = desk.client.post_json("/orders", &order("Ada", "kept", 1)).unwrap();
@@ -225,7 +253,7 @@ fn a_browser_gets_the_page() {
         assert!(failed.text().contains(r#"class="card told aborted""#), "{fail}: {}", failed.text());
         assert!(failed.text().contains("nothing is stored"), "{fail}: {}", failed.text());
         assert!(failed.text().contains("rolled back"), "{fail}: {}", failed.text());
-        assert!(failed.text().contains(&format!("\nfail={fail}<")), "the page says which: {fail}: {}", failed.text());
+        assert!(failed.text().contains(&format!(", fail={fail}, ")), "the page says which: {fail}: {}", failed.text());
     }
     let refused = post("", "0");
     assert_eq!(refused.status, 422);
@@ -244,7 +272,8 @@ fn a_browser_gets_the_page() {
     assert_eq!(page.text().matches(r#"<td class="aborted">"#).count(), 5, "{}", page.text());
     assert_eq!(page.text().matches(r#"<td class="committed">"#).count(), 1, "{}", page.text());
     assert!(!page.text().contains("<script"), "{}", page.text());
-    assert_eq!(page.text().matches("&lt;script&gt;").count(), 2, "customer and item: {}", page.text());
+    let shown = page.text().matches("&lt;script&gt;").count();
+    assert_eq!(shown, 2 + 6, "customer and item, and the user of six transactions: {}", page.text());
     assert!(desk.client.get("/?placed=none").unwrap().status == 200);
     assert_eq!(desk.clean_check(), (1, 1));
 }

@@ -287,3 +287,22 @@ fn runs(id: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
     status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
+
+#[test]
+fn orders_that_meet_are_repeated_until_they_are_stored() {
+    let desk = Desk::new();
+    let demo = desk.place().serving("--conflict").start().unwrap();
+    let client = demo.ready().unwrap();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..10).for_each(|_| drop(placed(&client))));
+        }
+    });
+    let counted = desk.orders.psql("select orders from unanimous_demo.counted").unwrap();
+    assert_eq!(counted, "80", "each order has counted itself once");
+    let page = client.get("/").unwrap();
+    assert!(page.text().contains("POST /orders, attempt 2"), "the page tells of repeated orders");
+    assert!(page.text().contains("another order was in the way"), "and of why");
+    let (code, out, err) = told(&demo.check().unwrap());
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+}

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::Signal;
 use serde_json::json;
 use unanimous_testing::client::Client;
+use unanimous_testing::client::form as form_of;
 use unanimous_testing::demo::{Demo, LIMIT};
 
 use crate::support::{Running, binary, clean, told, unanimous};
@@ -22,7 +23,7 @@ fn it_says_what_to_try_and_what_it_says_works() {
     assert!(lines.contains(&format!("kill -9 {id}").as_str()), "{stdout}");
     let curls: Vec<&str> = lines.iter().copied().filter(|line| line.starts_with("curl ")).collect();
     let checks: Vec<&str> = lines.iter().copied().filter(|line| line.contains(" demo check ")).collect();
-    assert_eq!((curls.len(), checks.len()), (5, 1), "{stdout}");
+    assert_eq!((curls.len(), checks.len()), (6, 1), "{stdout}");
 
     let page = desk.client.get("/").unwrap();
     assert!(
@@ -50,9 +51,21 @@ fn it_says_what_to_try_and_what_it_says_works() {
         let path = url.strip_prefix(&format!("http://{}", desk.client.address())).unwrap();
         assert_eq!(desk.client.get(path).unwrap().status, status, "{line}");
     }
-    assert!(curls[4].ends_with("-d fail=vote"), "{}", curls[4]);
+    let keyed = words(curls[4]);
+    assert_eq!(keyed[2..4], ["-H", "Idempotency-Key: \"7a1f\""]);
+    let form: Vec<(&str, &str)> =
+        keyed[4..].iter().filter(|word| *word != "-d").map(|field| field.split_once('=').unwrap()).collect();
+    let headers = [("content-type", "application/x-www-form-urlencoded"), ("idempotency-key", "\"7a1f\"")];
+    let sent = || desk.client.post_with("/orders", &headers, form_of(&form).as_bytes()).unwrap();
+    let (first, again) = (sent(), sent());
+    assert_eq!((first.status, first.text()), (201, again.text()), "{}", again.text());
+    let asked = format!("/transactions/{}", first.header("unanimous-transaction").unwrap());
+    assert!(stdout.contains(&format!("http://{}/transactions/ID", desk.client.address())), "{stdout}");
+    assert_eq!(desk.client.get(&asked).unwrap().json()["outcome"], "committed");
+    assert_eq!(desk.client.get("/ready").unwrap().status, 200);
+    assert!(curls[5].ends_with("-d fail=vote"), "{}", curls[5]);
     let output = Command::new("sh").args(["-c", checks[0]]).output().unwrap();
-    assert_eq!(clean(&output), (2, 2));
+    assert_eq!(clean(&output), (3, 3));
 }
 
 #[test]

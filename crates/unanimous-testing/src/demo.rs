@@ -25,18 +25,27 @@ pub struct Place {
     pub data: PathBuf,
     /// The arguments that choose the stores; without any it is SQLite.
     pub stores: Vec<String>,
+    /// Arguments of a demo that serves.
+    pub serving: Vec<String>,
 }
 
 impl Place {
     /// One on SQLite.
     pub fn new(binary: impl Into<PathBuf>, data: impl Into<PathBuf>) -> Self {
-        Self { binary: binary.into(), data: data.into(), stores: Vec::new() }
+        Self { binary: binary.into(), data: data.into(), stores: Vec::new(), serving: Vec::new() }
     }
 
     /// The same on two PostgreSQL databases: of the orders, and of the invoices.
     #[must_use]
     pub fn postgres(self, urls: [String; 2]) -> Self {
         Self { stores: urls.into_iter().flat_map(|url| ["--postgres".into(), url]).collect(), ..self }
+    }
+
+    /// The same with an argument of a demo that serves, such as `--conflict`.
+    #[must_use]
+    pub fn serving(mut self, argument: impl Into<String>) -> Self {
+        self.serving.push(argument.into());
+        self
     }
 
     /// Starts the demo on a port that the system chooses; does not wait until it serves.
@@ -46,6 +55,7 @@ impl Place {
     /// When the binary can't be run.
     pub fn start(&self) -> Result<Demo, DemoError> {
         let mut command = self.command(&["demo", "--listen", "127.0.0.1:0"]);
+        command.args(&self.serving);
         let program = Program::start(&mut command).map_err(|error| DemoError::Start(self.binary.clone(), error))?;
         Ok(Demo { program, place: self.clone() })
     }

@@ -475,7 +475,7 @@ impl Error for RunError {
 }
 
 /// An error with all its sources on one line, for reports and logs.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn chain(error: &(impl Error + ?Sized)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

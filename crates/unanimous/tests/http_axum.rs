@@ -80,8 +80,9 @@ async fn without_the_layer_the_extractor_refuses_plainly() {
     let world = World::new().await;
     let response = routes(&world).oneshot(request("POST", "/orders")).await.unwrap();
     assert_eq!(response.status(), 500);
-    assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
-    assert_eq!(text(response).await, "This request should run in a transaction, and has none.");
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let problem = text(response).await;
+    assert!(problem.contains("#no-transaction\"") && problem.contains("has none"), "{problem}");
     assert_eq!(world.journal.entries(), Vec::<String>::new());
 }
 

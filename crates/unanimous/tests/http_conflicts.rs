@@ -25,29 +25,29 @@ fn serializable() -> PostgresOptions {
     PostgresOptions::new().isolation(IsolationLevel::Serializable)
 }
 
-fn database(sql: &str) -> Database<'static> {
+pub(crate) fn database(sql: &str) -> Database<'static> {
     let database = Cluster::shared().database().unwrap();
     database.psql(sql).unwrap();
     database
 }
 
 /// A server of this app; ends with the test.
-async fn serve(app: Router) -> (SocketAddr, JoinHandle<()>) {
+pub(crate) async fn serve(app: Router) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (address, tokio::spawn(async move { axum::serve(listener, app).await.unwrap() }))
 }
 
 /// A client with one connection, which it uses for all its requests.
-struct Client(BufStream<TcpStream>);
+pub(crate) struct Client(BufStream<TcpStream>);
 
 impl Client {
-    async fn new(address: SocketAddr) -> Self {
+    pub(crate) async fn new(address: SocketAddr) -> Self {
         Self(BufStream::new(TcpStream::connect(address).await.unwrap()))
     }
 
     /// The status and the body.
-    async fn post(&mut self, path: &str) -> (u16, String) {
+    pub(crate) async fn post(&mut self, path: &str) -> (u16, String) {
         let request = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
         self.0.write_all(request.as_bytes()).await.unwrap();
         self.0.flush().await.unwrap();
@@ -203,7 +203,10 @@ const INCREMENTS: u32 = 1000;
 /// The waits, which grow up to what many increments take, keep most of those that met from meeting again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_conflicting_increments_by_32_clients_end_at_a_thousand() {
-    let database = database("create table counter (value bigint); insert into counter values (0)");
+    // A server of its own: the shared one has not enough connections for these clients beside other tests.
+    let cluster = Cluster::builder().setting("fsync", "off").start().unwrap();
+    let database = cluster.database().unwrap();
+    database.psql("create table counter (value bigint); insert into counter values (0)").unwrap();
     let config = database.url().parse::<unanimous::postgres::tokio_postgres::Config>().unwrap();
     let store = Postgres::builder("counter", config).max_connections(CLIENTS as usize).build();
     let manager = TransactionManager::builder(MemoryLog::new()).resource(store.clone()).build().await.unwrap();

@@ -207,6 +207,18 @@ async fn without_a_transaction_of_the_requests_nothing_is_to_be_repeated() {
     assert!(response.extensions().get::<Retryable>().is_none());
 }
 
+#[tokio::test]
+async fn what_the_handler_calls_worth_it_is_repeated_but_for_an_unknown_outcome() {
+    let response: http::Response<String> = Failed::retryable("not ready yet").response();
+    assert_eq!(response.status(), 409);
+    assert!(response.extensions().get::<Retryable>().is_some());
+    let world = World::new().await;
+    let unknown = CommitError::Unknown { id: world.manager.begin().id(), source: Cause::Interrupted };
+    let response: http::Response<String> = Failed::retryable(outer(unknown)).response();
+    assert_eq!(response.status(), 500);
+    assert!(response.extensions().get::<Retryable>().is_none());
+}
+
 /// The errors of this crate are responses by themselves.
 #[tokio::test]
 async fn joins_commits_and_runs_are_answered_likewise() {

@@ -76,7 +76,7 @@ const ONCE: [&str; 1] = ["1 tea"];
 #[tokio::test]
 async fn what_is_repeated_and_what_is_not() {
     type Case = (&'static str, Capability, fn(&World), Deed, &'static [&'static str], u16);
-    let cases: [Case; 13] = [
+    let cases: [Case; 14] = [
         ("done", Capability::TwoPhase, |_| {}, |_, _| created(), &ONCE, 201),
         (
             "a conflict that the handler met",
@@ -93,6 +93,14 @@ async fn what_is_repeated_and_what_is_not() {
             |attempt, _| if attempt.number == 2 { created() } else { Err(BranchError::conflict("secret").into()) },
             &["1 tea", "2 tea"],
             201,
+        ),
+        (
+            "a failure that the handler calls worth it",
+            Capability::TwoPhase,
+            |_| {},
+            |_, _| Err(Failed::retryable("the other service was not ready")),
+            &ALL,
+            409,
         ),
         (
             "another failure of the handler",
@@ -538,6 +546,18 @@ async fn it_can_be_put_around_one_route() {
     assert_eq!(world.journal.of("attempt"), ALL);
     app.oneshot(Request::post("/once").body(Body::from("rum")).unwrap()).await.unwrap();
     assert_eq!(world.journal.of("attempt")[3..], ["1 last rum"]);
+}
+
+#[tokio::test]
+async fn applied_twice_the_inner_one_steps_aside_unless_the_outer_one_leaves_it_out() {
+    let world = World::new().await;
+    let deed: Deed = |_, _| Err(BranchError::conflict("another").into());
+    let twice = app(&world, deed).layer(retry().attempts(7)).layer(retry());
+    assert_eq!(twice.oneshot(request("tea")).await.unwrap().status(), 409);
+    assert_eq!(world.journal.of("attempt"), ALL);
+    let left_out = app(&world, deed).layer(retry()).layer(retry().attempts(7).when(|_| false));
+    assert_eq!(left_out.oneshot(request("tea")).await.unwrap().status(), 409);
+    assert_eq!(world.journal.of("attempt"), ALL.repeat(2));
 }
 
 /// Within a transaction nothing can be repeated: the request is run once, and the log says what to do.

@@ -45,10 +45,14 @@ impl Journal {
 
     /// Waits for an entry.
     pub(crate) async fn until(&self, entry: &str) {
+        self.until_so(entry, |entries| entries.iter().any(|known| known == entry)).await;
+    }
+
+    /// Waits until the entries are so.
+    pub(crate) async fn until_so(&self, what: &str, so: impl Fn(&[String]) -> bool) {
         let mut entries = self.0.subscribe();
-        let found = entries.wait_for(|entries| entries.iter().any(|known| known == entry));
-        let found = tokio::time::timeout(PATIENCE, found).await.is_ok();
-        assert!(found, "{entry:?} did not happen; what did is {:#?}", self.entries());
+        let found = tokio::time::timeout(PATIENCE, entries.wait_for(|entries| so(entries))).await.is_ok();
+        assert!(found, "{what:?} did not happen; what did is {:#?}", self.entries());
     }
 
     /// Asserts that the first of two entries is there, and comes before every occurrence of the second, which is there too.

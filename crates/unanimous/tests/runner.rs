@@ -22,8 +22,20 @@ mod http_disconnect;
 mod http_ended;
 #[cfg(feature = "axum")]
 mod http_failed;
+#[cfg(all(feature = "axum", feature = "files", feature = "postgres"))]
+mod http_faults;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_doubt;
+#[cfg(feature = "axum")]
+mod http_idempotency_order;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
+#[cfg(all(feature = "axum", feature = "postgres"))]
+mod http_limits;
 #[cfg(feature = "axum")]
 mod http_outcome;
 #[cfg(feature = "http")]

@@ -1,4 +1,5 @@
-//! kill -9 of the demo under load, again and again, and what must be true after it. [`run`]: on SQLite; `postgres`: on two servers.
+//! kill -9 of the demo under load, again and again, and what must be true after it. [`run`]: on SQLite; `postgres`: on two servers;
+//! [`repeat`]: clients that repeat their requests by key until they are answered.
 //!
 //! Each round: some kills during start-up (which is where recovery runs), a start, `demo check`, a look at every order of the round
 //! before, then load by parallel clients until a kill -9 at a random moment. At the end a look at everything, a graceful stop, and a
@@ -17,6 +18,7 @@ mod ledger;
 mod load;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod repeat;
 
 use std::fs;
 use std::io;

@@ -4,11 +4,13 @@
 
 use std::convert::Infallible;
 
+use axum_core::body::Body;
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
+use super::problem::Problem;
 use super::request::{NoTransaction, transaction};
 use super::retry::{Attempt, attempt};
 use crate::transaction::Tx;
@@ -46,9 +48,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Attempt {
     }
 }
 
-/// A 500: it is the service's fault. What to do about it is in the log, and in [`NoTransaction`]'s text.
+/// A 500, as a problem document: it is the service's fault. What to do about it is in the log, and in [`NoTransaction`]'s text.
 impl IntoResponse for NoTransaction {
     fn into_response(self) -> Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, "This request should run in a transaction, and has none.").into_response()
+        NO_TRANSACTION.response::<Body>()
     }
 }
+
+const NO_TRANSACTION: Problem = Problem {
+    status: StatusCode::INTERNAL_SERVER_ERROR,
+    kind: "no-transaction",
+    title: "This request should run in a transaction, and has none",
+    detail: "Nothing was done. The log of the service says what to change.",
+};

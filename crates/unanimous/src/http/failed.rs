@@ -35,8 +35,8 @@ use crate::error::{CommitError, JoinError, chain, is_conflict, is_unknown};
 ///
 /// | the error | the response | the transaction |
 /// | --- | --- | --- |
-/// | is a conflict in the current transaction | 409 `commit-conflict`, marked [`Retryable`] | aborts; a [`RetryLayer`](super::RetryLayer) repeats the request |
-/// | is a conflict in another one | 409 `commit-conflict` | aborts |
+/// | is a conflict | 409 `commit-conflict`, marked [`Retryable`] | aborts; a [`RetryLayer`](super::RetryLayer) repeats the request |
+/// | is a conflict, and no transaction of the request has begun | 409 `commit-conflict`: what the handler has committed elsewhere must not be done again | |
 /// | a store can't be reached, or has no connection in time; the manager shuts down; a time limit has passed | 503 `store-unavailable` | aborts |
 /// | is another commit's, which was aborted otherwise | 503 `commit-aborted` | aborts |
 /// | is another commit's, whose outcome is unknown | 500 `commit-unknown` | aborts |
@@ -58,6 +58,8 @@ struct Inner {
     kind: Kind,
     /// The request's transaction, if it had begun.
     id: Option<TransactionId>,
+    /// Whether the response asks for a repetition.
+    repeat: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +80,30 @@ impl<E: Into<BoxError>> From<E> for Failed {
             None => is_conflict(&*error) && !is_unknown(&*error),
         };
         let kind = if conflict { Kind::Conflict } else { Kind::of(&*error) };
-        Self { inner: Box::new(Inner { error, kind, id: tx.map(|tx| tx.id()) }) }
+        // Without one the handler has had transactions of its own, of which others may have committed.
+        let repeat = conflict && tx.is_some();
+        Self::new(error, kind, tx.map(|tx| tx.id()), repeat)
     }
 }
 
 impl Failed {
+    /// An error for which the handler knows that repeating the request may help, whatever its store says: it is answered as a conflict in the
+    /// current transaction, and repeated, also where no transaction has begun. Never where it tells of an unknown outcome.
+    ///
+    /// Mind what the handler may have committed in other transactions: that is done again.
+    pub fn retryable(error: impl Into<BoxError>) -> Self {
+        let error = error.into();
+        if is_unknown(&*error) {
+            return Self::from(error);
+        }
+        let id = crate::current::begun().map(|tx| tx.id());
+        Self::new(error, Kind::Conflict, id, true)
+    }
+
+    fn new(error: BoxError, kind: Kind, id: Option<TransactionId>, repeat: bool) -> Self {
+        Self { inner: Box::new(Inner { error, kind, id, repeat }) }
+    }
+
     /// The error that it was made from.
     pub fn error(&self) -> &(dyn Error + Send + Sync + 'static) {
         &*self.inner.error
@@ -105,8 +126,7 @@ impl Failed {
         };
         let extensions = response.extensions_mut();
         extensions.insert(AbortTransaction);
-        // Without one the handler has had transactions of its own, of which others may have committed.
-        if self.is_retryable() && self.inner.id.is_some() {
+        if self.inner.repeat {
             extensions.insert(Retryable);
         }
         response

@@ -102,7 +102,7 @@
 //! - **Spawned tasks.** They may take a [`Tx`](crate::Tx) along, but nobody waits for them; one that still uses a branch when the
 //!   handler answers makes the commit abort.
 //! - **The client's knowledge.** A client that lost its connection doesn't know whether its request committed. Let it name its
-//!   requests (an idempotency key that is stored in the same transaction) if it must.
+//!   requests if it must: [`IdempotencyLayer`].
 //!
 //! # Commits that failed
 //!
@@ -133,6 +133,47 @@
 //! ## Handler failed
 //!
 //! 500. The fault is the service's; what it was is in its log.
+//!
+//! ## No transaction
+//!
+//! 500. The handler, or an [`IdempotencyLayer`], wants a transaction, and no [`TransactionLayer`] around it gives the request one; what to do about
+//! it is in the log.
+//!
+//! # Requests with a key
+//!
+//! What an [`IdempotencyLayer`] answers by itself: the kinds of its problem documents. None of them has changed anything.
+//!
+//! ## Idempotency-key missing
+//!
+//! 400. The request needs an `Idempotency-Key`, and has none.
+//!
+//! ## Idempotency-key malformed
+//!
+//! 400. The key is not one of 1 to 255 visible ASCII characters, or there are two.
+//!
+//! ## Idempotency-key in flight
+//!
+//! 409. A request with this key is being worked on, or in doubt after a crash. Repeated later, the request gets its response.
+//!
+//! ## Idempotency-key reused
+//!
+//! 422. The key was used for another request.
+//!
+//! ## Idempotency-key unavailable
+//!
+//! 503. The key could not be looked up, or the response not be kept. The request may be repeated later.
+//!
+//! ## Request-body too large
+//!
+//! 413. The body of a request with a key is read whole, within a bound.
+//!
+//! ## Request-body broken
+//!
+//! 400. The body ended before its end.
+//!
+//! ## Response not kept
+//!
+//! 500. The response can't be kept for the request's key: it is too large, a stream, or broke off.
 //!
 //! # Responses of the other layers
 //!
@@ -180,6 +221,7 @@ mod extract;
 mod failed;
 mod failure;
 mod future;
+mod idempotency;
 mod layer;
 mod outcome;
 mod problem;
@@ -196,6 +238,10 @@ pub use ended::{AbortTransaction, Ended, Retryable};
 pub use failed::Failed;
 pub use failure::{DefaultOnCommitFailure, OnCommitFailure, TRANSACTION_HEADER};
 pub use future::ResponseFuture;
+pub use idempotency::{
+    DamagedHeaders, Found, IdempotencyLayer, IdempotencyService, KEY_HEADER, KeyStore, Lifetime, REPLAYED_HEADER,
+    RequestKey, StoredResponse,
+};
 pub use layer::TransactionLayer;
 pub use outcome::OutcomeService;
 pub use readiness::ReadinessService;

@@ -2,7 +2,7 @@
 //!
 //! Must not know why: the texts are handed in, and nothing that a store said may be among them.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Response, StatusCode};
@@ -105,7 +105,10 @@ pub(crate) fn without_body(method: &Method, mut response: Response<String>) -> R
 
 /// A transaction's id as a header's value.
 pub(crate) fn id_value(id: TransactionId) -> HeaderValue {
-    HeaderValue::try_from(id.to_string()).expect("an id has digits, letters and dots only")
+    // Room for the longest, since each response of a transaction has one.
+    let mut text = String::with_capacity(64);
+    write!(text, "{id}").expect("a string takes what is written to it");
+    HeaderValue::try_from(text).expect("an id has digits, letters and dots only")
 }
 
 #[cfg(test)]

@@ -84,6 +84,8 @@ pub fn attempt(extensions: &Extensions) -> Option<Attempt> {
 /// up to [`max_body`](Self::max_body); a longer one, and one that breaks off, is handed on with nothing lost and tried once. So is a
 /// request for an upgrade (`CONNECT`, or one with an `Upgrade` header), since its connection can't be had twice.
 ///
+/// Applied twice, the inner one steps aside, unless the outer one leaves the request out.
+///
 /// What a handler does beside its transaction (a mail that it sends) is done in each attempt: let it do such things in
 /// [`after_commit`](crate::Tx::after_commit).
 ///
@@ -264,7 +266,7 @@ where
     let whole = match body {
         Ok(whole) => whole,
         Err(body) => {
-            parts.extensions.insert(Attempt::ONLY);
+            parts.extensions.get_or_insert(Attempt::ONLY);
             return service.call(Request::from_parts(parts, body)).await;
         }
     };
@@ -324,8 +326,10 @@ impl Config {
             );
             return false;
         }
+        // A layer further out repeats it already; two would multiply.
+        let repeated = attempt(&parts.extensions).is_some_and(|attempt| attempt != Attempt::ONLY);
         let upgrade = parts.method == Method::CONNECT || parts.headers.contains_key(UPGRADE);
-        self.attempts > 1 && !upgrade && self.when.as_ref().is_none_or(|when| when(parts))
+        self.attempts > 1 && !repeated && !upgrade && self.when.as_ref().is_none_or(|when| when(parts))
     }
 
     /// The longest wait after this attempt.

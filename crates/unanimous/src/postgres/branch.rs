@@ -224,6 +224,12 @@ impl PostgresBranch {
         self.url.as_deref()
     }
 
+    /// How long an answer to a statement of ours is waited for.
+    #[cfg(feature = "http")]
+    pub(super) fn vote_timeout(&self) -> Duration {
+        self.store.vote_timeout
+    }
+
     /// Known once `BEGIN` was answered, where a pooler may choose another session for each transaction.
     pub(super) fn set_backend(&self, backend: Backend) {
         let _ = self.backend.set(backend);

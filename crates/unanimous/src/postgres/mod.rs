@@ -48,6 +48,8 @@ mod control;
 mod error;
 mod foreign;
 mod join;
+#[cfg(feature = "http")]
+mod keys;
 mod log;
 mod node;
 mod options;
@@ -74,6 +76,8 @@ pub use deadpool_postgres;
 pub use error::PostgresError;
 pub use foreign::ForeignBranch;
 pub use join::JoinPostgres;
+#[cfg(feature = "http")]
+pub use keys::PostgresKeys;
 pub use log::{PostgresLog, PostgresLogBuilder};
 pub use options::{IsolationLevel, PostgresOptions};
 pub use schema::schema_sql;

@@ -75,3 +75,18 @@ CREATE TABLE IF NOT EXISTS unanimous.outbox (
     payload text NOT NULL,
     PRIMARY KEY (branch, n)
 );
+
+-- The idempotency keys of HTTP requests, with their first responses: written with the requests' work. transaction_id: the transaction that the
+-- response was made in. headers: a line `name: value` for each. Expired rows are deleted by whoever keeps keys here.
+CREATE TABLE IF NOT EXISTS unanimous.idempotency_key (
+    scope text NOT NULL,
+    key text NOT NULL,
+    transaction_id text NOT NULL,
+    expires_at bigint NOT NULL,
+    fingerprint bytea,
+    status integer,
+    headers bytea,
+    body bytea,
+    PRIMARY KEY (scope, key)
+);
+CREATE INDEX IF NOT EXISTS idempotency_key_by_end ON unanimous.idempotency_key (expires_at);

@@ -93,9 +93,27 @@ impl SqliteBranch {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
         T: Send + 'static,
     {
+        self.work(move |session| session.run(work)).await
+    }
+
+    /// The same for this library's own work, which may change its tables.
+    #[cfg(feature = "http")]
+    pub(super) async fn call_own<T, F>(&self, work: F) -> Result<T, SqliteError>
+    where
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.work(move |session| session.run_own(work)).await
+    }
+
+    async fn work<T, F>(&self, work: F) -> Result<T, SqliteError>
+    where
+        F: FnOnce(&mut Session<'_>) -> Result<T, SqliteError> + Send + 'static,
+        T: Send + 'static,
+    {
         let (reply, hear) = oneshot::channel();
         let job = Job::Work(Box::new(move |session: &mut Session<'_>| {
-            if let Err(Err(error)) = reply.send(session.run(work)) {
+            if let Err(Err(error)) = reply.send(work(session)) {
                 session.unseen(&error);
             }
         }));

@@ -27,8 +27,8 @@
 //! first, and this branch commits its work and the transaction's decision in one SQLite transaction. A transaction can
 //! have one such branch. Alone, it commits in one phase.
 //!
-//! The first open adds four tables to the database, their names beginning with `unanimous_`. They are for reading, in
-//! the `sqlite3` shell too:
+//! The first open adds four tables to the database, their names beginning with `unanimous_` (the first idempotency key that is kept adds one
+//! more). They are for reading, in the `sqlite3` shell too:
 //!
 //! ```sql
 //! select transaction_id, outcome, datetime(decided_at / 1000000, 'unixepoch'), finished_at is not null
@@ -81,6 +81,8 @@ mod connection;
 mod error;
 mod file;
 mod guard;
+#[cfg(feature = "http")]
+mod keys;
 mod rows;
 mod savepoint;
 mod session;
@@ -96,6 +98,8 @@ use std::time::Duration;
 pub use branch::{SqliteBranch, SqliteOptions};
 pub use error::{BeginError, Broken, DecisionError, EndError, Ended, FileChanged, Holder, OpenError, SqliteError};
 use futures_util::future::{Either, select};
+#[cfg(feature = "http")]
+pub use keys::SqliteKeys;
 /// The SQLite driver, whose connection the application's work is given.
 pub use rusqlite;
 use rusqlite::Connection;

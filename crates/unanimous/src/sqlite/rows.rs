@@ -25,7 +25,13 @@ use unanimous_core::{DecisionRecord, HoldReason, Known, Note, Owner, Participant
 use super::error::DecisionError;
 
 /// The tables that the application's work must not change.
-const TABLES: [&str; 4] = ["unanimous_identity", "unanimous_decision", "unanimous_participant", "unanimous_floor"];
+const TABLES: [&str; 5] = [
+    "unanimous_identity",
+    "unanimous_decision",
+    "unanimous_participant",
+    "unanimous_floor",
+    "unanimous_idempotency_key",
+];
 
 /// How many expired rows one commit takes along at most, so that none becomes slow by it. More than one, so that they
 /// go faster than they come.

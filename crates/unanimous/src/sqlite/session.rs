@@ -140,6 +140,28 @@ impl<'c> Session<'c> {
         }
     }
 
+    /// Runs our own work, of which the guard needs to know nothing.
+    #[cfg(feature = "http")]
+    pub(super) fn run_own<T>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, SqliteError> {
+        if self.life.is_stopped() {
+            return Err(SqliteError::Ended { how: Ended::RolledBack });
+        }
+        if self.flushed.is_some() {
+            return Err(SqliteError::Ended { how: Ended::Committing });
+        }
+        // What ended the transaction since, be it an error of our own, is found by the next look.
+        if self.broken.is_none() && self.conn.is_autocommit() {
+            self.broken = Some(Broken::RolledBack);
+        }
+        match &self.broken {
+            Some(why) => Err(SqliteError::Broken { why: why.clone(), source: None }),
+            None => work(self.conn).map_err(SqliteError::Sql),
+        }
+    }
+
     pub(super) fn flush(&mut self) -> Result<Work, BranchError> {
         self.check()?;
         let work = self.work_so_far();

@@ -3,7 +3,7 @@
 //! Handlers answer in JSON only; [`for_browsers`] turns that into the page where the Accept header asks for HTML.
 //! Must not show what a store said: that goes to the server's own log.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -97,13 +97,16 @@ pub(crate) fn html(status: StatusCode, page: String) -> Response {
 
 /// Where a handler leaves its transaction's id for the case that it panics.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Began(Arc<OnceLock<TransactionId>>);
+pub(crate) struct Began(Arc<Mutex<Option<TransactionId>>>);
 
 impl Began {
-    /// Names the request's transaction.
+    /// Names the request's transaction, the last one where it is tried again.
     pub(crate) fn set(&self, id: TransactionId) {
-        // A request has one transaction only.
-        let _ = self.0.set(id);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+
+    fn last(&self) -> Option<TransactionId> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,7 +119,7 @@ pub(crate) async fn caught(mut request: Request, next: Next) -> Response {
         Ok(response) => response,
         Err(_) => {
             let text = "the handler panicked; nothing is stored";
-            aborted(StatusCode::INTERNAL_SERVER_ERROR, text, began.0.get().copied())
+            aborted(StatusCode::INTERNAL_SERVER_ERROR, text, began.last())
         }
     }
 }
@@ -141,7 +144,7 @@ pub(crate) async fn for_browsers(State(desk): State<Desk>, request: Request, nex
             Some("unknown") => Kind::Ended(Outcome::Unknown),
             _ => Kind::Refused,
         },
-        message: body["error"].as_str().unwrap_or("the request failed").to_owned(),
+        message: body["error"].as_str().or(body["detail"].as_str()).unwrap_or("the request failed").to_owned(),
         transaction: body["transaction"].as_str().map(str::to_owned),
         receipt: None,
     };

@@ -9,9 +9,14 @@ use std::fmt;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::HeaderMap;
+use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, EXPECT};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
 use futures_util::StreamExt as _;
+
+use super::answer::refused;
 
 /// The largest body that is accepted, in bytes.
 pub(crate) const LIMIT: usize = 64 * 1024;
@@ -22,13 +27,23 @@ const TIME: Duration = Duration::from_secs(20);
 
 /// Why there is no body.
 #[derive(Debug)]
-pub(crate) enum BodyError {
+enum BodyError {
     /// Larger than [`LIMIT`].
     TooLarge,
     /// It did not come within [`TIME`].
     TooSlow,
     /// The client went away, or broke the protocol; why is in the server's own log.
     Broken,
+}
+
+impl BodyError {
+    fn status(&self) -> StatusCode {
+        match self {
+            BodyError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            BodyError::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            BodyError::Broken => StatusCode::BAD_REQUEST,
+        }
+    }
 }
 
 impl fmt::Display for BodyError {
@@ -41,8 +56,19 @@ impl fmt::Display for BodyError {
     }
 }
 
-/// Reads it.
-pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, BodyError> {
+/// Reads it, and hands the request on with it: what is further in may need it more than once.
+pub(crate) async fn whole(request: Request, next: Next) -> Response {
+    if request.method() != Method::POST {
+        return next.run(request).await;
+    }
+    let (head, body) = request.into_parts();
+    match read(&head.headers, body).await {
+        Ok(body) => next.run(Request::from_parts(head, Body::from(body))).await,
+        Err(error) => refused(error.status(), error),
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, BodyError> {
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let too_large = length.is_some_and(|length| length > LIMIT as u64);
     // A client that asks first has not sent anything yet, and one that announces more than anybody waits for is cut off.

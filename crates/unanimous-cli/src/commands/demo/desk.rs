@@ -16,6 +16,7 @@ use unanimous::{JoinError, TransactionId, TransactionManager, Tx, Undrained};
 
 use super::history::{Ended, History};
 use super::order::{Entered, NewOrder, Order};
+use super::orders::keys::Keys;
 use super::orders::{Orders, OrdersError, chain};
 use super::page::{self, Told};
 use super::stores::{Stores, held};
@@ -116,16 +117,16 @@ impl Desk {
     /// The log is made last of all. So where it is there, the stores were, and one that is missing then is gone: it is not made anew.
     /// A run that was killed before has left no log, and what it has made is completed.
     ///
-    /// `check` is the command line that compares the stores, for the page.
-    pub(crate) async fn open(data: &Path, stores: &Stores, check: &str) -> Result<Self, Failure> {
+    /// `conflict`: orders shall meet in one row. `check` is the command line that compares the stores, for the page.
+    pub(crate) async fn open(data: &Path, stores: &Stores, conflict: bool, check: &str) -> Result<Self, Failure> {
         let (log, orders, receipts) = if has_log(data) {
             // The log first: its lock keeps a second demo away from the stores.
             let log = open_log(data).await?;
-            let orders = Orders::open(data, stores, true).await?;
+            let orders = Orders::open(data, stores, conflict, true).await?;
             let receipts = Files::open_existing("receipts", data.join(RECEIPTS)).await;
             (log, orders, receipts.map_err(|error| receipts_not_opened(data, &error))?)
         } else {
-            let orders = Orders::open(data, stores, false).await?;
+            let orders = Orders::open(data, stores, conflict, false).await?;
             let receipts = Files::open("receipts", data.join(RECEIPTS)).await;
             let receipts = receipts.map_err(|error| receipts_not_opened(data, &error))?;
             (open_log(data).await?, orders, receipts)
@@ -141,6 +142,11 @@ impl Desk {
         let manager = manager.map_err(|error| Failure::new("can't build the transaction manager").because(&error))?;
         let orders = orders.prepared(&manager).await?;
         Ok(Self { manager, orders, receipts, history, check: check.into() })
+    }
+
+    /// Where the keys of orders that are sent again are kept.
+    pub(crate) fn keys(&self) -> Keys {
+        self.orders.keys()
     }
 
     /// Lets what is committing end, and gives back what the stores hold.

@@ -3,16 +3,16 @@
 //! Must not know how a transaction ends: the layer sees to that, by the answer.
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, body::Bytes};
 use serde::Deserialize;
+use unanimous::http::{Attempt, Retryable};
 use unanimous::{Outcome, Tx};
 
 use super::answer::{Began, aborted, html, placed, refused, wants_html};
-use super::body::{self, BodyError};
 use super::desk::{Desk, DeskError};
 use super::order::{Entered, Fail, Invalid, NewOrder};
 use super::page::{Kind, Told};
@@ -27,14 +27,11 @@ pub(crate) async fn place(
     State(desk): State<Desk>,
     Extension(began): Extension<Began>,
     tx: Tx,
-    request: Request,
+    attempt: Attempt,
+    headers: HeaderMap,
+    body: Bytes,
 ) -> Response {
-    let (head, body) = request.into_parts();
-    let body = match body::read(&head.headers, body).await {
-        Ok(body) => body,
-        Err(error) => return refused(body_status(&error), error),
-    };
-    let new = match parse(&head.headers, &body) {
+    let new = match parse(&headers, &body) {
         Ok(new) => new,
         Err((status, message)) => {
             let mut response = refused(status, message);
@@ -46,12 +43,20 @@ pub(crate) async fn place(
     let id = tx.id();
     began.set(id);
     tx.set_user(&new.customer);
+    if attempt.number > 1 {
+        tx.note(&format!("attempt {}", attempt.number));
+    }
     if let Some(fail) = new.fail {
         tx.note(&format!("fail={}", fail.name()));
     }
     let order = match desk.place(&tx, &new).await {
         Ok(order) => order,
-        Err(error) => return error.into_answer(),
+        Err(error) => {
+            if error.is_retryable() {
+                tx.note("another order was in the way");
+            }
+            return error.into_answer();
+        }
     };
     // From here on all stores hold what was written, and none has committed it.
     match new.fail {
@@ -149,7 +154,7 @@ pub(crate) async fn look(State(desk): State<Desk>, look: Result<Query<Look>, Que
 
 /// Whatever else is asked for: JSON, or the page for a browser.
 pub(crate) async fn nothing_here(State(desk): State<Desk>, headers: HeaderMap) -> Response {
-    let message = "there is nothing here; there are /, /orders and /receipts/<id>";
+    let message = "there is nothing here; there are /, /orders, /receipts/<id>, /transactions/<id> and /ready";
     if !wants_html(&headers) {
         return refused(StatusCode::NOT_FOUND, message);
     }
@@ -190,21 +195,15 @@ fn parse(headers: &HeaderMap, body: &Bytes) -> Result<NewOrder, (StatusCode, Str
     })
 }
 
-fn body_status(error: &BodyError) -> StatusCode {
-    match error {
-        BodyError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        BodyError::TooSlow => StatusCode::REQUEST_TIMEOUT,
-        BodyError::Broken => StatusCode::BAD_REQUEST,
-    }
-}
-
 impl DeskError {
     /// The answer to a request that a store could not serve; the reason goes to the server's own log.
     pub(crate) fn into_answer(self) -> Response {
         let id = self.transaction();
         if self.is_retryable() {
             tracing::warn!(transaction = %id, error = self.chain(), "an order was in the way of another");
-            return super::answer::busy(id);
+            let mut response = super::answer::busy(id);
+            response.extensions_mut().insert(Retryable);
+            return response;
         }
         if self.is_unavailable() {
             tracing::warn!(transaction = %id, error = self.chain(), "a store can't be used now");

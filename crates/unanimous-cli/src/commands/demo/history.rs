@@ -20,6 +20,8 @@ pub(crate) struct Ended {
     pub(crate) cause: Option<String>,
     /// What it was for.
     pub(crate) note: String,
+    /// For whom.
+    pub(crate) user: String,
     /// Each branch's store, and how it ended.
     pub(crate) branches: Vec<(String, &'static str)>,
     /// Microseconds since 1970, UTC.
@@ -34,6 +36,7 @@ impl From<&Report> for Ended {
             outcome: report.outcome,
             cause: report.cause.as_deref().map(|cause| reason(cause, report)),
             note: report.note.clone(),
+            user: report.user.clone(),
             branches: report.branches.iter().map(|branch| (branch.resource.clone(), words(branch))).collect(),
             began_at: report.began_at,
             took: report.took,
@@ -97,6 +100,7 @@ mod tests {
             outcome,
             cause: None,
             note: String::new(),
+            user: String::new(),
             branches: vec![("orders".into(), end)],
             began_at: 0,
             took: Duration::ZERO,

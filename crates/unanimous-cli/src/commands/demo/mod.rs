@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use stores::StoresArgs;
+use stores::{Chosen, StoresArgs};
 
 use crate::failure::Failure;
 
@@ -53,6 +53,9 @@ struct Serve {
     data: PathBuf,
     #[command(flatten)]
     stores: StoresArgs,
+    /// Let every order also count itself in one row, under SERIALIZABLE, so that orders that meet conflict and are repeated; on PostgreSQL
+    #[arg(long)]
+    conflict: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,10 +75,20 @@ const LISTEN: &str = "127.0.0.1:8080";
 
 impl Demo {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let Serve { listen, data, stores } = self.serve;
+        let Serve { listen, data, stores, conflict } = self.serve;
         let chosen = stores.chosen()?;
+        if conflict && chosen == Chosen::Sqlite {
+            let failure =
+                Failure::new("`--conflict` needs stores whose transactions can meet: SQLite has one writer at a time");
+            return Err(failure.hint("add --spawn-postgres, or --postgres URL --postgres URL"));
+        }
         match (self.command, listen) {
-            (None, listen) => serve::run(listen.as_deref().unwrap_or(LISTEN), &data, &chosen),
+            (None, listen) => serve::run(listen.as_deref().unwrap_or(LISTEN), &data, &chosen, conflict),
+            (Some(Command::Check(Check {})), None) if conflict => {
+                let failure =
+                    Failure::new("`--conflict` is for a demo that serves; `check` reads the data folder only");
+                Err(failure.hint(format!("unanimous demo check --data {}", data.display())))
+            }
             (Some(Command::Check(Check {})), None) => check::run(&data, &chosen),
             (Some(Command::Check(Check {})), Some(_)) => {
                 let failure = Failure::new("`--listen` is for a demo that serves; `check` reads the data folder only");

@@ -134,7 +134,7 @@ fn transactions_html(transactions: &[Ended]) -> String {
             html,
             r#"<tr><td>{}<br><span class="soft">{}</span></td><td class="{class}"><span class="badge">{word}</span></td><td><ul class="branches">{}</ul></td><td class="text">{}</td><td class="nowrap">{}</td><td class="number nowrap">{} ms</td></tr>"#,
             transaction_html(&ended.id),
-            escaped(&ended.note),
+            escaped(&[&*ended.note, &*ended.user].join("\n").trim_end().replace('\n', ", ")),
             ended.branches.iter().map(branch).collect::<String>(),
             escaped(ended.cause.as_deref().unwrap_or_default()),
             time_of_day(ended.began_at),
@@ -144,10 +144,11 @@ fn transactions_html(transactions: &[Ended]) -> String {
     html + "</tbody></table>"
 }
 
-/// A transaction's id without the log's, which is the same in all of them; whole where the pointer rests.
+/// A transaction's id without the log's, which is the same in all of them; whole where the pointer rests, and linked to its outcome.
 fn transaction_html(id: &str) -> String {
     let short = id.split_once('.').map_or(id, |(_, rest)| rest);
-    format!(r#"<code class="nowrap" title="{}">{}</code>"#, escaped(id), escaped(short))
+    let id = escaped(id);
+    format!(r#"<a href="/transactions/{id}"><code class="nowrap" title="{id}">{}</code></a>"#, escaped(short))
 }
 
 fn outcome_words(outcome: Outcome) -> (&'static str, &'static str) {
@@ -241,6 +242,7 @@ mod tests {
             outcome: Outcome::Aborted,
             cause: Some(NASTY.into()),
             note: NASTY.into(),
+            user: NASTY.into(),
             branches: vec![(NASTY.into(), "rolled back")],
             began_at: 3_723_000_000,
             took: Duration::from_millis(12),
@@ -255,9 +257,9 @@ mod tests {
             Entered { customer: NASTY.into(), item: NASTY.into(), quantity: Some(NASTY.into()), fail: "doom".into() };
         let html = page(Some(&told), &entered, &desk(Some(&[order]), &[ended], NASTY));
         assert!(!html.contains("<script"), "{html}");
-        // Customer, item, placed; the order's and the ended transaction's id twice each; cause, note, branch; message, transaction;
+        // Customer, item, placed; the order's and the ended transaction's id three times each; cause, note, user, branch; message, transaction;
         // what was entered in three fields; the command line.
-        assert_eq!(html.matches(HARMLESS).count(), 16, "{html}");
+        assert_eq!(html.matches(HARMLESS).count(), 19, "{html}");
         assert_eq!(html.matches(" selected").count(), 1, "{html}");
         assert!(html.contains(r#"<option value="doom" selected>"#), "{html}");
         for part in ["01:02:03", "12 ms", "rolled back", r#"href="/receipts/7""#, r#"class="card told committed""#] {

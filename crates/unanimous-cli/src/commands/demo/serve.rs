@@ -9,30 +9,37 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::MatchedPath;
+use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use unanimous::http::{TransactionLayer, default_commit_veto};
+use unanimous::http::{
+    IdempotencyLayer, OutcomeService, ReadinessService, RetryLayer, TransactionLayer, default_commit_veto,
+};
 
 use super::desk::Desk;
 use super::spawned::Spawned;
 use super::stores::Chosen;
-use super::{answer, handlers};
+use super::{answer, body, handlers};
 use crate::failure::Failure;
 use crate::output::{say, warn};
 
 /// How long connections may go on after a signal, and how long commits may after that.
 const DRAIN: Duration = Duration::from_secs(10);
 
-pub(crate) fn run(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, Failure> {
+/// How often an order that meets another one is tried.
+const ATTEMPTS: u32 = 20;
+
+pub(crate) fn run(listen: &str, data: &Path, chosen: &Chosen, conflict: bool) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("can't start the runtime").because(&error))?;
-    runtime.block_on(serve(listen, data, chosen))
+    runtime.block_on(serve(listen, data, chosen, conflict))
 }
 
-async fn serve(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, Failure> {
+async fn serve(listen: &str, data: &Path, chosen: &Chosen, conflict: bool) -> Result<ExitCode, Failure> {
     let signals = signals().map_err(|error| Failure::new("can't listen for signals").because(&error))?;
     // First of all, so that nothing has been touched when the port is taken. Clients that come early wait until it is served.
     let listener = TcpListener::bind(listen).await.map_err(|error| not_bound(listen, &error))?;
@@ -40,7 +47,7 @@ async fn serve(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, F
     let check = check_line(data, chosen);
     // Nothing else is to be done in the meantime, so that it may block.
     let (stores, spawned) = chosen.open(data)?;
-    let desk = Desk::open(data, &stores, &check).await?;
+    let desk = Desk::open(data, &stores, conflict, &check).await?;
     introduce(address, data, desk.described(), &check);
     desk.in_doubt().iter().for_each(warn);
 
@@ -69,16 +76,24 @@ async fn serve(listen: &str, data: &Path, chosen: &Chosen) -> Result<ExitCode, F
 pub(crate) fn router(desk: Desk) -> Router {
     let layer = TransactionLayer::new(desk.manager.clone())
         .commit_veto(default_commit_veto)
+        .route(|head| head.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned()))
         .on_commit_failure(answer::commit_failed);
+    let retry = RetryLayer::new().attempts(ATTEMPTS).when(|head| head.method == Method::POST);
     let in_transaction = Router::new()
         .route("/orders", get(handlers::orders).post(handlers::place))
         .route("/receipts/{id}", get(handlers::receipt))
         .method_not_allowed_fallback(handlers::not_this_way)
+        // Each is around what is above it.
+        .layer(IdempotencyLayer::new(desk.keys()))
         .layer(layer)
+        .layer(retry)
+        .layer(from_fn(body::whole))
         .layer(from_fn(answer::caught))
         .layer(from_fn_with_state(desk.clone(), answer::for_browsers));
     Router::new()
         .route("/", get(handlers::look))
+        .route_service("/transactions/{id}", OutcomeService::new(desk.manager.clone()))
+        .route_service("/ready", ReadinessService::new(desk.manager.clone()))
         .method_not_allowed_fallback(handlers::not_this_way)
         .merge(in_transaction)
         .fallback(handlers::nothing_here)
@@ -111,7 +126,10 @@ Try:
   curl http://{address}/orders -H 'content-type: application/json' -d '{{\"customer\": \"Ada\", \"item\": \"tea\", \"quantity\": 3}}'
   curl 'http://{address}/orders?limit=10'
   curl http://{address}/receipts/1
-or the page http://{address}/ in a browser. Let an order fail after it was written to all stores, and nothing of it is left:
+or the page http://{address}/ in a browser. Send an order twice with the same key, and it is stored once:
+  curl http://{address}/orders -H 'Idempotency-Key: \"7a1f\"' -d customer=Ada -d item=tea -d quantity=3
+How a transaction ended, by its id, which an answer has in its header unanimous-transaction: http://{address}/transactions/ID
+Let an order fail after it was written to all stores, and nothing of it is left:
   curl http://{address}/orders -d customer=Ada -d item=tea -d quantity=3 -d fail=vote
   (or fail=error, fail=veto, fail=panic, fail=doom)
 Kill it, start it again, and compare the stores; while it runs, too:

@@ -4,6 +4,7 @@
 //!
 //! Must not know receipts, requests or answers.
 
+pub(crate) mod keys;
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
 
@@ -44,11 +45,11 @@ pub(crate) enum OrdersError {
 }
 
 impl Orders {
-    /// Opens the store; `must_exist`: what is in the data folder was there before.
-    pub(crate) async fn open(data: &Path, stores: &Stores, must_exist: bool) -> Result<Self, Failure> {
+    /// Opens the store; `must_exist`: what is in the data folder was there before; `conflict`: orders shall meet in one row.
+    pub(crate) async fn open(data: &Path, stores: &Stores, conflict: bool, must_exist: bool) -> Result<Self, Failure> {
         match stores {
             Stores::Sqlite => sqlite::open(data, must_exist).await.map(Self::Sqlite),
-            Stores::Postgres(urls) => Databases::new(urls).map(Self::Postgres),
+            Stores::Postgres(urls) => Databases::new(urls, conflict).map(Self::Postgres),
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use futures_util::{TryStreamExt as _, pin_mut};
 use tokio::sync::OnceCell;
 use unanimous::postgres::tokio_postgres::{self, Config, Row, error::SqlState};
-use unanimous::postgres::{Postgres, PostgresOptions};
+use unanimous::postgres::{IsolationLevel, Postgres, PostgresOptions};
 use unanimous::{CommitError, JoinError, TransactionManager, Tx};
 
 use super::{COLUMNS, OrdersError, chain};
@@ -43,6 +43,14 @@ const ORDERS: &str = "
         placed_at text NOT NULL
     )";
 
+/// One row in which all orders meet, for who wants to see conflicts.
+const SHARED: &str = "
+    CREATE TABLE IF NOT EXISTS unanimous_demo.counted (
+        one boolean PRIMARY KEY DEFAULT true CHECK (one),
+        orders bigint NOT NULL
+    );
+    INSERT INTO unanimous_demo.counted (orders) VALUES (0) ON CONFLICT DO NOTHING";
+
 const INVOICES: &str = "
     CREATE TABLE IF NOT EXISTS unanimous_demo.invoices (
         id bigint PRIMARY KEY,
@@ -60,6 +68,8 @@ pub(crate) struct Databases {
     pub(super) invoices: Database,
     /// Makes the tables, in transactions of its own; none before [`prepared`](Self::prepared).
     manager: Option<TransactionManager>,
+    /// Orders meet in one row.
+    pub(super) conflict: bool,
 }
 
 /// One of them.
@@ -68,6 +78,8 @@ pub(super) struct Database {
     /// What is in it, and its name as a resource.
     part: &'static str,
     tables: &'static str,
+    /// What else is made, whenever it is not there.
+    more: Option<&'static str>,
     pub(super) store: Postgres,
     /// Set when the tables are known to be there, and to be this desk's.
     ready: Arc<OnceCell<()>>,
@@ -94,16 +106,17 @@ enum Cause {
 
 impl Databases {
     /// From the two connection strings. Nothing is connected yet.
-    pub(super) fn new([orders, invoices]: &[String; 2]) -> Result<Self, Failure> {
-        let database = |part, tables, url| {
+    pub(super) fn new([orders, invoices]: &[String; 2], conflict: bool) -> Result<Self, Failure> {
+        let database = |part, tables, more, url| {
             let config = config(part, url)?;
             let store = Postgres::builder(part, config).build();
-            Ok::<_, Failure>(Database { part, tables, store, ready: Arc::default() })
+            Ok::<_, Failure>(Database { part, tables, more, store, ready: Arc::default() })
         };
         Ok(Self {
-            orders: database("orders", ORDERS, orders)?,
-            invoices: database("invoices", INVOICES, invoices)?,
+            orders: database("orders", ORDERS, conflict.then_some(SHARED), orders)?,
+            invoices: database("invoices", INVOICES, None, invoices)?,
             manager: None,
+            conflict,
         })
     }
 
@@ -129,7 +142,15 @@ impl Databases {
         self.ready(&self.orders).await.map_err(OrdersError::Tables)?;
         self.ready(&self.invoices).await.map_err(OrdersError::Tables)?;
 
-        let orders = tx.join(&self.orders.store).await?;
+        let failed = |error| OrdersError::Postgres("orders", error);
+        let orders = if self.conflict {
+            let serializable = PostgresOptions::new().isolation(IsolationLevel::Serializable);
+            let orders = tx.join_with(&self.orders.store, serializable).await?;
+            orders.execute("UPDATE unanimous_demo.counted SET orders = orders + 1", &[]).await.map_err(failed)?;
+            orders
+        } else {
+            tx.join(&self.orders.store).await?
+        };
         let insert = format!(
             "INSERT INTO unanimous_demo.orders (customer, item, quantity, transaction_id, placed_at)
              VALUES ($1, $2, $3, $4, to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'))
@@ -137,7 +158,7 @@ impl Databases {
         );
         let (quantity, transaction) = (stored(new.quantity), tx.id().to_string());
         let row = orders.query_one(&insert, &[&new.customer, &new.item, &quantity, &transaction]).await;
-        let order = row.and_then(|row| order_of(&row)).map_err(|error| OrdersError::Postgres("orders", error))?;
+        let order = row.and_then(|row| order_of(&row)).map_err(failed)?;
         // Goes out when the order is committed in all stores.
         orders.notify_with(CHANNEL, &order.id.to_string()).map_err(OrdersError::Notify)?;
 
@@ -203,6 +224,9 @@ impl Database {
             let claim = "INSERT INTO unanimous_demo.desk (part, log) VALUES ($1, $2) ON CONFLICT DO NOTHING";
             branch.execute(claim, &[&self.part, &log]).await.map_err(Cause::Statement)?;
             branch.batch_execute(self.tables).await.map_err(Cause::Statement)?;
+        }
+        if let Some(more) = self.more {
+            branch.batch_execute(more).await.map_err(Cause::Statement)?;
         }
         let row = branch.query_one("SELECT part, log FROM unanimous_demo.desk", &[]).await.map_err(Cause::Statement)?;
         let (part, owner): (String, String) = (row.get(0), row.get(1));
