@@ -58,6 +58,6 @@ impl IntoResponse for NoTransaction {
 const NO_TRANSACTION: Problem = Problem {
     status: StatusCode::INTERNAL_SERVER_ERROR,
     kind: "no-transaction",
-    title: "The request could not be handled",
-    detail: "It should run in a transaction, and has none. The fault is the service's, where it was written down.",
+    title: "This request should run in a transaction, and has none",
+    detail: "Nothing was done. The log of the service says what to change.",
 };
