@@ -20,11 +20,11 @@ use unanimous::{
     TransactionManager, Tx,
 };
 
-/// Requests in a round of a side.
-const REQUESTS: u32 = 2_000;
+/// Requests in a round of a side: few, so that most rounds are over before the scheduler takes the processor away.
+const REQUESTS: u32 = 100;
 
 fn main() -> Result<(), BoxError> {
-    let rounds: usize = std::env::args().nth(1).map_or(Ok(100), |text| text.parse())?;
+    let rounds: usize = std::env::args().nth(1).map_or(Ok(2_000), |text| text.parse())?;
     // One thread: the commit, which is a task of its own, costs no change of threads then.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let (one, two) = (Nowhere("one"), Nowhere("two"));
@@ -49,7 +49,7 @@ fn main() -> Result<(), BoxError> {
 
     let mut sides =
         ["bare", "layer, joins nothing", "layer, joins two branches", "bare, the two by hand"].map(Side::new);
-    for round in 0..rounds + 5 {
+    for round in 0..rounds + 100 {
         let taken = [
             measure(&runtime, &mut bare),
             measure(&runtime, &mut joins_nothing),
@@ -57,7 +57,7 @@ fn main() -> Result<(), BoxError> {
             measure(&runtime, &mut by_hand),
         ];
         // The first ones warm up.
-        if round >= 5 {
+        if round >= 100 {
             for (side, taken) in sides.iter_mut().zip(taken) {
                 side.rounds.push(taken);
             }

@@ -15,6 +15,7 @@ use tower::{Layer, Service, ServiceExt};
 use unanimous::http::{AdmissionLayer, TransactionLayer};
 
 use crate::http_support::{Answer, World, answer, handler, post};
+use crate::support::{ended, eventually};
 
 /// A handler that says that it works, and works until it is let go.
 struct Handler {
@@ -91,8 +92,8 @@ async fn so_many_at_once_then_a_queue_in_order_then_503() {
     let waiting = [send(&two, "/3").await, send(&one, "/4").await];
     handler.assert_nobody_works();
 
-    refused(&send(&one, "/5").await.await.unwrap(), "overloaded", "7");
-    refused(&send(&two, "/6").await.await.unwrap(), "overloaded", "7");
+    refused(&ended(send(&one, "/5").await).await.unwrap(), "overloaded", "7");
+    refused(&ended(send(&two, "/6").await).await.unwrap(), "overloaded", "7");
     handler.assert_nobody_works();
 
     handler.let_one_go();
@@ -106,7 +107,7 @@ async fn so_many_at_once_then_a_queue_in_order_then_503() {
     }
     handler.go.add_permits(2);
     for (sent, path) in working.into_iter().chain(waiting).chain([last]).zip(["/1", "/2", "/3", "/4", "/7"]) {
-        assert_eq!(sent.await.unwrap().body(), path);
+        assert_eq!(ended(sent).await.unwrap().body(), path);
     }
 }
 
@@ -118,14 +119,14 @@ async fn who_waits_too_long_is_refused_and_leaves_the_queue() {
     handler.next().await;
     let began = Instant::now();
     let waiting = send(&service, "/2").await;
-    refused(&waiting.await.unwrap(), "overloaded", "1");
+    refused(&ended(waiting).await.unwrap(), "overloaded", "1");
     assert_eq!(began.elapsed().as_secs(), 3);
     let next = send(&service, "/3").await;
     handler.let_one_go();
-    assert_eq!(working.await.unwrap().body(), "/1");
+    assert_eq!(ended(working).await.unwrap().body(), "/1");
     assert_eq!(handler.next().await, "/3");
     handler.let_one_go();
-    assert_eq!(next.await.unwrap().body(), "/3");
+    assert_eq!(ended(next).await.unwrap().body(), "/3");
 }
 
 /// hyper drops the future of a client that is gone, in the queue and at work.
@@ -145,11 +146,11 @@ async fn clients_that_go_away_give_their_places_up() {
     // One that was given its turn, and goes away before it was polled again.
     let unlucky = send(&service, "/4").await;
     handler.let_one_go();
-    assert_eq!(waiting.await.unwrap().body(), "/3");
+    assert_eq!(ended(waiting).await.unwrap().body(), "/3");
     unlucky.abort();
     let last = send(&service, "/5").await;
     handler.go.add_permits(2);
-    assert_eq!(last.await.unwrap().body(), "/5");
+    assert_eq!(ended(last).await.unwrap().body(), "/5");
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,15 +177,15 @@ async fn what_is_left_out_is_never_refused_nor_counted() {
     assert_eq!([handler.next().await, handler.next().await], ["/health", "/1"]);
     let again = send(&service, "/health").await;
     assert_eq!(handler.next().await, "/health");
-    refused(&send(&service, "/2").await.await.unwrap(), "overloaded", "1");
+    refused(&ended(send(&service, "/2").await).await.unwrap(), "overloaded", "1");
     handler.go.add_permits(3);
     for sent in [health, working, again] {
-        assert_eq!(sent.await.unwrap().status(), 200);
+        assert_eq!(ended(sent).await.unwrap().status(), 200);
     }
 }
 
 /// From the moment when the shutdown begins: new ones and those that wait are refused, those at work are finished.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_refuses_at_once_and_lets_work_end() {
     let world = World::new().await;
     let (hold, held) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
@@ -203,22 +204,18 @@ async fn a_shutdown_refuses_at_once_and_lets_work_end() {
         }))));
     let send = |path: &'static str| -> JoinHandle<Answer> { tokio::spawn(service.clone().oneshot(post(path))) };
     let working = send("/1");
-    held.acquire().await.unwrap().forget();
+    ended(held.acquire()).await.unwrap().forget();
     let waiting = send("/2");
-    while format!("{layer:?}").contains("waiting: 0") {
-        tokio::task::yield_now().await;
-    }
+    eventually("the second one waits", || format!("{layer:?}").contains("waiting: 1")).await;
     let closing = tokio::spawn({
         let manager = world.manager.clone();
         async move { manager.shutdown(Duration::from_secs(60)).await }
     });
-    while !world.manager.readiness().closing {
-        tokio::task::yield_now().await;
-    }
-    refused(&send("/3").await.unwrap().unwrap(), "shutting-down", "1");
+    eventually("the shutdown begins", || world.manager.readiness().closing).await;
+    refused(&ended(send("/3")).await.unwrap().unwrap(), "shutting-down", "1");
     hold.add_permits(1);
-    assert_eq!(working.await.unwrap().unwrap().status(), 201, "it is finished");
-    refused(&waiting.await.unwrap().unwrap(), "shutting-down", "1");
+    assert_eq!(ended(working).await.unwrap().unwrap().status(), 201, "it is finished");
+    refused(&ended(waiting).await.unwrap().unwrap(), "shutting-down", "1");
     closing.await.unwrap().unwrap();
     assert_eq!(world.journal.of("end"), ["committed"]);
 }

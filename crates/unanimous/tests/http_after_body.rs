@@ -23,8 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, Service, ServiceExt};
 use unanimous::http::{
-    CommitAfterBodyLayer, HeldBody, RetryLayer, TransactionLayer, commit_after_body, default_commit_veto, is_active,
-    transaction,
+    CommitAfterBodyLayer, HeldBody, RetryLayer, TransactionLayer, commit_after_body, is_active, transaction,
 };
 use unanimous::{BoxError, BranchError, Outcome, Tx};
 
@@ -59,7 +58,8 @@ where
         stores.2.add("answered");
         async move { Ok::<_, Infallible>(Response::new(body)) }
     });
-    TransactionLayer::new(world.manager.clone()).commit_veto(default_commit_veto).layer(layer.layer(handler))
+    // Without a veto: it is the layer itself that lets a failed body abort.
+    TransactionLayer::new(world.manager.clone()).layer(layer.layer(handler))
 }
 
 /// The body that went out: its data, and its trailers.

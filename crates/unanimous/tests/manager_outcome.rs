@@ -244,6 +244,24 @@ async fn who_cannot_be_asked_is_named() {
     assert_eq!(manager.outcome(id).await, Aborted);
 }
 
+/// Recovery has left nothing in doubt, and the rows can't be read now.
+#[tokio::test(start_paused = true)]
+async fn a_carrier_whose_rows_cannot_be_read_is_named() {
+    let mut world = World::new();
+    let (a, c) = (world.two_phase("a"), world.carrier("c"));
+    let owner = earlier(&world);
+    let [carried, logged] = [1, 2].map(|sequence| owner.transaction(sequence));
+    c.plant_decision(record(carried, &[("a", &a)]));
+    world.disk.plant(record(logged, &[("a", &a)]));
+    let (manager, _log) = world.start().await;
+    c.fail_always(Call::Decision, Fault::Refused);
+    assert_eq!(manager.in_doubt(), []);
+    assert_eq!(manager.outcome(carried).await, InDoubt(Waiting::Decider(Some("c".to_owned()))));
+    assert_eq!(manager.outcome(logged).await, Committed, "who could say has said it");
+    c.heal(Call::Decision);
+    assert_eq!(manager.outcome(carried).await, Committed);
+}
+
 /// Older than what is remembered, and of this process all the same: as for an earlier incarnation, only records tell.
 #[tokio::test(start_paused = true)]
 async fn what_was_overwritten_is_told_by_records_only() {
