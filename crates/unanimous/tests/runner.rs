@@ -46,6 +46,8 @@ mod http_requests;
 mod http_retry;
 #[cfg(feature = "http")]
 mod http_support;
+#[cfg(all(feature = "axum", feature = "sqlite"))]
+mod http_together;
 #[cfg(feature = "axum")]
 mod http_upgrade;
 #[cfg(feature = "http")]
