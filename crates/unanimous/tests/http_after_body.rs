@@ -25,7 +25,7 @@ use tower::{Layer, Service, ServiceExt};
 use unanimous::http::{
     CommitAfterBodyLayer, HeldBody, RetryLayer, TransactionLayer, commit_after_body, is_active, transaction,
 };
-use unanimous::{BoxError, BranchError, Outcome, Tx};
+use unanimous::{BoxError, BranchError, CommitError, Outcome, Tx};
 
 use crate::http_support::{ABORTED, COMMITTED, Journal, Remark, Store, World, post, work};
 use crate::support::warnings::Warnings;
@@ -302,33 +302,24 @@ async fn what_is_passed_on_untouched() {
     inner.oneshot(post("/")).await.unwrap();
 }
 
-/// Where it can do nothing it says so; where there is nothing to do it does not.
 #[tokio::test]
-async fn outside_of_the_transaction_layer_it_says_so() {
+async fn outside_of_the_transaction_it_says_so() {
     let world = World::new().await;
     let warnings = Warnings::collect();
-    let (a, b, journal) = stores(&world);
-    let app = Router::new()
-        .route(
-            "/work",
-            get(async move |tx: Tx| {
-                work(&tx, &a, &b, &journal).await.unwrap();
-                Body::from_stream(stream::iter([Err::<Bytes, _>(std::io::Error::other("too late"))]))
-            }),
-        )
-        .route("/none", get(async || "no transaction"))
-        .layer(TransactionLayer::new(world.manager.clone()))
-        .layer(commit_after_body());
-    let said = || {
-        let texts =
-            ["ERROR", "a CommitAfterBodyLayer is outside of the TransactionLayer", "put it inside", "path=\"/work\""];
-        warnings.with(&texts).len()
-    };
-    for (path, errors) in [("/none", 0), ("/work", 1)] {
-        let response = app.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
-        assert_eq!((response.status(), said()), (StatusCode::OK, errors), "{path}");
+    let handler = tower::service_fn(|request: Request<String>| {
+        if request.uri().path() == "/begins" {
+            transaction(request.extensions()).unwrap();
+        }
+        async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("text").map_err(BoxError::from).boxed_unsync())) }
+    });
+    let render = |_: &CommitError| Response::new(Full::<Bytes>::default().map_err(BoxError::from).boxed_unsync());
+    let within = TransactionLayer::new(world.manager.clone()).on_commit_failure(render).layer(handler);
+    let wrong = commit_after_body().layer(within);
+    let text = &["CommitAfterBodyLayer is outside of a TransactionLayer"];
+    for (path, said) in [("/", 0), ("/begins", 1)] {
+        assert_eq!(received(wrong.clone().oneshot(post(path)).await.unwrap()).await.1, "text");
+        assert_eq!(warnings.with(text).len(), said, "{path}");
     }
-    world.assert_ended(&COMMITTED, Outcome::Committed);
 }
 
 /// axum's bodies, with the default answers of the outer layers; what a client sees on its socket.

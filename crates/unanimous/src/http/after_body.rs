@@ -135,8 +135,7 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let active = is_active(request.extensions());
-        let slot = match active && method != Method::HEAD {
+        let slot = match is_active(request.extensions()) {
             true => request.extensions().get::<Slot>().map(|slot| slot.0.clone()),
             false => None,
         };
@@ -144,16 +143,15 @@ where
         let responding = self.inner.call(request);
         Box::pin(async move {
             let (head, body) = responding.await?.into_parts();
-            if !active && head.extensions.get::<Ended>().is_some() {
+            if slot.is_none() && head.extensions.get::<Ended>().is_some() {
                 tracing::error!(
-                    %method, path = uri.path(),
-                    "a CommitAfterBodyLayer is outside of the TransactionLayer, where the transaction has ended before the body is made; \
+                    "a CommitAfterBodyLayer is outside of a TransactionLayer, which has committed before the body; \
                      put it inside (axum: add it before the TransactionLayer)"
                 );
             }
             let switches = head.status == StatusCode::SWITCHING_PROTOCOLS
                 || (method == Method::CONNECT && head.status.is_success());
-            let Some(slot) = slot.filter(|_| !switches) else {
+            let Some(slot) = slot.filter(|_| method != Method::HEAD && !switches) else {
                 return Ok(Response::from_parts(head, HeldBody { body: Either::Passed { body } }));
             };
             Ok(match layer.hold(body).await {

@@ -92,8 +92,7 @@
 //! # Where to put it
 //!
 //! This module's layers, from the outside in: [`AdmissionLayer`], [`RetryLayer`], [`TransactionLayer`], [`IdempotencyLayer`],
-//! [`CommitAfterBodyLayer`], the handler. Each may be left out. A retry, idempotency or commit-after-body layer on the wrong side of the
-//! [`TransactionLayer`] says so in the log.
+//! [`CommitAfterBodyLayer`], the handler. Each may be left out. One on the wrong side of the [`TransactionLayer`] says so in the log.
 //!
 //! Outside of it: what answers instead of the handler or gives up waiting (time limits, panics into responses, authentication), tracing, and whatever
 //! changes an answer's body. A time limit outside is safe in every phase: it can only hide the

@@ -63,6 +63,9 @@ type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// | is missing, and [required](Self::required) | 400 |
 /// | can't be looked up or kept | 503; 409 after a conflict, marked [`Retryable`](crate::http::Retryable) for a layer that repeats it |
 ///
+/// Request and response have bodies that can be made of [`Bytes`](bytes::Bytes): axum's, `http_body_util::Full`, those of the other layers here. One that can't, such as
+/// hyper's `Incoming`, is put into one that can further out.
+///
 /// The same request has the same method, path, query, `Content-Type` and body, as this layer sees them. It is read whole before the handler
 /// is called ([`max_request_body`](Self::max_request_body)); its trailers are dropped.
 ///
