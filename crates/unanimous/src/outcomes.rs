@@ -207,6 +207,14 @@ fn outcome_of(packed: u64) -> Outcome {
     }
 }
 
+/// Whether this process has seen the transaction commit: it is durable then, whatever is read of it.
+#[cfg(feature = "http")]
+pub(crate) fn was_seen_to_commit(inner: &Inner, id: TransactionId) -> bool {
+    id.owner() == inner.owner
+        && (1..=inner.sequence.load(Ordering::Relaxed)).contains(&id.sequence)
+        && inner.outcomes.of(id.sequence) == Remembered::Ended(Outcome::Committed)
+}
+
 /// What can be said of a transaction: first by memory, then by the deciders' records. Writes nothing for a transaction of which nobody
 /// has a record.
 pub(crate) async fn outcome(inner: &Inner, id: TransactionId) -> KnownOutcome {

@@ -120,7 +120,7 @@ impl OnSqlite {
         Self { store, folder }
     }
 
-    fn strings(&self, sql: &str) -> Vec<String> {
+    pub(crate) fn strings(&self, sql: &str) -> Vec<String> {
         let conn = rusqlite::Connection::open(self.folder.path().join("orders.db")).unwrap();
         conn.busy_timeout(PATIENCE).unwrap();
         conn.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()

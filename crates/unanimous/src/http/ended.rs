@@ -52,6 +52,16 @@ pub struct Retryable;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AbortTransaction;
 
+/// What a layer further in puts into the extensions of a response that another transaction has made: what this one writes makes sure that it is
+/// true. It goes out when this one has committed, which nothing vetoes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replay;
+
+/// Whether the response may only go out behind a commit.
+pub(crate) fn is_replay<B>(response: &Response<B>) -> bool {
+    response.extensions().get::<Replay>().is_some()
+}
+
 /// Whether the response says that it wants to be repeated.
 pub(crate) fn is_retryable<B>(response: &Response<B>) -> bool {
     response.extensions().get::<Retryable>().is_some()

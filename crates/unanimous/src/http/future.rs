@@ -203,6 +203,9 @@ impl<F> Exchange<F> {
         let Ok(response) = &result else {
             return abort(transaction, Cause::HandlerFailed, Then::Answer(result, aborted));
         };
+        if ended::is_replay(response) {
+            return Ending::Commit(transaction.commit(), Some(result));
+        }
         if transaction.is_doomed() {
             return abort(transaction, Cause::Doomed, Then::Answer(result, aborted));
         }

@@ -33,7 +33,7 @@ use super::problems::{self, answer, answer_after};
 use super::stored::StoredResponse;
 use super::{Found, KeyStore, REPLAYED_HEADER};
 use crate::error::chain;
-use crate::http::ended::{Retryable, aborts};
+use crate::http::ended::{Replay, Retryable, aborts};
 use crate::http::problem::Problem;
 use crate::http::request::{is_active, transaction};
 use crate::transaction::Tx;
@@ -254,6 +254,7 @@ fn known<K, B: From<Bytes>>(found: Found, fingerprint: &[u8; 32], layer: &Idempo
         Found::Stored(stored) if stored.fingerprint == *fingerprint => {
             let mut response = Response::new(B::from(stored.body));
             *response.status_mut() = stored.status;
+            response.extensions_mut().insert(Replay);
             let headers = response.headers_mut();
             *headers = stored.headers;
             headers.insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
