@@ -30,6 +30,8 @@ mod http_idempotency;
 mod http_idempotency_doubt;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
 mod http_idempotency_durable;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_failures;
 #[cfg(feature = "axum")]
 mod http_idempotency_order;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, SimpleQueryMessage};
-use unanimous_core::{BoxError, BranchError};
+use unanimous_core::{BoxError, BranchError, FailureKind};
 
 use super::branch::PostgresBranch;
 use super::control::ask;
@@ -168,7 +168,12 @@ impl PostgresKeys {
     /// The table is there, or was made.
     async fn made(&self) -> Result<(), BranchError> {
         let make = || schema::ensure(&self.resource.store.control, TABLE);
-        self.shared.made.get_or_try_init(make).await.map(drop).map_err(PostgresError::into_branch)
+        self.shared.made.get_or_try_init(make).await.map(drop).map_err(|error| match error {
+            PostgresError::NoSchema(_) => error.into_branch(),
+            // As where a join fails: the store can't be reached, or is not what it should be now.
+            other if other.kind() == FailureKind::Refused => BranchError::lost(other),
+            other => other.into_branch(),
+        })
     }
 
     /// Deletes rows that have expired, in the background and by itself: within the request's transaction it would hold up others, and under

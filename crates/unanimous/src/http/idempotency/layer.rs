@@ -61,7 +61,8 @@ type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// | is being worked on, or in doubt after a crash | 409, with `Retry-After` |
 /// | can't be read, or there are two | 400 |
 /// | is missing, and [required](Self::required) | 400 |
-/// | can't be looked up or kept | 503; 409 after a conflict, marked [`Retryable`](crate::http::Retryable) for a layer that repeats it |
+/// | can't be looked up or kept | 503; 409 after a conflict, marked [`Retryable`](crate::http::Retryable) for a layer that repeats it; 500 where waiting does not help |
+/// | is new, and the handler's 4xx or 5xx can't be kept (a statement has failed, and the transaction with it) | the handler's; the transaction aborts, and nothing is kept |
 ///
 /// The same request has the same method, path, query, `Content-Type` and body, as this layer sees them. It is read whole before the handler
 /// is called ([`max_request_body`](Self::max_request_body)); its trailers are dropped.

@@ -73,6 +73,13 @@ pub(super) const UNAVAILABLE: Problem = Problem {
     detail: "Nothing was stored. The request may be repeated later, with the same key.",
 };
 
+pub(super) const FAILED: Problem = Problem {
+    status: StatusCode::INTERNAL_SERVER_ERROR,
+    kind: "idempotency-key-failed",
+    title: "The Idempotency-Key can not be looked up or kept",
+    detail: "Nothing was stored. The fault is the service's, where it was written down.",
+};
+
 pub(super) const NOT_KEPT: Problem = Problem {
     status: StatusCode::INTERNAL_SERVER_ERROR,
     kind: "response-not-kept",

@@ -33,7 +33,8 @@ use super::problems::{self, answer, answer_after};
 use super::stored::StoredResponse;
 use super::{Found, KeyStore, REPLAYED_HEADER};
 use crate::error::chain;
-use crate::http::ended::{Replay, Retryable, aborts};
+use crate::http::ended::{AbortTransaction, Replay, Retryable, aborts};
+use crate::http::failed::is_temporary;
 use crate::http::problem::Problem;
 use crate::http::request::{is_active, transaction};
 use crate::transaction::Tx;
@@ -169,11 +170,22 @@ where
         headers,
         body: body.clone(),
     };
-    if let Err(error) = layer.store.keep(&tx, &key, &stored, lifetime).await {
-        return Ok(refused(&tx, &key, &error));
+    let kept_by_store = layer.store.keep(&tx, &key, &stored, lifetime).await;
+    let mut response = Response::from_parts(head, ResBody::from(body));
+    match kept_by_store {
+        Ok(()) => kept.kept(),
+        Err(error) if is_failure(&response) && !tx.is_retryable(&*error) && !is_temporary(&*error) => {
+            // The transaction was broken by what the handler tells of itself: its answer is the better one, and no repeat mends it.
+            tracing::debug!(transaction = %tx.id(), key = key.key(), "a failure is not kept: {}", chain(&*error));
+            response.extensions_mut().insert(AbortTransaction);
+        }
+        Err(error) => return Ok(refused(&tx, &key, &error)),
     }
-    kept.kept();
-    Ok(Response::from_parts(head, ResBody::from(body)))
+    Ok(response)
+}
+
+fn is_failure<B>(response: &Response<B>) -> bool {
+    response.status().is_client_error() || response.status().is_server_error()
 }
 
 /// Dooms the transaction when it is dropped before the response was kept: after an error, a panic, an answer that can't be kept.
@@ -277,9 +289,12 @@ fn refused<B: From<Bytes>>(tx: &Tx, key: &RequestKey, error: &BoxError) -> Respo
         let mut response = answer_after(problems::CONFLICT, IN_FLIGHT_WAIT);
         response.extensions_mut().insert(Retryable);
         response
-    } else {
+    } else if is_temporary(error) {
         tracing::warn!(transaction = %id, key = key.key(), "an Idempotency-Key could not be looked up or kept: {reason}");
         answer_after(problems::UNAVAILABLE, UNAVAILABLE_WAIT)
+    } else {
+        tracing::error!(transaction = %id, key = key.key(), "an Idempotency-Key can't be looked up or kept: {reason}");
+        answer(problems::FAILED)
     }
 }
 
