@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use axum::Router;
 use axum::http::Method;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -45,6 +46,8 @@ on_both![
     other_requests_pass_through,
     a_client_that_goes_away_leaves_its_key_free,
     an_inner_layer_steps_aside,
+    what_a_nested_router_strips_is_part_of_the_request,
+    what_the_application_says_is_part_of_the_request,
 ];
 
 async fn a_repeat_gets_the_first_response_again(place: impl Place) {
@@ -73,7 +76,8 @@ async fn a_repeat_gets_the_first_response_again(place: impl Place) {
     assert_eq!(world.counter.executed(), ["tea", "tea"]);
     assert_eq!(place.orders(), ["tea", "tea"]);
     let layer = world.layer().keep_header("x-number".parse().unwrap());
-    let more = world.serve_with(layer.transaction_header(Some("x-first".parse().unwrap()))).await;
+    let transactions = world.transactions().transaction_header("x-first".parse().unwrap());
+    let more = serve(world.routes().layer(layer).layer(transactions)).await;
     let first = order_with(&more, "k-3", "rum").await;
     let again = order_with(&more, "k-3", "rum").await;
     assert_eq!((again.header("x-number"), again.header("x-first")), (Some("3"), first.header("x-transaction")));
@@ -104,6 +108,7 @@ async fn of_many_at_once_one_executes(place: impl Place) {
     for other in others {
         other.assert_problem(409, "idempotency-key-in-flight");
         assert_eq!(other.header("retry-after"), Some("1"));
+        assert_eq!(other.header("unanimous-transaction"), first.header("x-transaction"), "who has the key");
     }
     let again = order_with(&server, "k", "tea").await;
     assert_eq!((again.status, again.replayed(), again.body), (201, true, first.body));
@@ -144,6 +149,7 @@ async fn another_request_under_the_same_key_is_refused(place: impl Place) {
     ] {
         let reply = send(&server, head, headers, body).await.unwrap();
         reply.assert_problem(422, "idempotency-key-reused");
+        assert_eq!(reply.header("unanimous-transaction"), None, "its transaction has committed, and done nothing");
     }
     assert_eq!(place.orders(), ["tea"]);
     assert!(order_with(&server, "k", "tea").await.replayed());
@@ -327,4 +333,28 @@ async fn an_inner_layer_steps_aside(place: impl Place) {
         assert_eq!((reply.status, reply.replayed()), (201, replayed));
     }
     assert_eq!(place.orders(), ["tea"]);
+}
+
+async fn what_a_nested_router_strips_is_part_of_the_request(place: impl Place) {
+    let world = World::new(&place).await;
+    // Also where the layer is inside of the nest, and sees `/orders` only.
+    let inside = Router::new().nest("/v1/{account}", world.routes().layer(world.layer()));
+    let server = serve(inside.layer(world.transactions())).await;
+    let order = async |path: &str| send(&server, path, &[("idempotency-key", "k")], "tea").await.unwrap();
+    assert_eq!(order("POST /v1/alice/orders").await.status, 201);
+    assert!(order("POST /v1/alice/orders").await.replayed());
+    order("POST /v1/bob/orders").await.assert_problem(422, "idempotency-key-reused");
+    assert_eq!(place.orders(), ["tea"]);
+}
+
+async fn what_the_application_says_is_part_of_the_request(place: impl Place) {
+    let world = World::new(&place).await;
+    let version = |parts: &http::request::Parts| format!("{:?}", parts.headers.get("x-version"));
+    let server = world.serve_with(world.layer().fingerprint(version)).await;
+    let order = async |version: &'static str| {
+        send(&server, "POST /orders", &[("idempotency-key", "k"), ("x-version", version)], "tea").await.unwrap()
+    };
+    assert_eq!(order("1").await.status, 201);
+    assert!(order("1").await.replayed());
+    order("2").await.assert_problem(422, "idempotency-key-reused");
 }

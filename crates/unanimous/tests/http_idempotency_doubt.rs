@@ -328,6 +328,7 @@ fn in_doubt(step: &str, test: &str) {
             }
             let reply = until_up(&server).await;
             reply.assert_problem(409, "idempotency-key-in-flight");
+            assert_eq!(reply.header("unanimous-transaction"), None, "the one that has the key is not known here");
             assert_eq!(counter.executed(), Vec::<String>::new());
         }
         let recovered = open(TransactionManager::builder(FileLog::open(folder.path()).await.unwrap())).await;

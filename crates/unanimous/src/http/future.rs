@@ -248,8 +248,9 @@ impl<F> Exchange<F> {
     /// Says on the response how its transaction ended.
     fn label<B>(&self, mut response: Response<B>, ended: Option<Ended>) -> Response<B> {
         if let Some(ended) = ended {
+            let named = !ended::is_unnamed(&response);
             response.extensions_mut().insert(ended);
-            if let Some(name) = &self.layer.transaction_header {
+            if let Some(name) = self.layer.transaction_header.as_ref().filter(|_| named) {
                 // One that is there names the transaction whose response is given once more.
                 response.headers_mut().entry(name).or_insert_with(|| id_value(ended.id));
             }

@@ -17,7 +17,6 @@ use super::in_flight::InFlight;
 use super::key::RequestKey;
 use super::service::IdempotencyService;
 use super::{KeyStore, Lifetime};
-use crate::http::TRANSACTION_HEADER;
 use crate::transaction::Tx;
 
 /// The headers that are kept where nothing else is said.
@@ -57,14 +56,16 @@ type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// | --- | --- |
 /// | is new | the handler's, kept in the transaction |
 /// | has a response, and the request is the same | that response: its status, its kept headers, its body, and `idempotent-replayed: true` |
-/// | has a response to another request | 422 |
-/// | is being worked on, or in doubt after a crash | 409, with `Retry-After` |
+/// | has a response to another request | 422, without a transaction's id |
+/// | is being worked on, or in doubt after a crash | 409, with `Retry-After`; it names the transaction that has the key where this process runs it, else none |
 /// | can't be read, or there are two | 400 |
 /// | is missing, and [required](Self::required) | 400 |
 /// | can't be looked up or kept | 503; 409 after a conflict, marked [`Retryable`](crate::http::Retryable) for a layer that repeats it; 500 where waiting does not help |
 /// | is new, and the handler's 4xx or 5xx can't be kept (a statement has failed, and the transaction with it) | the handler's; the transaction aborts, and nothing is kept |
 ///
-/// The same request has the same method, path, query, `Content-Type` and body, as this layer sees them. It is read whole before the handler
+/// The same request has the same method, path, query, `Content-Type` and body; path and query as they came to the
+/// [`TransactionLayer`](crate::http::TransactionLayer), whatever a nested router strips of them. The host is not among it: where it tells tenants
+/// apart, it belongs into the [`scope`](Self::scope). The request is read whole before the handler
 /// is called ([`max_request_body`](Self::max_request_body)); its trailers are dropped.
 ///
 /// What aborts keeps nothing, whatever the reason (a veto, a doom, an error, a panic, a conflict), and a repeat is executed anew. What
@@ -86,7 +87,7 @@ pub struct IdempotencyLayer<K> {
     pub(super) max_response_body: usize,
     pub(super) keep_for: Duration,
     pub(super) kept: Vec<HeaderName>,
-    pub(super) transaction_header: Option<HeaderName>,
+    more: Option<RequestHook<String>>,
     pub(super) in_flight: InFlight,
 }
 
@@ -102,7 +103,7 @@ impl<K: KeyStore> IdempotencyLayer<K> {
             max_response_body: 1 << 20,
             keep_for: Duration::from_secs(24 * 60 * 60),
             kept: KEPT.to_vec(),
-            transaction_header: Some(TRANSACTION_HEADER),
+            more: None,
             in_flight: InFlight::default(),
         }
     }
@@ -122,7 +123,7 @@ impl<K: KeyStore> IdempotencyLayer<K> {
         Self { required: true, ..self }
     }
 
-    /// Whose a request's key is, instead of the transaction's user: a tenant, an account. Nobody gets the response of a request in another
+    /// Whose a request's key is, instead of the transaction's user: a tenant, an account, the host where one application serves several. Nobody gets the response of a request in another
     /// scope.
     pub fn scope(self, scope: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
         Self { scope: Some(Arc::new(scope)), ..self }
@@ -151,16 +152,21 @@ impl<K: KeyStore> IdempotencyLayer<K> {
         self
     }
 
-    /// The header in which a response that is given again names the transaction that it was made in, as
-    /// [`TransactionLayer`](crate::http::TransactionLayer) does; `unanimous-transaction` by default, none where it is left out there.
-    pub fn transaction_header(self, name: Option<HeaderName>) -> Self {
-        Self { transaction_header: name, ..self }
+    /// What else makes a request the same one: a header that changes what is done, such as the version of an interface. A repeat for which it
+    /// says something else is another request, 422. Let it say the same of the same request in every version of the application.
+    pub fn fingerprint(self, fingerprint: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
+        Self { more: Some(Arc::new(fingerprint)), ..self }
     }
 }
 
 impl<K> IdempotencyLayer<K> {
     pub(super) fn key(&self, parts: &Parts, tx: &Tx, key: String) -> RequestKey {
         RequestKey::new(self.scope.as_ref().map_or_else(|| tx.user(), |scope| scope(parts)), key)
+    }
+
+    /// What else makes a request the same one.
+    pub(super) fn more(&self, parts: &Parts) -> Option<String> {
+        self.more.as_ref().map(|more| more(parts))
     }
 
     /// The headers that are kept of these.

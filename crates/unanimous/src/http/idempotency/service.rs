@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower_service::Service;
@@ -33,10 +33,10 @@ use super::problems::{self, answer, answer_after};
 use super::stored::StoredResponse;
 use super::{Found, KeyStore, REPLAYED_HEADER};
 use crate::error::chain;
-use crate::http::ended::{AbortTransaction, Replay, Retryable, aborts};
+use crate::http::ended::{AbortTransaction, Replay, Retryable, Unnamed, aborts};
 use crate::http::failed::is_temporary;
-use crate::http::problem::Problem;
-use crate::http::request::{is_active, transaction};
+use crate::http::problem::{Problem, id_value};
+use crate::http::request::{Seen, Slot, transaction};
 use crate::transaction::Tx;
 
 /// How long a client is asked to wait for a request that is worked on, in seconds.
@@ -122,19 +122,20 @@ where
     ResBody: Body + From<Bytes>,
     ResBody::Error: Into<BoxError>,
 {
-    if !is_active(&parts.extensions) {
+    let slot = parts.extensions.get::<Slot>().filter(|slot| slot.0.is_open());
+    let Some(Seen { uri, transaction_header: name }) = slot.map(|slot| slot.1.clone()) else {
         return Ok(no_transaction(&parts));
-    }
+    };
     // Before the transaction begins: a slow client must not hold a connection of a store.
     let body = match read(body, layer.max_request_body).await {
         Ok(body) => body,
         Err(problem) => return Ok(answer(problem)),
     };
     let Ok(tx) = transaction(&parts.extensions) else { return Ok(no_transaction(&parts)) };
-    let fingerprint = fingerprint(&parts, &body);
+    let fingerprint = fingerprint(&parts, &uri, &body, layer.more(&parts).as_deref());
     let key = layer.key(&parts, &tx, key);
-    if !layer.in_flight.enter(&key, &tx) {
-        return Ok(answer_after(problems::IN_FLIGHT, IN_FLIGHT_WAIT));
+    if let Err(holder) = layer.in_flight.enter(&key, &tx) {
+        return Ok(in_flight(name.as_ref().map(|name| (name, id_value(holder)))));
     }
     let kept = OrDoom { tx: &tx, kept: false };
     let lifetime = layer.lifetime(tx.shared.manager.env.wall_clock());
@@ -144,7 +145,7 @@ where
             kept.kept();
             // Not to be waited for by the next repeat: nothing is executed here.
             layer.in_flight.leave(&key, tx.id());
-            return Ok(known(found, &fingerprint, &layer));
+            return Ok(known(found, &fingerprint, name.as_ref()));
         }
         Err(error) => return Ok(refused(&tx, &key, &error)),
     }
@@ -261,7 +262,7 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 }
 
 /// The answer to a request whose key is not new.
-fn known<K, B: From<Bytes>>(found: Found, fingerprint: &[u8; 32], layer: &IdempotencyLayer<K>) -> Response<B> {
+fn known<B: From<Bytes>>(found: Found, fingerprint: &[u8; 32], name: Option<&HeaderName>) -> Response<B> {
     match found {
         Found::Stored(stored) if stored.fingerprint == *fingerprint => {
             let mut response = Response::new(B::from(stored.body));
@@ -270,14 +271,29 @@ fn known<K, B: From<Bytes>>(found: Found, fingerprint: &[u8; 32], layer: &Idempo
             let headers = response.headers_mut();
             *headers = stored.headers;
             headers.insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
-            if let (Some(name), Ok(id)) = (&layer.transaction_header, HeaderValue::try_from(stored.transaction)) {
+            if let (Some(name), Ok(id)) = (name, HeaderValue::try_from(stored.transaction)) {
                 headers.insert(name, id);
             }
             response
         }
-        Found::Stored(_) => answer(problems::OTHER_REQUEST),
-        Found::InFlight | Found::New => answer_after(problems::IN_FLIGHT, IN_FLIGHT_WAIT),
+        Found::Stored(_) => {
+            let mut response = answer(problems::OTHER_REQUEST);
+            response.extensions_mut().insert(Unnamed);
+            response
+        }
+        Found::InFlight | Found::New => in_flight(None),
     }
+}
+
+/// The answer while a request with the same key is worked on. Its own transaction commits, and has done nothing: its id would tell a client that
+/// asks for the outcome that its request is done. The one that has the key is named, where it is known.
+fn in_flight<B: From<Bytes>>(holder: Option<(&HeaderName, HeaderValue)>) -> Response<B> {
+    let mut response = answer_after(problems::IN_FLIGHT, IN_FLIGHT_WAIT);
+    response.extensions_mut().insert(Unnamed);
+    if let Some((name, id)) = holder {
+        response.headers_mut().insert(name, id);
+    }
+    response
 }
 
 /// The store could not look the key up, or not keep it.
