@@ -17,7 +17,8 @@ use crate::http_idempotency_support::{
 async fn process(url: &str, counter: &Counter) -> Server {
     let place = OnPostgres::at(url);
     let manager = TransactionManager::builder(MemoryLog::new()).resource(place.store.clone()).build().await.unwrap();
-    serve(routes(&place, counter).layer(IdempotencyLayer::new(place.keys())).layer(TransactionLayer::new(manager))).await
+    serve(routes(&place, counter).layer(IdempotencyLayer::new(place.keys())).layer(TransactionLayer::new(manager)))
+        .await
 }
 
 /// The first request's backend is terminated while its commit waits for a replica that isn't there: its row is visible, and would be gone after
