@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::Method;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use unanimous::http::default_commit_veto;
 
@@ -42,6 +42,7 @@ on_both![
     each_user_has_keys_of_its_own,
     each_scope_has_keys_of_its_own,
     bodies_are_bounded,
+    a_body_that_does_not_come_is_not_waited_for,
     what_can_not_be_kept_aborts,
     other_requests_pass_through,
     a_client_that_goes_away_leaves_its_key_free,
@@ -188,10 +189,12 @@ async fn what_commits_is_kept_whatever_its_status(place: impl Place) {
 
 async fn a_key_that_has_expired_is_new(place: impl Place) {
     let world = World::new(&place).await;
-    let server = world.serve().await;
-    let at_once = world.serve_with(world.layer().keep_for(Duration::ZERO)).await;
-    assert!(!order_with(&at_once, "k", "tea").await.replayed());
-    assert!(!order_with(&at_once, "k", "tea").await.replayed(), "it has expired");
+    let server = world.serve_with(world.layer().keep_for(Duration::from_secs(60))).await;
+    for _ in 0..2 {
+        assert!(!order_with(&server, "k", "tea").await.replayed(), "none, or one that has expired");
+        assert!(order_with(&server, "k", "tea").await.replayed());
+        place.expire();
+    }
     // Another request is none under the same key any more.
     let first = order_with(&server, "k", "rum").await;
     assert_eq!(first.status, 201);
@@ -199,6 +202,25 @@ async fn a_key_that_has_expired_is_new(place: impl Place) {
     assert_eq!((again.replayed(), again.body), (true, first.body));
     assert_eq!(place.orders(), ["tea", "tea", "rum"]);
     assert_eq!(place.kept(), 1);
+}
+
+#[tokio::test]
+#[should_panic(expected = "a minute at least, not for 0ns")]
+async fn a_key_that_would_be_none_is_refused() {
+    let store = unanimous::postgres::Postgres::from_url("orders", "postgres://localhost/orders").unwrap();
+    let _ = unanimous::http::IdempotencyLayer::new(unanimous::postgres::PostgresKeys::new(&store)).keep_for(Duration::ZERO);
+}
+
+async fn a_body_that_does_not_come_is_not_waited_for(place: impl Place) {
+    let world = World::new(&place).await;
+    let server = world.serve_with(world.layer().max_request_time(Duration::from_millis(50))).await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    let request = "POST /orders HTTP/1.1\r\nhost: localhost\r\nidempotency-key: k\r\ncontent-length: 3\r\n\r\nte";
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    tokio::time::timeout(PATIENCE, client.read_exact(&mut head)).await.expect("an answer").unwrap();
+    assert_eq!(&head, b"HTTP/1.1 408");
+    assert_eq!(world.counter.executed(), Vec::<String>::new());
 }
 
 async fn each_user_has_keys_of_its_own(place: impl Place) {

@@ -41,6 +41,9 @@ pub(crate) trait Place: Clone + Send + Sync + 'static {
     /// How many keys are kept, as a stranger sees them.
     fn kept(&self) -> usize;
 
+    /// Lets what is kept be older than it is kept for.
+    fn expire(&self);
+
     /// A manager as a process of its own would have it, with connections of its own.
     fn manager(&self) -> impl Future<Output = (Self, TransactionManager)> + Send;
 }
@@ -88,6 +91,10 @@ impl Place for OnPostgres {
 
     fn kept(&self) -> usize {
         self.database().psql("select count(*) from unanimous.idempotency_key").unwrap().parse().unwrap()
+    }
+
+    fn expire(&self) {
+        self.database().psql("update unanimous.idempotency_key set expires_at = 1").unwrap();
     }
 
     async fn manager(&self) -> (Self, TransactionManager) {
@@ -146,6 +153,10 @@ impl Place for OnSqlite {
     fn kept(&self) -> usize {
         let there = self.strings("SELECT name FROM sqlite_master WHERE name = 'unanimous_idempotency_key'");
         if there.is_empty() { 0 } else { self.strings("SELECT key FROM unanimous_idempotency_key").len() }
+    }
+
+    fn expire(&self) {
+        self.strings("UPDATE unanimous_idempotency_key SET expires_at = 1 RETURNING key");
     }
 
     async fn manager(&self) -> (Self, TransactionManager) {

@@ -171,6 +171,10 @@
 //!
 //! 413. The body of a request with a key is read whole, within a bound.
 //!
+//! ## Request-body too slow
+//!
+//! 408. The body took longer to come than is waited for. Nothing was done; the request may be repeated.
+//!
 //! ## Request-body broken
 //!
 //! 400. The body ended before its end.

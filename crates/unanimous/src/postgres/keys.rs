@@ -97,6 +97,25 @@ impl PostgresKeys {
         Self { options, ..self }
     }
 
+    /// Makes the table where it is missing, at start-up rather than with the first request, or says who must.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be reached, or this role may not make the table, or not use it: run [`schema_sql`](super::schema_sql) there.
+    pub async fn ready(&self) -> Result<(), PostgresError> {
+        self.make().await?;
+        let session = self.resource.store.control.session().await?;
+        let sql = rows::look(&format!("SELECT 1 FROM {SCHEMA}.{TABLE} LIMIT 0"), SWEEP_LOCK_TIMEOUT);
+        ask(&session, LOOKING, &sql).await.map_err(schema::may_not)?;
+        self.resource.store.control.give_back(session);
+        Ok(())
+    }
+
+    async fn make(&self) -> Result<(), PostgresError> {
+        let make = || schema::ensure(&self.resource.store.control, TABLE);
+        self.shared.made.get_or_try_init(make).await.map(drop)
+    }
+
     async fn look(&self, tx: &Tx, key: &RequestKey, lifetime: Lifetime) -> Result<Found, BoxError> {
         self.made().await?;
         let branch = tx.join_with(&self.resource, self.options.clone()).await?;
@@ -167,8 +186,7 @@ impl PostgresKeys {
 
     /// The table is there, or was made.
     async fn made(&self) -> Result<(), BranchError> {
-        let make = || schema::ensure(&self.resource.store.control, TABLE);
-        self.shared.made.get_or_try_init(make).await.map(drop).map_err(|error| match error {
+        self.make().await.map_err(|error| match error {
             PostgresError::NoSchema(_) => error.into_branch(),
             // As where a join fails: the store can't be reached, or is not what it should be now.
             other if other.kind() == FailureKind::Refused => BranchError::lost(other),

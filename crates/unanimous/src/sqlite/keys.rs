@@ -124,9 +124,13 @@ fn keep(conn: &Connection, key: &RequestKey, response: &StoredResponse, lifetime
          (SELECT rowid FROM main.unanimous_idempotency_key WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2)",
         (number(lifetime.now), EXPIRED_AT_ONCE),
     )?;
-    // Replaces a row that has expired; another can't be there, since `find` has seen none.
     conn.execute(
-        "INSERT OR REPLACE INTO main.unanimous_idempotency_key \
+        "DELETE FROM main.unanimous_idempotency_key WHERE scope = ?1 AND key = ?2 AND expires_at <= ?3",
+        (key.scope(), key.key(), number(lifetime.now)),
+    )?;
+    // Another row can't be there, since `find` has seen none.
+    conn.execute(
+        "INSERT INTO main.unanimous_idempotency_key \
          (scope, key, transaction_id, expires_at, fingerprint, status, headers, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         (
             key.scope(),

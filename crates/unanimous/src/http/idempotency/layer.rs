@@ -17,11 +17,15 @@ use super::in_flight::InFlight;
 use super::key::RequestKey;
 use super::service::IdempotencyService;
 use super::{KeyStore, Lifetime};
+use crate::env::{Env, TokioEnv};
 use crate::transaction::Tx;
 
 /// The headers that are kept where nothing else is said.
 const KEPT: [HeaderName; 9] =
     [CONTENT_TYPE, CONTENT_LANGUAGE, CONTENT_ENCODING, LOCATION, ETAG, LAST_MODIFIED, CACHE_CONTROL, LINK, VARY];
+
+/// The shortest time for which a response is kept.
+const SHORTEST: Duration = Duration::from_secs(60);
 
 type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 
@@ -66,7 +70,7 @@ type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// The same request has the same method, path, query, `Content-Type` and body; path and query as they came to the
 /// [`TransactionLayer`](crate::http::TransactionLayer), whatever a nested router strips of them. The host is not among it: where it tells tenants
 /// apart, it belongs into the [`scope`](Self::scope). The request is read whole before the handler
-/// is called ([`max_request_body`](Self::max_request_body)); its trailers are dropped.
+/// is called ([`max_request_body`](Self::max_request_body), [`max_request_time`](Self::max_request_time)); its trailers are dropped.
 ///
 /// What aborts keeps nothing, whatever the reason (a veto, a doom, an error, a panic, a conflict), and a repeat is executed anew. What
 /// commits is kept, **whatever its status, 5xx included**: ask for a veto if an error is to be tried again.
@@ -84,11 +88,13 @@ pub struct IdempotencyLayer<K> {
     pub(super) required: bool,
     pub(super) scope: Option<RequestHook<String>>,
     pub(super) max_request_body: usize,
+    pub(super) max_request_time: Duration,
     pub(super) max_response_body: usize,
     pub(super) keep_for: Duration,
     pub(super) kept: Vec<HeaderName>,
     more: Option<RequestHook<String>>,
     pub(super) in_flight: InFlight,
+    pub(super) env: Arc<dyn Env>,
 }
 
 impl<K: KeyStore> IdempotencyLayer<K> {
@@ -100,11 +106,13 @@ impl<K: KeyStore> IdempotencyLayer<K> {
             required: false,
             scope: None,
             max_request_body: 1 << 20,
+            max_request_time: Duration::from_secs(30),
             max_response_body: 1 << 20,
             keep_for: Duration::from_secs(24 * 60 * 60),
             kept: KEPT.to_vec(),
             more: None,
             in_flight: InFlight::default(),
+            env: TokioEnv::shared(),
         }
     }
 
@@ -134,14 +142,27 @@ impl<K: KeyStore> IdempotencyLayer<K> {
         Self { max_request_body: bytes, ..self }
     }
 
+    /// How long the body of a request with a key may take to come; 30 s by default. A slower one is answered with 408, and nothing is done.
+    pub fn max_request_time(self, time: Duration) -> Self {
+        Self { max_request_time: time, ..self }
+    }
+
     /// How large the body of a response may be that is kept; 1 MiB by default. A larger one aborts the transaction, with a 500.
     pub fn max_response_body(self, bytes: usize) -> Self {
         Self { max_response_body: bytes, ..self }
     }
 
-    /// How long a response is kept, in whole microseconds from the request's arrival on; 24 h by default. Then the key is new again, by the clock of
-    /// the process that sees it.
+    /// How long a response is kept, in whole microseconds from the request's arrival on; 24 h by default, at least a minute. Then the key is new
+    /// again, by the clock of the process that sees it.
+    ///
+    /// It must be longer than clients repeat, and than a transaction may stay in doubt: one that is committed by recovery later than that has
+    /// expired already, and its repeat is executed again.
+    ///
+    /// # Panics
+    ///
+    /// For less than a minute: the key would be no key.
     pub fn keep_for(self, time: Duration) -> Self {
+        assert!(time >= SHORTEST, "an Idempotency-Key is kept for a minute at least, not for {time:?}: repeats come later");
         Self { keep_for: time, ..self }
     }
 
@@ -202,6 +223,7 @@ impl<K> fmt::Debug for IdempotencyLayer<K> {
             .field("required", &self.required)
             .field("scope", &self.scope.is_some())
             .field("max_request_body", &self.max_request_body)
+            .field("max_request_time", &self.max_request_time)
             .field("max_response_body", &self.max_response_body)
             .field("keep_for", &self.keep_for)
             .field("kept", &self.kept)

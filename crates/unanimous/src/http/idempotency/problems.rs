@@ -45,6 +45,13 @@ pub(super) const TOO_LARGE: Problem = Problem {
     detail: "Nothing was done.",
 };
 
+pub(super) const TOO_SLOW: Problem = Problem {
+    status: StatusCode::REQUEST_TIMEOUT,
+    kind: "request-body-too-slow",
+    title: "The request body took too long to come",
+    detail: "Nothing was done. The request may be repeated with the same Idempotency-Key.",
+};
+
 pub(super) const IN_FLIGHT: Problem = Problem {
     status: StatusCode::CONFLICT,
     kind: "idempotency-key-in-flight",

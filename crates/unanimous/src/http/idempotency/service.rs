@@ -127,7 +127,12 @@ where
         return Ok(no_transaction(&parts));
     };
     // Before the transaction begins: a slow client must not hold a connection of a store.
-    let body = match read(body, layer.max_request_body).await {
+    let read = tokio::select! {
+        biased;
+        read = read(body, layer.max_request_body) => read,
+        () = layer.env.sleep(layer.max_request_time) => Err(problems::TOO_SLOW),
+    };
+    let body = match read {
         Ok(body) => body,
         Err(problem) => return Ok(answer(problem)),
     };
