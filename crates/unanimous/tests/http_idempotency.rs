@@ -208,7 +208,8 @@ async fn a_key_that_has_expired_is_new(place: impl Place) {
 #[should_panic(expected = "a minute at least, not for 0ns")]
 async fn a_key_that_would_be_none_is_refused() {
     let store = unanimous::postgres::Postgres::from_url("orders", "postgres://localhost/orders").unwrap();
-    let _ = unanimous::http::IdempotencyLayer::new(unanimous::postgres::PostgresKeys::new(&store)).keep_for(Duration::ZERO);
+    let _ =
+        unanimous::http::IdempotencyLayer::new(unanimous::postgres::PostgresKeys::new(&store)).keep_for(Duration::ZERO);
 }
 
 async fn a_body_that_does_not_come_is_not_waited_for(place: impl Place) {

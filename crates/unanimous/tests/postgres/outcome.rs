@@ -164,12 +164,14 @@ async fn many_who_ask_leave_the_store_its_connections() {
     let builder = TransactionManager::builder(MemoryLog::new()).store_wait(PATIENCE);
     let manager = builder.resource(orders.clone()).resource(billing.clone()).build().await.unwrap();
     wrote(&manager, &[&orders, &billing]).await.commit().await.unwrap();
-    let (mut blocker, connection) = tokio_postgres::connect(&cluster.url("billing"), tokio_postgres::NoTls).await.unwrap();
+    let (mut blocker, connection) =
+        tokio_postgres::connect(&cluster.url("billing"), tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
     let blocking = blocker.transaction().await.unwrap();
     blocking.batch_execute("lock table unanimous.decision").await.unwrap();
     let owner = manager.owner();
-    let earlier = Owner { incarnation: Incarnation::new(owner.incarnation.counter, owner.incarnation.nonce ^ 1), ..owner };
+    let earlier =
+        Owner { incarnation: Incarnation::new(owner.incarnation.counter, owner.incarnation.nonce ^ 1), ..owner };
     let mut asking = tokio::task::JoinSet::new();
     for sequence in 1..=150 {
         let (manager, id) = (manager.clone(), earlier.transaction(sequence));

@@ -162,7 +162,10 @@ impl<K: KeyStore> IdempotencyLayer<K> {
     ///
     /// For less than a minute: the key would be no key.
     pub fn keep_for(self, time: Duration) -> Self {
-        assert!(time >= SHORTEST, "an Idempotency-Key is kept for a minute at least, not for {time:?}: repeats come later");
+        assert!(
+            time >= SHORTEST,
+            "an Idempotency-Key is kept for a minute at least, not for {time:?}: repeats come later"
+        );
         Self { keep_for: time, ..self }
     }
 
