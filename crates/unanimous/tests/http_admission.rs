@@ -15,6 +15,7 @@ use tower::{Layer, Service, ServiceExt};
 use unanimous::http::{AdmissionLayer, TransactionLayer};
 
 use crate::http_support::{Answer, World, answer, handler, post};
+use crate::support::warnings::Warnings;
 use crate::support::{ended, eventually};
 
 /// A handler that says that it works, and works until it is let go.
@@ -182,6 +183,17 @@ async fn what_is_left_out_is_never_refused_nor_counted() {
     for sent in [health, working, again] {
         assert_eq!(ended(sent).await.unwrap().status(), 200);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn inside_of_the_transaction_it_says_so() {
+    let world = World::new().await;
+    let warnings = Warnings::collect();
+    let handler = Handler::new();
+    handler.let_one_go();
+    let wrong = TransactionLayer::new(world.manager.clone()).layer(AdmissionLayer::new(1).layer(handler.service()));
+    assert_eq!(ended(wrong.oneshot(post("/1"))).await.unwrap().body(), "/1");
+    assert_eq!(warnings.with(&["AdmissionLayer is inside of a TransactionLayer"]).len(), 1);
 }
 
 /// From the moment when the shutdown begins: new ones and those that wait are refused, those at work are finished.

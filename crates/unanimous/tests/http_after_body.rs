@@ -25,9 +25,10 @@ use tower::{Layer, Service, ServiceExt};
 use unanimous::http::{
     CommitAfterBodyLayer, HeldBody, RetryLayer, TransactionLayer, commit_after_body, is_active, transaction,
 };
-use unanimous::{BoxError, BranchError, Outcome, Tx};
+use unanimous::{BoxError, BranchError, CommitError, Outcome, Tx};
 
 use crate::http_support::{ABORTED, COMMITTED, Journal, Remark, Store, World, post, work};
+use crate::support::warnings::Warnings;
 
 type Piece = Result<Frame<Bytes>, BoxError>;
 type Stores = (Store, Store, Journal);
@@ -295,6 +296,26 @@ async fn what_is_passed_on_untouched() {
         assert!(!response.body().is_end_stream(), "{method} {path}");
     }
     inner.oneshot(post("/")).await.unwrap();
+}
+
+#[tokio::test]
+async fn outside_of_the_transaction_it_says_so() {
+    let world = World::new().await;
+    let warnings = Warnings::collect();
+    let handler = tower::service_fn(|request: Request<String>| {
+        if request.uri().path() == "/begins" {
+            transaction(request.extensions()).unwrap();
+        }
+        async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("text").map_err(BoxError::from).boxed_unsync())) }
+    });
+    let render = |_: &CommitError| Response::new(Full::<Bytes>::default().map_err(BoxError::from).boxed_unsync());
+    let within = TransactionLayer::new(world.manager.clone()).on_commit_failure(render).layer(handler);
+    let wrong = commit_after_body().layer(within);
+    let text = &["CommitAfterBodyLayer is outside of a TransactionLayer"];
+    for (path, said) in [("/", 0), ("/begins", 1)] {
+        assert_eq!(received(wrong.clone().oneshot(post(path)).await.unwrap()).await.1, "text");
+        assert_eq!(warnings.with(text).len(), said, "{path}");
+    }
 }
 
 /// axum's bodies, with the default answers of the outer layers; what a client sees on its socket.

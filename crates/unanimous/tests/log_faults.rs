@@ -477,3 +477,26 @@ async fn a_failed_sync_tells_what_was_tried_from_what_was_not() {
     assert!(matches!(refused(queued.await), LogError::Poisoned(_)));
     assert_eq!(asking.await.unwrap(), Known::Hold(HoldReason::Poisoned));
 }
+
+/// A copy of the files sees what was written and not synced. The original lost it with the power and presumed abort: the copy, restored, must
+/// not bring the decision back.
+#[tokio::test]
+async fn a_restored_copy_does_not_bring_back_a_decision_that_was_never_durable() {
+    let disk = TestDisk::default();
+    let (log, _env) = open(&disk).await;
+    let owner = log.owner();
+    log.decide(decision(owner, 1)).await.unwrap();
+    disk.fail(Fault::NextSync);
+    unknown(log.decide(decision(owner, 2)).await);
+    let backup = disk.after_kill();
+
+    let original = disk.after_power_cut(1);
+    let (log, _env) = open(&original).await;
+    assert_eq!(log.lookup(owner.transaction(2)).await.unwrap(), Known::Abort, "the power cut kept nothing of it");
+    assert_eq!(log.lookup(owner.transaction(1)).await.unwrap(), Known::Commit(decision(owner, 1)));
+
+    let restored = options(&backup).restored_from_backup(true).env(TestEnv::new(9)).open(LOG).await.unwrap();
+    assert_eq!(restored.lookup(owner.transaction(2)).await.unwrap(), Known::Hold(HoldReason::BeyondHorizon));
+    assert_eq!(restored.lookup(owner.transaction(1)).await.unwrap(), Known::Commit(decision(owner, 1)));
+    assert_eq!(restored.opened().unproven, [owner.transaction(2)]);
+}

@@ -231,6 +231,7 @@ async fn a_restored_backup_presumes_nothing_of_what_was_before() {
     let log = open(folder.path()).await.unwrap();
     let owner = log.owner();
     log.decide(decision(owner, 1)).await.unwrap();
+    log.decide(decision(owner, 3)).await.unwrap();
     for (path, bytes) in files(folder.path()) {
         std::fs::write(backup.path().join(path.file_name().unwrap()), bytes).unwrap();
     }
@@ -241,6 +242,13 @@ async fn a_restored_backup_presumes_nothing_of_what_was_before() {
     let restored = FileLog::options().restored_from_backup(true).open(backup.path()).await.unwrap();
     assert_eq!(restored.lookup(owner.transaction(1)).await.unwrap(), Known::Commit(decision(owner, 1)));
     assert_eq!(restored.lookup(owner.transaction(2)).await.unwrap(), Known::Hold(HoldReason::BeyondHorizon));
+    let last = restored.lookup(owner.transaction(3)).await.unwrap();
+    assert_eq!(
+        last,
+        Known::Hold(HoldReason::BeyondHorizon),
+        "the last write may have been copied before it was durable"
+    );
+    assert_eq!(restored.opened().unproven, [owner.transaction(3)]);
     assert_eq!(restored.owner().incarnation.counter, later.incarnation.counter);
     let unheard = restored.lookup(later.transaction(1)).await.unwrap();
     assert_eq!(unheard, Known::Hold(HoldReason::ForeignIncarnation), "the same counter, another nonce");

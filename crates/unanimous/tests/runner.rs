@@ -35,6 +35,8 @@ mod http_idempotency_failures;
 #[cfg(feature = "axum")]
 mod http_idempotency_order;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_retry;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
 mod http_idempotency_support;
 #[cfg(feature = "http")]
 mod http_layer;
@@ -48,6 +50,8 @@ mod http_requests;
 mod http_retry;
 #[cfg(feature = "http")]
 mod http_support;
+#[cfg(all(feature = "axum", feature = "sqlite"))]
+mod http_together;
 #[cfg(feature = "axum")]
 mod http_upgrade;
 #[cfg(feature = "http")]

@@ -142,6 +142,11 @@ async fn restored(path: &Path) -> Result<ExitCode, Failure> {
         "log {id} in {}: nothing is presumed of what began before the incarnation {incarnation}",
         path.display()
     ));
+    for transaction in &log.opened().unproven {
+        say(format!(
+            "not believed: the decision to commit {transaction}, the log's last write, which may have been copied before it was durable"
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

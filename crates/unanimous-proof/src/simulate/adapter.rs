@@ -288,7 +288,11 @@ impl SimBranch {
                 Err(BranchError::refused("the transaction was fenced"))
             }
             Ok(other) => Err(unexpected(&other)),
-            Err(error) => Err(BranchError::lost(error)),
+            Err(error) => {
+                // A connection that lost an answer is not used again, also where its branch is kept.
+                self.close();
+                Err(BranchError::lost(error))
+            }
         }
     }
 }

@@ -188,11 +188,10 @@ pub(super) fn target(folder: &File, name: &str, path: &Path) -> Result<Target, F
 }
 
 impl Folder {
-    /// Opens the root. `known` is the identity that it had before, if it was seen; one that was not seen, and is no store yet, becomes
-    /// the store `create`.
+    /// Opens the root. One that is no store yet becomes the store `create`, which is none where the root was seen before: it must be there
+    /// then, and whether it is the same one is for the caller to compare.
     pub(super) fn open(
         path: &Path,
-        known: Option<&StoreId>,
         create: Option<StoreId>,
         acts: &Acts,
         gate: &Arc<Mutex<()>>,
@@ -217,17 +216,14 @@ impl Folder {
                 Err(error) => Err(io_error("open the folder", &path.join(OWN))(error)),
             }
         };
-        let (root, own) = match (open_root(), known, create) {
-            (Err(FilesError::Gone { .. }), None, Some(id)) => {
+        let (root, own) = match (open_root(), create) {
+            (Err(FilesError::Gone { .. }), Some(id)) => {
                 identity::create(path, id, acts)?;
                 open_root()?
             }
             (other, ..) => other?,
         };
         let id = identity::read(&own, &path.join(OWN))?;
-        if let Some(known) = known.filter(|known| **known != id) {
-            return Err(FilesError::Replaced { root: path.to_owned(), known: known.clone(), found: id });
-        }
         let part = |name: &str| {
             open_folder(&own, name).map_err(|error| match error {
                 Errno::NOENT => gone(path.join(OWN).join(name), "somebody removed a part of the store; restore it"),

@@ -202,12 +202,10 @@ impl Files {
 impl Inner {
     /// Opens the folder, which must be what it was.
     fn folder(&self) -> Result<Folder, FilesError> {
-        let known = self.known.get();
-        let create = (self.create && known.is_none()).then(|| self.random_id());
-        let folder = Folder::open(&self.root, known, create, &self.acts, &self.gate)?;
+        let create = (self.create && self.known.get().is_none()).then(|| self.random_id());
+        let folder = Folder::open(&self.root, create, &self.acts, &self.gate)?;
         let known = self.known.get_or_init(|| folder.id.clone());
         if *known != folder.id {
-            // Another thread saw another store first.
             return Err(FilesError::Replaced { root: self.root.clone(), known: known.clone(), found: folder.id });
         }
         Ok(folder)

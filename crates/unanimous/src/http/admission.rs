@@ -17,7 +17,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::layer::RequestHook;
 use super::problem::Problem;
+use super::request::is_active;
 use crate::env::{BoxFuture, Env, TokioEnv};
 use crate::manager::TransactionManager;
 
@@ -53,12 +55,10 @@ pub struct AdmissionLayer {
     queue: usize,
     wait: Duration,
     retry_after: u64,
-    when: Option<Arc<When>>,
+    when: RequestHook<bool>,
     drain: Option<TransactionManager>,
     env: Arc<dyn Env>,
 }
-
-type When = dyn Fn(&Parts) -> bool + Send + Sync;
 
 struct Gate {
     places: Arc<Semaphore>,
@@ -203,6 +203,12 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
+        if is_active(&parts.extensions) {
+            tracing::error!(
+                "an AdmissionLayer is inside of a TransactionLayer, where a request gives its place up before it commits; \
+                 put it outside (axum: add it after the TransactionLayer)"
+            );
+        }
         let left_out = self.layer.when.as_ref().is_some_and(|when| !when(&parts));
         let request = Request::from_parts(parts, body);
         let state = match left_out {

@@ -21,6 +21,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 use unanimous_core::BoxError;
 
+use super::ended::Ended;
 use super::failed::Failed;
 use super::problem::Problem;
 use super::request::{Slot, is_active};
@@ -132,7 +133,7 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let slot = match is_active(request.extensions()) && method != Method::HEAD {
+        let slot = match is_active(request.extensions()) {
             true => request.extensions().get::<Slot>().map(|slot| slot.0.clone()),
             false => None,
         };
@@ -140,9 +141,15 @@ where
         let responding = self.inner.call(request);
         Box::pin(async move {
             let (head, body) = responding.await?.into_parts();
+            if slot.is_none() && head.extensions.get::<Ended>().is_some() {
+                tracing::error!(
+                    "a CommitAfterBodyLayer is outside of a TransactionLayer, which has committed before the body; \
+                     put it inside (axum: add it before the TransactionLayer)"
+                );
+            }
             let switches = head.status == StatusCode::SWITCHING_PROTOCOLS
                 || (method == Method::CONNECT && head.status.is_success());
-            let Some(slot) = slot.filter(|_| !switches) else {
+            let Some(slot) = slot.filter(|_| method != Method::HEAD && !switches) else {
                 return Ok(Response::from_parts(head, HeldBody { body: Either::Passed { body } }));
             };
             Ok(match layer.hold(body).await {

@@ -15,6 +15,11 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(crate) struct Said {
     method: Method,
     uri: Uri,
+    /// Apart, since most requests have none of it, and many begin no transaction.
+    more: Option<Box<More>>,
+}
+
+struct More {
     route: Option<String>,
     user: Option<String>,
     trace: Option<Trace>,
@@ -28,21 +33,23 @@ enum Trace {
 impl Said {
     /// Asks the layer's hooks.
     pub(crate) fn of<F>(parts: &Parts, layer: &TransactionLayer<F>) -> Self {
-        Self {
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
-            route: layer.route.as_ref().and_then(|route| route(parts)),
-            user: layer.user.as_ref().and_then(|user| user(parts)),
-            trace: match &layer.trace_id {
-                Some(trace_id) => trace_id(parts).map(Trace::Own),
-                None => TraceId::of(&parts.headers).map(Trace::Parent),
-            },
-        }
+        let route = layer.route.as_ref().and_then(|route| route(parts));
+        let user = layer.user.as_ref().and_then(|user| user(parts));
+        let trace = match &layer.trace_id {
+            Some(trace_id) => trace_id(parts).map(Trace::Own),
+            None => TraceId::of(&parts.headers).map(Trace::Parent),
+        };
+        let more = match (&route, &user, &trace) {
+            (None, None, None) => None,
+            _ => Some(Box::new(More { route, user, trace })),
+        };
+        Self { method: parts.method.clone(), uri: parts.uri.clone(), more }
     }
 
     /// Says it.
     pub(crate) fn on(self, tx: &Tx) {
-        let Self { method, uri, route, user, trace } = self;
+        let Self { method, uri, more } = self;
+        let (route, user, trace) = more.map_or((None, None, None), |more| (more.route, more.user, more.trace));
         // Without the query: it may hold what must not get into logs.
         let route = route.unwrap_or_else(|| uri.path().to_owned());
         tx.note(&format!("{method} {route}"));

@@ -29,6 +29,7 @@ use std::task::{Context, Poll, ready};
 use http::{Method, Response, Uri};
 use pin_project_lite::pin_project;
 use tracing::Span;
+use unanimous_core::TransactionId;
 
 use super::ended::{self, Ended};
 use super::failure::OnCommitFailure;
@@ -116,8 +117,9 @@ where
         let ending = this.ending.as_mut().expect("set above");
         let then = ready!(ending.poll(cx));
         Poll::Ready(match then {
-            Then::Answer(result, ended) => result.map(|response| exchange.label(response, ended)),
-            Then::Failed(error) => Ok(exchange.label(exchange.failed(&error), Some(Ended::failed(&error)))),
+            Then::Answer(result) => result,
+            Then::Committed(result, id) => result.map(|response| exchange.label(response, Ended::committed(id))),
+            Then::Failed(error) => Ok(exchange.label(exchange.failed(&error), Ended::failed(&error))),
             Then::Panic(panic) => resume_unwind(panic),
         })
     }
@@ -142,8 +144,10 @@ enum Handled<R> {
 
 /// What goes out when the transaction has ended.
 enum Then<R> {
-    /// The handler's own, and how its transaction ended, if it had begun.
-    Answer(R, Option<Ended>),
+    /// The handler's own.
+    Answer(R),
+    /// The same, now that its transaction has committed.
+    Committed(R, TransactionId),
     Failed(CommitError),
     Panic(Panic),
 }
@@ -160,7 +164,7 @@ impl<R> Ending<R> {
         const ONCE: &str = "a future is not polled again after it was ready";
         Poll::Ready(match self {
             Ending::Commit(commit, answer) => match ready!(Pin::new(commit).poll(cx)) {
-                Ok(committed) => Then::Answer(answer.take().expect(ONCE), Some(Ended::committed(committed.id))),
+                Ok(committed) => Then::Committed(answer.take().expect(ONCE), committed.id),
                 Err(error) => Then::Failed(error),
             },
             Ending::Abort(abort, then) => {
@@ -196,27 +200,34 @@ impl<F> Exchange<F> {
     /// Commits or gives up, now that the handler has returned.
     fn end<B, E>(&self, result: Result<Response<B>, E>) -> Ending<Result<Response<B>, E>> {
         let Some(transaction) = self.owner.take() else {
-            return Ending::Nothing(Some(Then::Answer(result, None)));
+            return Ending::Nothing(Some(Then::Answer(result)));
         };
-        let retryable = result.as_ref().is_ok_and(ended::is_retryable);
-        let aborted = Some(Ended::aborted(transaction.id(), retryable));
+        // It is held back until the abort is done, and says so by then.
+        let aborts = |transaction: Transaction, cause, result: Result<Response<B>, E>| {
+            let id = transaction.id();
+            let labelled = result.map(|response| {
+                let retryable = ended::is_retryable(&response);
+                self.label(response, Ended::aborted(id, retryable))
+            });
+            abort(transaction, cause, Then::Answer(labelled))
+        };
         let Ok(response) = &result else {
-            return abort(transaction, Cause::HandlerFailed, Then::Answer(result, aborted));
+            return aborts(transaction, Cause::HandlerFailed, result);
         };
         if ended::is_replay(response) {
             return Ending::Commit(transaction.commit(), Some(result));
         }
         if transaction.is_doomed() {
-            return abort(transaction, Cause::Doomed, Then::Answer(result, aborted));
+            return aborts(transaction, Cause::Doomed, result);
         }
         if ended::aborts(response) {
-            return abort(transaction, Cause::HandlerFailed, Then::Answer(result, aborted));
+            return aborts(transaction, Cause::HandlerFailed, result);
         }
         if let Some(veto) = &self.layer.veto {
             let context = VetoContext::new(&self.method, &self.uri, response);
             match catch_unwind(AssertUnwindSafe(|| veto(&context))) {
                 Ok(Ok(false)) => {}
-                Ok(Ok(true)) => return abort(transaction, Cause::Vetoed, Then::Answer(result, aborted)),
+                Ok(Ok(true)) => return aborts(transaction, Cause::Vetoed, result),
                 Ok(Err(error)) => {
                     let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
                     tracing::error!(%id, %method, path, %error, "the commit veto failed; the transaction is aborted");
@@ -246,14 +257,12 @@ impl<F> Exchange<F> {
     }
 
     /// Says on the response how its transaction ended.
-    fn label<B>(&self, mut response: Response<B>, ended: Option<Ended>) -> Response<B> {
-        if let Some(ended) = ended {
-            let named = !ended::is_unnamed(&response);
-            response.extensions_mut().insert(ended);
-            if let Some(name) = self.layer.transaction_header.as_ref().filter(|_| named) {
-                // One that is there names the transaction whose response is given once more.
-                response.headers_mut().entry(name).or_insert_with(|| id_value(ended.id));
-            }
+    fn label<B>(&self, mut response: Response<B>, ended: Ended) -> Response<B> {
+        let named = !ended::is_unnamed(&response);
+        response.extensions_mut().insert(ended);
+        if let Some(name) = self.layer.transaction_header.as_ref().filter(|_| named) {
+            // One that is there names the transaction whose response is given once more.
+            response.headers_mut().entry(name).or_insert_with(|| id_value(ended.id));
         }
         response
     }

@@ -93,7 +93,8 @@ impl FileLogOptions {
     }
 
     /// Says that the log was restored from a backup or copied: decisions made after the backup are not in it, so that nothing is
-    /// presumed of any transaction begun before this opening (rule 4). Decisions that it holds are still found.
+    /// presumed of any transaction begun before this opening (rule 4). Decisions that it holds are still found, but for those of its last write:
+    /// they may have been copied before they were durable, and undone by a later start of the original ([`Opened::unproven`]).
     ///
     /// For one opening. A log that was restored and is opened without it presumes abort for what the backup did not see: **it
     /// undoes commits**. Nothing in the files can show that it was restored.
@@ -199,7 +200,7 @@ impl Opening {
     fn run(self) -> Result<FileLog, OpenError> {
         let Self { options, env, path, folder } = self;
         let limits = Limits { segment: (options.max_size / 3) & !7, horizon: options.horizon };
-        let loaded = segments::load(&*folder, &path, options.believe_single_copies)?;
+        let loaded = segments::load(&*folder, &path, options.believe_single_copies, options.restored)?;
         let mut opened = Opened::default();
         let (mut history, after) = match loaded {
             Some(loaded) => {
@@ -207,6 +208,7 @@ impl Opening {
                 opened.tail = loaded.tail;
                 opened.single_copy = loaded.single;
                 opened.repaired = loaded.repaired;
+                opened.unproven = loaded.unproven;
                 (loaded.history, loaded.header.segment)
             }
             None => (History::new(segments::new_log_id(|| env.random())), 0),
@@ -242,11 +244,14 @@ pub struct Opened {
     pub single_copy: Option<u64>,
     /// Damaged copies of older frames, believed on request.
     pub repaired: Vec<Damage>,
+    /// Decisions of a [restored](FileLogOptions::restored_from_backup) log that are not believed, since they are its last write: it may have
+    /// been copied before it was durable.
+    pub unproven: Vec<TransactionId>,
 }
 
 impl Default for Opened {
     fn default() -> Self {
-        Self { created: true, tail: None, single_copy: None, repaired: Vec::new() }
+        Self { created: true, tail: None, single_copy: None, repaired: Vec::new(), unproven: Vec::new() }
     }
 }
 
@@ -259,6 +264,10 @@ impl Opened {
         }
         if let Some(offset) = self.single_copy {
             tracing::warn!(path = %path.display(), offset, "the decision log's last frame had one good copy; believed, and written anew");
+        }
+        for transaction in &self.unproven {
+            tracing::warn!(path = %path.display(), %transaction,
+                "the decision to commit it is the restored log's last write, and is not believed: it may have been copied before it was durable");
         }
         for damage in &self.repaired {
             tracing::warn!(path = %path.display(), %damage, "believed a single copy, and wrote it anew");

@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use unanimous_core::log::frame::{HEADER_LEN, copy_len, encode_beginning, encode_frame, frame_len};
-use unanimous_core::log::{Damage, DamageKind, Header, History, Tail, scan};
-use unanimous_core::{LogId, Owner};
+use unanimous_core::log::{Damage, DamageKind, FrameKind, Header, History, Record, Tail, scan};
+use unanimous_core::{LogId, Owner, TransactionId};
 
 use super::error::{OpenError, Poison};
 use crate::env::disk::{DiskFile, Folder};
@@ -43,10 +43,20 @@ pub(super) struct Loaded {
     pub(super) tail: Option<Tail>,
     pub(super) single: Option<u64>,
     pub(super) repaired: Vec<Damage>,
+    /// The decisions of the last frame where that was left out.
+    pub(super) unproven: Vec<TransactionId>,
 }
 
 /// Reads the newest segment; none in a folder without one. Changes nothing.
-pub(super) fn load(folder: &dyn Folder, path: &Path, believe_copies: bool) -> Result<Option<Loaded>, OpenError> {
+///
+/// Of a log that was `restored` the last frame is left out: nothing shows that it was ever synced. It may have been copied before that,
+/// and lost with the power, so that its transactions were rolled back.
+pub(super) fn load(
+    folder: &dyn Folder,
+    path: &Path,
+    believe_copies: bool,
+    restored: bool,
+) -> Result<Option<Loaded>, OpenError> {
     let failed = |what| move |source| OpenError::Io { path: path.to_owned(), what, source };
     let Some(&number) = list(folder).map_err(failed("list"))?.last() else { return Ok(None) };
     let file = path.join(name(number));
@@ -60,12 +70,19 @@ pub(super) fn load(folder: &dyn Folder, path: &Path, believe_copies: bool) -> Re
     if segment.damage.iter().any(fatal) {
         return Err(OpenError::Damaged { file, damage: segment.damage });
     }
+    let mut frames = segment.frames;
+    let unproven = frames.pop_if(|frame| restored && frame.kind == FrameKind::Synced);
+    let unproven = unproven.into_iter().flat_map(|frame| frame.records).filter_map(|record| match record {
+        Record::Commit(record) => Some(record.transaction),
+        _ => None,
+    });
+    let unproven = unproven.collect();
     let mut history = History::new(segment.header.log);
-    for record in segment.frames.into_iter().flat_map(|frame| frame.records) {
+    for record in frames.into_iter().flat_map(|frame| frame.records) {
         history.apply(record).map_err(|source| OpenError::Contradiction { file: file.clone(), source })?;
     }
     let (header, tail, single) = (segment.header, segment.tail, segment.single);
-    Ok(Some(Loaded { history, header, tail, single, repaired: segment.damage }))
+    Ok(Some(Loaded { history, header, tail, single, repaired: segment.damage, unproven }))
 }
 
 /// Why the next segment could not be begun.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use unanimous::Transaction;
 use unanimous::postgres::Postgres;
+use unanimous::{Cause, FailureKind, Transaction};
 use unanimous_testing::proxy::postgres::{Act, Direction, Proxy, Said, error, notice};
 
 use super::{Pair, builder, prepared};
@@ -60,7 +60,9 @@ async fn a_fatal_error_at_the_vote_is_no_answer() {
     insert(&tx, &orders, "a").await;
     insert(&tx, &billing, "b").await;
     let rule = proxy.on(Direction::ToServer, "PREPARE TRANSACTION", Act::Answer(error(&DISK_FULL)));
-    aborted(tx.commit().await);
+    let error = aborted(tx.commit().await);
+    let lost = matches!(error.cause(), Cause::Branch { source, .. } if source.kind() == FailureKind::Lost);
+    assert!(lost, "{error:?}");
     assert!(rule.met());
     assert_eq!([prepared(&pair.orders), prepared(&pair.billing)], ["", ""]);
     assert_eq!(pair.values(), ["", ""]);

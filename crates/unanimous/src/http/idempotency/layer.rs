@@ -67,6 +67,9 @@ type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// | can't be looked up or kept | 503; 409 after a conflict, marked [`Retryable`](crate::http::Retryable) for a layer that repeats it; 500 where waiting does not help |
 /// | is new, and the handler's 4xx or 5xx can't be kept (a statement has failed, and the transaction with it) | the handler's; the transaction aborts, and nothing is kept |
 ///
+/// Request and response have bodies that can be made of [`Bytes`](bytes::Bytes): axum's, `http_body_util::Full`, those of the other layers here. One that can't, such as
+/// hyper's `Incoming`, is put into one that can further out.
+///
 /// The same request has the same method, path, query, `Content-Type` and body; path and query as they came to the
 /// [`TransactionLayer`](crate::http::TransactionLayer), whatever a nested router strips of them. The host is not among it: where it tells tenants
 /// apart, it belongs into the [`scope`](Self::scope). The request is read whole before the handler
