@@ -181,7 +181,9 @@ async fn many_who_ask_leave_the_store_its_connections() {
         let known = tokio::time::timeout(PATIENCE, asking.join_next()).await.expect("an answer").unwrap().unwrap();
         assert_eq!(known, InDoubt(Waiting::Decider(Some("billing".to_owned()))));
     }
-    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = 'billing'";
+    // Others wait too: what marks the first transaction as finished.
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = 'billing' \
+                   and query like '%WHERE d.transaction_id = %'";
     let two = async {
         loop {
             let lookups: u64 = cluster.psql("postgres", waiting).unwrap().parse().unwrap();
