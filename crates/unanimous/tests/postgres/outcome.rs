@@ -183,7 +183,7 @@ async fn many_who_ask_leave_the_store_its_connections() {
     }
     // Others wait too: what marks the first transaction as finished.
     let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = 'billing' \
-                   and query like '%WHERE d.transaction_id = %'";
+                   and query like '%READ ONLY%WHERE d.transaction_id = %'";
     let two = async {
         loop {
             let lookups: u64 = cluster.psql("postgres", waiting).unwrap().parse().unwrap();
