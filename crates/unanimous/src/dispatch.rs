@@ -12,6 +12,7 @@ use unanimous_core::{
 };
 
 use crate::env::BoxFuture;
+use crate::outcomes::Lookups;
 
 pub(crate) trait DynBranch: Send + Sync {
     fn capability(&self) -> Capability;
@@ -185,6 +186,8 @@ pub(crate) struct Registered {
     pub(crate) resource: Arc<dyn DynResource>,
     typed: Arc<dyn Any + Send + Sync>,
     identity: OnceLock<StoreId>,
+    /// Those that ask it how a transaction ended.
+    pub(crate) lookups: Lookups,
 }
 
 impl Registered {
@@ -196,6 +199,7 @@ impl Registered {
             resource: resource.clone(),
             typed: resource,
             identity: OnceLock::new(),
+            lookups: Lookups::default(),
         }
     }
 

@@ -97,6 +97,7 @@ impl Shared {
     fn hand_over(self: &Arc<Self>, taken: Taken, cause: Option<Cause>) -> Commit {
         if taken.slots.is_empty() && self.close_hooks(After::of(cause.as_ref())) {
             let (outcome, result) = self.without_branches(cause);
+            self.remember(outcome);
             self.run_after_end(outcome);
             return Commit::ready(result);
         }
@@ -138,11 +139,18 @@ impl Shared {
 
     /// Answers the caller, after the hooks and synchronizers that want to be called first.
     pub(crate) fn finish(self: &Arc<Self>, ended: Ended) {
+        // Before anybody hears of it: a hook may ask, or tell somebody who does.
+        self.remember(ended.outcome);
         if self.close_hooks(ended.after) {
             self.answer(ended);
         } else {
             Announcement::start(self.clone(), ended);
         }
+    }
+
+    /// For who asks later. Once for each transaction.
+    fn remember(&self, outcome: Outcome) {
+        self.manager.outcomes.ended(self.id.sequence, outcome);
     }
 
     /// From now on no hook comes any more; false where hooks or synchronizers are left to be called after the end.

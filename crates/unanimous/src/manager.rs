@@ -314,7 +314,10 @@ impl TransactionManager {
     /// leaves no record (unless [`Options::ask_single`] asked for one), nor does an aborted one in a log, so that after a restart
     /// [`NotKnown`](KnownOutcome::NotKnown) means neither. Nothing is guessed (rule 9), and nothing is written for an id that somebody made up.
     ///
-    /// Takes at most twice the builder's `store_wait`. Dropping the future changes nothing.
+    /// A record that was found is remembered, so that it is read once. The log and each store are asked by two at a time: who finds them busy for 250 ms is
+    /// told [`Waiting::Decider`](crate::Waiting::Decider), so that those who ask can't take the connections that recovery needs (rule 14).
+    ///
+    /// Takes at most twice the builder's `store_wait`, and half a second. Dropping the future changes nothing.
     pub async fn outcome(&self, id: TransactionId) -> KnownOutcome {
         outcomes::outcome(&self.inner, id).await
     }

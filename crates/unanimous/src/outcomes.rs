@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use unanimous_core::{Decision, HoldReason, Known, Outcome, TransactionId};
 
 use crate::dispatch::Registered;
@@ -76,6 +78,34 @@ impl fmt::Display for Waiting {
 /// Entries that are allocated at once, at the first use of one of them: 8 KiB.
 const CHUNK: usize = 1024;
 
+/// How many lookups ask one store, or the log, at the same time. Each may have a connection there, and phase two and recovery have theirs from the
+/// same hand (rule 14): whoever asks for made-up ids must not take them all.
+const LOOKUPS: usize = 2;
+
+/// How long a lookup waits for those before it. Who asks by HTTP can come again.
+const LOOKUP_WAIT: Duration = Duration::from_millis(250);
+
+/// The lookups that one store may be asked by now.
+#[derive(Debug)]
+pub(crate) struct Lookups(Semaphore);
+
+impl Lookups {
+    /// For one lookup; none where those before it take too long.
+    async fn enter(&self, inner: &Inner) -> Option<SemaphorePermit<'_>> {
+        tokio::select! {
+            biased;
+            permit = self.0.acquire() => permit.ok(),
+            () = inner.env.sleep(LOOKUP_WAIT) => None,
+        }
+    }
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self(Semaphore::new(LOOKUPS))
+    }
+}
+
 /// What the ring says of a transaction of this incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remembered {
@@ -93,6 +123,10 @@ pub(crate) struct Outcomes {
     late: Mutex<BTreeMap<u64, Option<Outcome>>>,
     /// What recovery found, of this incarnation's and of former ones' transactions. At most a ring of them.
     recovered: Mutex<BTreeMap<TransactionId, Decision>>,
+    /// What records have proven to somebody who asked, so that one record is read, and forced, once. At most a ring of them.
+    proven: Mutex<BTreeMap<TransactionId, Decision>>,
+    /// Those that ask the log.
+    lookups: Lookups,
 }
 
 impl Outcomes {
@@ -103,6 +137,8 @@ impl Outcomes {
             ring: (0..chunks).map(|_| OnceLock::new()).collect(),
             late: Mutex::default(),
             recovered: Mutex::default(),
+            proven: Mutex::default(),
+            lookups: Lookups::default(),
         }
     }
 
@@ -173,15 +209,23 @@ impl Outcomes {
 
     /// Recovery has finished a branch by its decider's answer, which proves how its transaction was decided.
     pub(crate) fn recovered(&self, id: TransactionId, decision: Decision) {
-        let mut recovered = lock(&self.recovered);
-        recovered.insert(id, decision);
-        while recovered.len() as u64 > self.length() {
-            recovered.pop_first();
+        self.note(&self.recovered, id, decision);
+    }
+
+    fn note(&self, known: &Mutex<BTreeMap<TransactionId, Decision>>, id: TransactionId, decision: Decision) {
+        let mut known = lock(known);
+        known.insert(id, decision);
+        while known.len() as u64 > self.length() {
+            known.pop_first();
         }
     }
 
     fn found_by_recovery(&self, id: TransactionId) -> Option<Decision> {
         lock(&self.recovered).get(&id).copied()
+    }
+
+    fn found(&self, id: TransactionId) -> Option<Decision> {
+        self.found_by_recovery(id).or_else(|| lock(&self.proven).get(&id).copied())
     }
 }
 
@@ -207,6 +251,14 @@ fn outcome_of(packed: u64) -> Outcome {
     }
 }
 
+/// Whether this process has seen the transaction commit: it is durable then, whatever is read of it.
+#[cfg(feature = "http")]
+pub(crate) fn was_seen_to_commit(inner: &Inner, id: TransactionId) -> bool {
+    id.owner() == inner.owner
+        && (1..=inner.sequence.load(Ordering::Relaxed)).contains(&id.sequence)
+        && inner.outcomes.of(id.sequence) == Remembered::Ended(Outcome::Committed)
+}
+
 /// What can be said of a transaction: first by memory, then by the deciders' records. Writes nothing for a transaction of which nobody
 /// has a record.
 pub(crate) async fn outcome(inner: &Inner, id: TransactionId) -> KnownOutcome {
@@ -225,7 +277,11 @@ pub(crate) async fn outcome(inner: &Inner, id: TransactionId) -> KnownOutcome {
             Remembered::Forgotten => {}
         }
     }
-    match inner.outcomes.found_by_recovery(id) {
+    if id.log == inner.owner.log && id.incarnation.counter > inner.owner.incarnation.counter {
+        // No later run has begun.
+        return NotKnown;
+    }
+    match inner.outcomes.found(id) {
         Some(Decision::Commit) => return Committed,
         Some(Decision::Abort) => return Aborted,
         None => {}
@@ -239,6 +295,9 @@ pub(crate) async fn outcome(inner: &Inner, id: TransactionId) -> KnownOutcome {
     let doubts = inner.recovery.in_doubt();
     open |= doubts.iter().any(|doubt| doubt.transaction == Some(id));
     let asked = records(inner, id).await;
+    if let Some(decision) = asked.decision {
+        inner.outcomes.note(&inner.outcomes.proven, id, decision);
+    }
     if let Some(decision) = asked.decision.or_else(|| inner.outcomes.found_by_recovery(id)) {
         return match decision {
             Decision::Commit => Committed,
@@ -274,11 +333,17 @@ async fn records(inner: &Inner, id: TransactionId) -> Asked {
         asked.silent = Some(None);
         return asked;
     }
+    let Some(lookup) = inner.outcomes.lookups.enter(inner).await else {
+        asked.silent = Some(None);
+        return asked;
+    };
     match within(inner, inner.log.decided(id)).await {
         Ok(Some(Known::Commit(_))) => {
             asked.decision = Some(Decision::Commit);
             return asked;
         }
+        // Nor are the stores asked: a log that others share would have said nothing.
+        Ok(Some(Known::Hold(HoldReason::ForeignLog))) => return asked,
         Ok(Some(Known::Hold(HoldReason::Poisoned | HoldReason::Unreachable))) => asked.silent = Some(None),
         // A log presumes abort where it has no record, and a single writer leaves none: that proves nothing here.
         Ok(Some(Known::Abort | Known::Hold(_)) | None) => {}
@@ -288,6 +353,7 @@ async fn records(inner: &Inner, id: TransactionId) -> Asked {
             asked.silent = Some(None);
         }
     }
+    drop(lookup);
     let answers = join_all(inner.resources.values().map(|registered| row(inner, registered, id)));
     for (registered, answer) in inner.resources.values().zip(answers.await) {
         match answer {
@@ -303,6 +369,7 @@ async fn records(inner: &Inner, id: TransactionId) -> Asked {
 
 /// What the rows of a store say: either outcome is one that somebody wrote there, so that both are proven.
 async fn row(inner: &Inner, registered: &Registered, id: TransactionId) -> Result<Option<Decision>, ()> {
+    let Some(_lookup) = registered.lookups.enter(inner).await else { return Err(()) };
     match within(inner, registered.decided(id, inner.owner)).await {
         Ok(Some(Known::Commit(_))) => Ok(Some(Decision::Commit)),
         Ok(Some(Known::Abort)) => Ok(Some(Decision::Abort)),

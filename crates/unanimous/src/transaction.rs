@@ -169,7 +169,6 @@ impl Shared {
                 return;
             }
             state.ended = Some(outcome);
-            self.manager.outcomes.ended(self.id.sequence, outcome);
             std::mem::take(&mut state.after_end)
         };
         for callback in callbacks {

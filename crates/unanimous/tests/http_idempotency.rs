@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use axum::Router;
 use axum::http::Method;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use unanimous::http::default_commit_veto;
 
@@ -41,10 +42,13 @@ on_both![
     each_user_has_keys_of_its_own,
     each_scope_has_keys_of_its_own,
     bodies_are_bounded,
+    a_body_that_does_not_come_is_not_waited_for,
     what_can_not_be_kept_aborts,
     other_requests_pass_through,
     a_client_that_goes_away_leaves_its_key_free,
     an_inner_layer_steps_aside,
+    what_a_nested_router_strips_is_part_of_the_request,
+    what_the_application_says_is_part_of_the_request,
 ];
 
 async fn a_repeat_gets_the_first_response_again(place: impl Place) {
@@ -73,7 +77,8 @@ async fn a_repeat_gets_the_first_response_again(place: impl Place) {
     assert_eq!(world.counter.executed(), ["tea", "tea"]);
     assert_eq!(place.orders(), ["tea", "tea"]);
     let layer = world.layer().keep_header("x-number".parse().unwrap());
-    let more = world.serve_with(layer.transaction_header(Some("x-first".parse().unwrap()))).await;
+    let transactions = world.transactions().transaction_header("x-first".parse().unwrap());
+    let more = serve(world.routes().layer(layer).layer(transactions)).await;
     let first = order_with(&more, "k-3", "rum").await;
     let again = order_with(&more, "k-3", "rum").await;
     assert_eq!((again.header("x-number"), again.header("x-first")), (Some("3"), first.header("x-transaction")));
@@ -104,6 +109,7 @@ async fn of_many_at_once_one_executes(place: impl Place) {
     for other in others {
         other.assert_problem(409, "idempotency-key-in-flight");
         assert_eq!(other.header("retry-after"), Some("1"));
+        assert_eq!(other.header("unanimous-transaction"), first.header("x-transaction"), "who has the key");
     }
     let again = order_with(&server, "k", "tea").await;
     assert_eq!((again.status, again.replayed(), again.body), (201, true, first.body));
@@ -144,6 +150,7 @@ async fn another_request_under_the_same_key_is_refused(place: impl Place) {
     ] {
         let reply = send(&server, head, headers, body).await.unwrap();
         reply.assert_problem(422, "idempotency-key-reused");
+        assert_eq!(reply.header("unanimous-transaction"), None, "its transaction has committed, and done nothing");
     }
     assert_eq!(place.orders(), ["tea"]);
     assert!(order_with(&server, "k", "tea").await.replayed());
@@ -182,10 +189,12 @@ async fn what_commits_is_kept_whatever_its_status(place: impl Place) {
 
 async fn a_key_that_has_expired_is_new(place: impl Place) {
     let world = World::new(&place).await;
-    let server = world.serve().await;
-    let at_once = world.serve_with(world.layer().keep_for(Duration::ZERO)).await;
-    assert!(!order_with(&at_once, "k", "tea").await.replayed());
-    assert!(!order_with(&at_once, "k", "tea").await.replayed(), "it has expired");
+    let server = world.serve_with(world.layer().keep_for(Duration::from_secs(60))).await;
+    for _ in 0..2 {
+        assert!(!order_with(&server, "k", "tea").await.replayed(), "none, or one that has expired");
+        assert!(order_with(&server, "k", "tea").await.replayed());
+        place.expire();
+    }
     // Another request is none under the same key any more.
     let first = order_with(&server, "k", "rum").await;
     assert_eq!(first.status, 201);
@@ -193,6 +202,26 @@ async fn a_key_that_has_expired_is_new(place: impl Place) {
     assert_eq!((again.replayed(), again.body), (true, first.body));
     assert_eq!(place.orders(), ["tea", "tea", "rum"]);
     assert_eq!(place.kept(), 1);
+}
+
+#[tokio::test]
+#[should_panic(expected = "a minute at least, not for 0ns")]
+async fn a_key_that_would_be_none_is_refused() {
+    let store = unanimous::postgres::Postgres::from_url("orders", "postgres://localhost/orders").unwrap();
+    let _ =
+        unanimous::http::IdempotencyLayer::new(unanimous::postgres::PostgresKeys::new(&store)).keep_for(Duration::ZERO);
+}
+
+async fn a_body_that_does_not_come_is_not_waited_for(place: impl Place) {
+    let world = World::new(&place).await;
+    let server = world.serve_with(world.layer().max_request_time(Duration::from_millis(50))).await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    let request = "POST /orders HTTP/1.1\r\nhost: localhost\r\nidempotency-key: k\r\ncontent-length: 3\r\n\r\nte";
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    tokio::time::timeout(PATIENCE, client.read_exact(&mut head)).await.expect("an answer").unwrap();
+    assert_eq!(&head, b"HTTP/1.1 408");
+    assert_eq!(world.counter.executed(), Vec::<String>::new());
 }
 
 async fn each_user_has_keys_of_its_own(place: impl Place) {
@@ -327,4 +356,28 @@ async fn an_inner_layer_steps_aside(place: impl Place) {
         assert_eq!((reply.status, reply.replayed()), (201, replayed));
     }
     assert_eq!(place.orders(), ["tea"]);
+}
+
+async fn what_a_nested_router_strips_is_part_of_the_request(place: impl Place) {
+    let world = World::new(&place).await;
+    // Also where the layer is inside of the nest, and sees `/orders` only.
+    let inside = Router::new().nest("/v1/{account}", world.routes().layer(world.layer()));
+    let server = serve(inside.layer(world.transactions())).await;
+    let order = async |path: &str| send(&server, path, &[("idempotency-key", "k")], "tea").await.unwrap();
+    assert_eq!(order("POST /v1/alice/orders").await.status, 201);
+    assert!(order("POST /v1/alice/orders").await.replayed());
+    order("POST /v1/bob/orders").await.assert_problem(422, "idempotency-key-reused");
+    assert_eq!(place.orders(), ["tea"]);
+}
+
+async fn what_the_application_says_is_part_of_the_request(place: impl Place) {
+    let world = World::new(&place).await;
+    let version = |parts: &http::request::Parts| format!("{:?}", parts.headers.get("x-version"));
+    let server = world.serve_with(world.layer().fingerprint(version)).await;
+    let order = async |version: &'static str| {
+        send(&server, "POST /orders", &[("idempotency-key", "k"), ("x-version", version)], "tea").await.unwrap()
+    };
+    assert_eq!(order("1").await.status, 201);
+    assert!(order("1").await.replayed());
+    order("2").await.assert_problem(422, "idempotency-key-reused");
 }

@@ -216,7 +216,13 @@ async fn a_role_that_may_not_make_the_table_is_told_what_to_run() {
     let refused = keys.begin(&tx, &key("k"), LIFETIME).await.unwrap_err();
     assert!(format!("{refused:?}").contains("NoSchema"), "{refused:?}");
     tx.abort().await;
+    let refused = keys.ready().await.unwrap_err();
+    assert!(matches!(refused, PostgresError::NoSchema(_)), "{refused:?}");
+    database.psql(&unanimous::postgres::schema_sql(None)).unwrap();
+    let refused = keys.ready().await.unwrap_err();
+    assert!(matches!(refused, PostgresError::NoSchema(_)), "there, but not for this role: {refused:?}");
     database.psql(&unanimous::postgres::schema_sql(Some(&role))).unwrap();
+    keys.ready().await.unwrap();
     let tx = manager.begin();
     assert_eq!(keys.begin(&tx, &key("k"), LIFETIME).await.unwrap(), Found::New);
     keys.keep(&tx, &key("k"), &stored("tea"), LIFETIME).await.unwrap();
@@ -328,6 +334,7 @@ fn in_doubt(step: &str, test: &str) {
             }
             let reply = until_up(&server).await;
             reply.assert_problem(409, "idempotency-key-in-flight");
+            assert_eq!(reply.header("unanimous-transaction"), None, "the one that has the key is not known here");
             assert_eq!(counter.executed(), Vec::<String>::new());
         }
         let recovered = open(TransactionManager::builder(FileLog::open(folder.path()).await.unwrap())).await;

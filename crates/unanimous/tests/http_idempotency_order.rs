@@ -38,7 +38,7 @@ impl Keys {
         self.journal.add(format_args!("keys {name} {} of {:?}", key.key(), key.scope()));
         match *self.fail.lock().unwrap() {
             Some((step, true)) if step == name => Err(BranchError::conflict("secret").into()),
-            Some((step, false)) if step == name => Err(BranchError::refused("secret").into()),
+            Some((step, false)) if step == name => Err(BranchError::lost("secret").into()),
             _ => Ok(()),
         }
     }

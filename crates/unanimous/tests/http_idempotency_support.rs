@@ -41,6 +41,9 @@ pub(crate) trait Place: Clone + Send + Sync + 'static {
     /// How many keys are kept, as a stranger sees them.
     fn kept(&self) -> usize;
 
+    /// Lets what is kept be older than it is kept for.
+    fn expire(&self);
+
     /// A manager as a process of its own would have it, with connections of its own.
     fn manager(&self) -> impl Future<Output = (Self, TransactionManager)> + Send;
 }
@@ -90,6 +93,10 @@ impl Place for OnPostgres {
         self.database().psql("select count(*) from unanimous.idempotency_key").unwrap().parse().unwrap()
     }
 
+    fn expire(&self) {
+        self.database().psql("update unanimous.idempotency_key set expires_at = 1").unwrap();
+    }
+
     async fn manager(&self) -> (Self, TransactionManager) {
         let Self { options, database, .. } = self.clone();
         let place = Self { options, database, ..Self::at(&self.database().url()) };
@@ -120,7 +127,7 @@ impl OnSqlite {
         Self { store, folder }
     }
 
-    fn strings(&self, sql: &str) -> Vec<String> {
+    pub(crate) fn strings(&self, sql: &str) -> Vec<String> {
         let conn = rusqlite::Connection::open(self.folder.path().join("orders.db")).unwrap();
         conn.busy_timeout(PATIENCE).unwrap();
         conn.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
@@ -146,6 +153,10 @@ impl Place for OnSqlite {
     fn kept(&self) -> usize {
         let there = self.strings("SELECT name FROM sqlite_master WHERE name = 'unanimous_idempotency_key'");
         if there.is_empty() { 0 } else { self.strings("SELECT key FROM unanimous_idempotency_key").len() }
+    }
+
+    fn expire(&self) {
+        self.strings("UPDATE unanimous_idempotency_key SET expires_at = 1 RETURNING key");
     }
 
     async fn manager(&self) -> (Self, TransactionManager) {

@@ -96,6 +96,40 @@ async fn it_is_remembered_before_anybody_hears_of_the_end() {
     assert_eq!(told.await.unwrap(), (Outcome::Committed, Some(Committed)));
 }
 
+/// Hooks are told the outcome, and so is whoever they ask. The same for a transaction that nothing has joined.
+#[tokio::test(start_paused = true)]
+async fn a_hook_behind_the_end_is_told_the_outcome_that_it_was_called_with() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, _log) = world.start().await;
+    for stores in [vec![&a, &b], vec![]] {
+        for commit in [true, false] {
+            let tx = wrote(&manager, stores.iter().copied()).await;
+            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            for after_commit in [true, false] {
+                let (asked, tell) = (manager.clone(), tell.clone());
+                let hook = move |tx: unanimous::Tx| async move {
+                    tell.send(futures_now(asked.outcome(tx.id()))).unwrap();
+                    Ok(())
+                };
+                if after_commit {
+                    tx.after_commit(move |tx, _| hook(tx)).unwrap();
+                } else {
+                    tx.after_abort(hook).unwrap();
+                }
+            }
+            let known = if commit {
+                ended(tx.commit()).await.unwrap();
+                Committed
+            } else {
+                tx.abort().await;
+                Aborted
+            };
+            assert_eq!(told.recv().await, Some(Some(known)));
+        }
+    }
+}
+
 /// What a future gives that needs not wait.
 fn futures_now<F: Future>(future: F) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);

@@ -28,6 +28,10 @@ mod http_faults;
 mod http_idempotency;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
 mod http_idempotency_doubt;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_durable;
+#[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]
+mod http_idempotency_failures;
 #[cfg(feature = "axum")]
 mod http_idempotency_order;
 #[cfg(all(feature = "axum", feature = "postgres", feature = "sqlite"))]

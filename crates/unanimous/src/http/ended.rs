@@ -57,6 +57,26 @@ pub struct AbortTransaction;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Named(pub(crate) TransactionId);
 
+/// What a layer further in puts into the extensions of a response that another transaction has made: what this one writes makes sure that it is
+/// true. It goes out when this one has committed, which nothing vetoes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replay;
+
+/// What a layer further in puts into the extensions of its own answer to a request of which this transaction did nothing: the id is not told,
+/// since it would be taken for that of the request's work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unnamed;
+
+/// Whether the response must not tell its transaction's id.
+pub(crate) fn is_unnamed<B>(response: &Response<B>) -> bool {
+    response.extensions().get::<Unnamed>().is_some()
+}
+
+/// Whether the response may only go out behind a commit.
+pub(crate) fn is_replay<B>(response: &Response<B>) -> bool {
+    response.extensions().get::<Replay>().is_some()
+}
+
 /// Whether the response says that it wants to be repeated.
 pub(crate) fn is_retryable<B>(response: &Response<B>) -> bool {
     response.extensions().get::<Retryable>().is_some()

@@ -157,6 +157,11 @@ fn is_anothers(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
+/// Whether time can cure what this error tells of: it is answered with 503 then, and with 500 where it can't.
+pub(crate) fn is_temporary(error: &(dyn Error + 'static)) -> bool {
+    matches!(Kind::of(error), Kind::Unavailable | Kind::Aborted)
+}
+
 impl Kind {
     /// Of an error that is no conflict: the first one that says something counts.
     fn of(error: &(dyn Error + 'static)) -> Self {

@@ -215,6 +215,9 @@ impl<F> Exchange<F> {
         let Ok(response) = &result else {
             return aborts(transaction, Cause::HandlerFailed, result);
         };
+        if ended::is_replay(response) {
+            return Ending::Commit(transaction.commit(), Some(result));
+        }
         if transaction.is_doomed() {
             return aborts(transaction, Cause::Doomed, result);
         }
@@ -261,8 +264,9 @@ impl<F> Exchange<F> {
 
     /// Says on the response how its transaction ended.
     fn label<B>(&self, mut response: Response<B>, ended: Ended) -> Response<B> {
+        let named = !ended::is_unnamed(&response);
         response.extensions_mut().insert(ended);
-        self.name(response, Some(ended.id))
+        self.name(response, named.then_some(ended.id))
     }
 
     /// Names the request's transaction, or another one that the response tells of, in the header.

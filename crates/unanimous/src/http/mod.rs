@@ -171,6 +171,10 @@
 //!
 //! 503. The key could not be looked up, or the response not be kept. The request may be repeated later.
 //!
+//! ## Idempotency-key failed
+//!
+//! 500. The key can't be looked up, or the response not be kept, and waiting does not help; what it was is in the service's log.
+//!
 //! ## Request-body too large
 //!
 //! 413. The body of a request with a key is read whole, within a bound.

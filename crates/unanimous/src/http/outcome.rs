@@ -38,7 +38,8 @@ use crate::outcomes::KnownOutcome;
 ///
 /// An id is no secret, and the numbers in it follow each other: whoever has one can ask for others. They learn a word each, and how
 /// many transactions there are. Mount it where that may be known, or put what authenticates around it. Asking costs a look at the log, and,
-/// for ids of which this process knows nothing, a query in each registered store that keeps decisions.
+/// for ids of which this process knows nothing, a query in each registered store that keeps decisions; by two at a time, and who finds them busy is told that it is
+/// in doubt. A client that never saw the id can't ask: that is what an `Idempotency-Key` is for ([`IdempotencyLayer`](super::IdempotencyLayer)).
 ///
 /// For axum: `route_service("/transactions/{id}", OutcomeService::new(manager))`. Leave it outside of the
 /// [`TransactionLayer`](super::TransactionLayer), or not, as it joins nothing.

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use http::Extensions;
+use http::{Extensions, HeaderName, Uri};
 use unanimous_core::Outcome;
 
 use crate::lazy::LazyTransaction;
@@ -14,7 +14,16 @@ use crate::transaction::Tx;
 
 /// The request extension.
 #[derive(Clone, Debug)]
-pub(crate) struct Slot(pub(crate) Arc<LazyTransaction>);
+pub(crate) struct Slot(pub(crate) Arc<LazyTransaction>, pub(crate) Seen);
+
+/// What the layers further in should know of the outer one.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// The request's, before any router has stripped what it has matched.
+    pub(crate) uri: Uri,
+    /// The header that names the transaction.
+    pub(crate) transaction_header: Option<HeaderName>,
+}
 
 /// Whether a [`TransactionLayer`](super::TransactionLayer) will end a transaction for the request with these extensions: true from
 /// the layer until the end, also when nothing has begun yet; false where the layer is missing or leaves the request out.

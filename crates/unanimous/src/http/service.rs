@@ -13,7 +13,7 @@ use super::annotations::Said;
 use super::failure::OnCommitFailure;
 use super::future::{Exchange, ResponseFuture};
 use super::layer::TransactionLayer;
-use super::request::{Slot, is_active};
+use super::request::{Seen, Slot, is_active};
 use crate::lazy::LazyTransaction;
 use crate::transaction::Home;
 
@@ -69,7 +69,8 @@ where
                 transaction
             }
         });
-        parts.extensions.insert(Slot(owner.slot().clone()));
+        let seen = Seen { uri: uri.clone(), transaction_header: layer.transaction_header.clone() };
+        parts.extensions.insert(Slot(owner.slot().clone(), seen));
         let exchange = Exchange::new(layer.clone(), owner, method, uri);
         let inner = &mut self.inner;
         ResponseFuture::begin(exchange, limit, || inner.call(Request::from_parts(parts, body)))

@@ -4,6 +4,7 @@
 //! try the key's advisory lock; INSERT the key    one statement, within the request's transaction
 //! SELECT the row                                 only where nothing was inserted
 //! UPDATE the row with the response               when the handler has answered
+//! UPDATE the row as it is                        before a repeat is given a response that this process has not seen commit
 //! ```
 //!
 //! The key is inserted before the handler works, not only looked for: a repeat that meets a row which its snapshot can't see fails at once (40001),
@@ -20,7 +21,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, SimpleQueryMessage};
-use unanimous_core::{BoxError, BranchError};
+use unanimous_core::{BoxError, BranchError, FailureKind};
 
 use super::branch::PostgresBranch;
 use super::control::ask;
@@ -56,7 +57,8 @@ const SWEEPING: &str = "deleting expired idempotency keys";
 /// [`IdempotencyLayer`](crate::http::IdempotencyLayer). The table is made when it is needed and the role may; else by what
 /// [`schema_sql`](super::schema_sql) gives.
 ///
-/// Each request with a key joins the database, at one round trip before its handler and one behind it. The key's row commits with the request's
+/// Each request with a key joins the database, at one round trip before its handler and one behind it. A repeat whose first request this process has
+/// not seen commit writes the row again, so that what it is told lasts. The key's row commits with the request's
 /// transaction, in any isolation level. While a request is executed, or its branch is prepared and in doubt, repeats are told that it is in
 /// flight, by all processes: a transaction-level advisory lock on 64 bits of a hash of scope and key says so, and a prepared transaction keeps it.
 ///
@@ -95,6 +97,25 @@ impl PostgresKeys {
         Self { options, ..self }
     }
 
+    /// Makes the table where it is missing, at start-up rather than with the first request, or says who must.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be reached, or this role may not make the table, or not use it: run [`schema_sql`](super::schema_sql) there.
+    pub async fn ready(&self) -> Result<(), PostgresError> {
+        self.make().await?;
+        let session = self.resource.store.control.session().await?;
+        let sql = rows::look(&format!("SELECT 1 FROM {SCHEMA}.{TABLE} LIMIT 0"), SWEEP_LOCK_TIMEOUT);
+        ask(&session, LOOKING, &sql).await.map_err(schema::may_not)?;
+        self.resource.store.control.give_back(session);
+        Ok(())
+    }
+
+    async fn make(&self) -> Result<(), PostgresError> {
+        let make = || schema::ensure(&self.resource.store.control, TABLE);
+        self.shared.made.get_or_try_init(make).await.map(drop)
+    }
+
     async fn look(&self, tx: &Tx, key: &RequestKey, lifetime: Lifetime) -> Result<Found, BoxError> {
         self.made().await?;
         let branch = tx.join_with(&self.resource, self.options.clone()).await?;
@@ -106,7 +127,19 @@ impl PostgresKeys {
             }
             // A second statement: where it may, it sees what was committed before the lock was there.
             match find(&branch, key).await? {
-                Some(row) if !lifetime.has_expired(row.expires_at) => return row.response().map(Found::Stored),
+                Some(row) if !lifetime.has_expired(row.expires_at) => {
+                    let stored = row.response()?;
+                    if stored.was_seen_to_commit(tx) {
+                        return Ok(Found::Stored(stored));
+                    }
+                    if !held {
+                        // Another repeat makes sure of it.
+                        return Ok(Found::InFlight);
+                    }
+                    if force(&branch, key, &stored.transaction).await? {
+                        return Ok(Found::Stored(stored));
+                    }
+                }
                 Some(row) if held => forget(&branch, &row.place, lifetime).await?,
                 None if held => {}
                 // Somebody else executes it, or replaces the row that has expired.
@@ -128,10 +161,11 @@ impl PostgresKeys {
         let branch = tx.join_with(&self.resource, self.options.clone()).await?;
         let sql = format!(
             "UPDATE {SCHEMA}.{TABLE} SET fingerprint = $1, status = $2, headers = $3, body = $4 \
-             WHERE ctid = CAST($5 AS pg_catalog.tid) AND scope = $6 AND key = $7"
+             WHERE ctid = CAST($5 AS pg_catalog.tid) AND scope = $6 AND key = $7 AND transaction_id = $8"
         );
         let (status, headers) = (i32::from(response.status.as_u16()), response.headers_to_bytes());
-        let parameters: [(&(dyn ToSql + Sync), Type); 7] = [
+        let id = tx.id().to_string();
+        let parameters: [(&(dyn ToSql + Sync), Type); 8] = [
             (&&response.fingerprint[..], Type::BYTEA),
             (&status, Type::INT4),
             (&headers, Type::BYTEA),
@@ -139,6 +173,7 @@ impl PostgresKeys {
             (&place.0, Type::TEXT),
             (&key.scope(), Type::TEXT),
             (&key.key(), Type::TEXT),
+            (&id, Type::TEXT),
         ];
         let filled = within(&branch, KEEPING, branch.execute_typed(&sql, &parameters)).await?;
         if filled == 1 {
@@ -151,8 +186,12 @@ impl PostgresKeys {
 
     /// The table is there, or was made.
     async fn made(&self) -> Result<(), BranchError> {
-        let make = || schema::ensure(&self.resource.store.control, TABLE);
-        self.shared.made.get_or_try_init(make).await.map(drop).map_err(PostgresError::into_branch)
+        self.make().await.map_err(|error| match error {
+            PostgresError::NoSchema(_) => error.into_branch(),
+            // As where a join fails: the store can't be reached, or is not what it should be now.
+            other if other.kind() == FailureKind::Refused => BranchError::lost(other),
+            other => other.into_branch(),
+        })
     }
 
     /// Deletes rows that have expired, in the background and by itself: within the request's transaction it would hold up others, and under
@@ -282,6 +321,17 @@ async fn find(branch: &PostgresBranch, key: &RequestKey) -> Result<Option<Kept>,
     let Some(row) = rows.pop() else { return Ok(None) };
     let expires_at = u64::try_from(column::<i64>(&row, 1)?).unwrap_or(0);
     Ok(Some(Kept { place: Place(column(&row, 0)?), expires_at, row }))
+}
+
+/// Writes a row again as it is: one that is visible may not be on the disk, nor on the replicas (its client was terminated while it waited for
+/// them), and the commit of this write confirms both, or warns (rule 3). False where it is gone.
+async fn force(branch: &PostgresBranch, key: &RequestKey, transaction: &str) -> Result<bool, BranchError> {
+    let sql = format!(
+        "UPDATE {SCHEMA}.{TABLE} SET expires_at = expires_at WHERE scope = $1 AND key = $2 AND transaction_id = $3"
+    );
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&key.scope(), Type::TEXT), (&key.key(), Type::TEXT), (&transaction, Type::TEXT)];
+    Ok(within(branch, LOOKING, branch.execute_typed(&sql, &parameters)).await? == 1)
 }
 
 /// Deletes a row that has expired.

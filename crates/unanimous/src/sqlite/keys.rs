@@ -10,6 +10,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row};
 use unanimous_core::BoxError;
 
+use super::rows::touch;
 use super::{Sqlite, SqliteOptions};
 use crate::http::{Found, KeyStore, Lifetime, RequestKey, StoredResponse};
 use crate::transaction::Tx;
@@ -38,7 +39,7 @@ const EXPIRED_AT_ONCE: i64 = 64;
 /// [`IdempotencyLayer`](crate::http::IdempotencyLayer). The first one that is kept makes the table; each deletes a few that have expired.
 ///
 /// Each request with a key joins the database as a writer before its handler is called, and so waits for the one before, at most for the lock timeout; a
-/// wait that was too long is answered as a conflict. Repeats of a request that is being executed are told so at once by the layer within its process,
+/// wait that was too long is answered as a conflict. A repeat whose first request this process has not seen commit writes, so that what it is told lasts. Repeats of a request that is being executed are told so at once by the layer within its process,
 /// and wait in the queue of writers in others.
 #[derive(Clone, Debug)]
 pub struct SqliteKeys {
@@ -63,9 +64,14 @@ impl SqliteKeys {
 impl KeyStore for SqliteKeys {
     async fn begin(&self, tx: &Tx, key: &RequestKey, lifetime: Lifetime) -> Result<Found, BoxError> {
         let branch = tx.join_with(&self.resource, self.options.clone()).await?;
-        let key = key.clone();
-        let found = branch.call_own(move |conn| find(conn, &key, lifetime)).await?;
-        Ok(found.map_or(Found::New, Found::Stored))
+        let wanted = key.clone();
+        let found = branch.call_own(move |conn| find(conn, &wanted, lifetime)).await?;
+        let Some(stored) = found else { return Ok(Found::New) };
+        if !stored.was_seen_to_commit(tx) {
+            // A killed process leaves rows in the page cache that the disk never gets: this commit syncs them (rule 3).
+            branch.call_own(touch).await?;
+        }
+        Ok(Found::Stored(stored))
     }
 
     async fn keep(
@@ -118,9 +124,13 @@ fn keep(conn: &Connection, key: &RequestKey, response: &StoredResponse, lifetime
          (SELECT rowid FROM main.unanimous_idempotency_key WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2)",
         (number(lifetime.now), EXPIRED_AT_ONCE),
     )?;
-    // Replaces a row that has expired; another can't be there, since `find` has seen none.
     conn.execute(
-        "INSERT OR REPLACE INTO main.unanimous_idempotency_key \
+        "DELETE FROM main.unanimous_idempotency_key WHERE scope = ?1 AND key = ?2 AND expires_at <= ?3",
+        (key.scope(), key.key(), number(lifetime.now)),
+    )?;
+    // Another row can't be there, since `find` has seen none.
+    conn.execute(
+        "INSERT INTO main.unanimous_idempotency_key \
          (scope, key, transaction_id, expires_at, fingerprint, status, headers, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         (
             key.scope(),

@@ -2,13 +2,20 @@
 //! row says, what recovery rolled back, and what nobody knows any more.
 
 use std::path::Path;
+use std::time::Duration;
 
 use unanimous::KnownOutcome::{Aborted, Committed, InDoubt, NotKnown};
-use unanimous::log::FileLog;
+use unanimous::log::{FileLog, MemoryLog};
 use unanimous::postgres::{Postgres, PostgresLog, tokio_postgres};
-use unanimous::{KnownOutcome, ResourceManager, Transaction, TransactionId, TransactionManager, Waiting};
+use unanimous::{
+    Incarnation, KnownOutcome, LogId, Owner, ResourceManager, Transaction, TransactionId, TransactionManager, Waiting,
+};
+use unanimous_testing::postgres::Cluster;
 
 use super::Pair;
+
+/// How long a test waits for what must happen before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn open(log: &Path, orders: &Postgres, billing: &Postgres) -> TransactionManager {
     let log = FileLog::open(log).await.unwrap();
@@ -139,4 +146,75 @@ async fn another_nodes_decision_in_a_shared_log() {
     assert_eq!((one.outcome(one_phase).await, two.outcome(one_phase).await), (Committed, NotKnown));
     let rows = pair.orders.psql("select count(*) from unanimous.decision").unwrap();
     assert_eq!(rows, "1", "asking wrote a row");
+}
+
+/// Whoever asks for ids that somebody made up has two of the store's connections at most: the others work, and so do recovery and phase two
+/// (rule 14). What can't be is told without a look, and what was found is read once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_ask_leave_the_store_its_connections() {
+    let cluster = Cluster::builder().setting("max_connections", 20).start().unwrap();
+    let url = |name: &str| {
+        cluster.create_database(name).unwrap();
+        cluster.psql(name, "create table t (id bigserial primary key, v text)").unwrap();
+        cluster.url(name)
+    };
+    let orders = Postgres::from_url("orders", &url("orders")).unwrap();
+    let config: tokio_postgres::Config = url("billing").parse().unwrap();
+    let billing = Postgres::builder("billing", config).carrier().lock_timeout(PATIENCE).build();
+    let builder = TransactionManager::builder(MemoryLog::new()).store_wait(PATIENCE);
+    let manager = builder.resource(orders.clone()).resource(billing.clone()).build().await.unwrap();
+    wrote(&manager, &[&orders, &billing]).await.commit().await.unwrap();
+    let (mut blocker, connection) =
+        tokio_postgres::connect(&cluster.url("billing"), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let blocking = blocker.transaction().await.unwrap();
+    blocking.batch_execute("lock table unanimous.decision").await.unwrap();
+    let owner = manager.owner();
+    let earlier =
+        Owner { incarnation: Incarnation::new(owner.incarnation.counter, owner.incarnation.nonce ^ 1), ..owner };
+    let mut asking = tokio::task::JoinSet::new();
+    for sequence in 1..=150 {
+        let (manager, id) = (manager.clone(), earlier.transaction(sequence));
+        asking.spawn(async move { manager.outcome(id).await });
+    }
+    for _ in 0..148 {
+        let known = tokio::time::timeout(PATIENCE, asking.join_next()).await.expect("an answer").unwrap().unwrap();
+        assert_eq!(known, InDoubt(Waiting::Decider(Some("billing".to_owned()))));
+    }
+    // Others wait too: what marks the first transaction as finished.
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = 'billing' \
+                   and query like '%WHERE d.transaction_id = %'";
+    let two = async {
+        loop {
+            let lookups: u64 = cluster.psql("postgres", waiting).unwrap().parse().unwrap();
+            assert!(lookups <= 2, "{lookups} at the same time");
+            if lookups == 2 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, two).await.expect("two ask the store");
+    wrote(&manager, &[&billing]).await.commit().await.unwrap();
+    let later = Incarnation::new(owner.incarnation.counter + 1, 1);
+    for stranger in [Owner { log: LogId(7), ..owner }, Owner { incarnation: later, ..owner }] {
+        assert_eq!(manager.outcome(stranger.transaction(1)).await, NotKnown, "nobody was asked");
+    }
+    blocking.rollback().await.unwrap();
+    while let Some(known) = asking.join_next().await {
+        assert!(matches!(known.unwrap(), NotKnown | InDoubt(_)));
+    }
+    let row = earlier.transaction(151);
+    let sql = format!(
+        "insert into unanimous.decision (transaction_id, decider, log, counter, outcome, decided_at, finished_at) \
+         values ('{row}', 'carrier', '{}', 1, 'abort', 1, 1)",
+        owner.log
+    );
+    blocker.batch_execute(&sql).await.unwrap();
+    let forced = || cluster.psql("billing", "select asked from unanimous.format").unwrap().parse::<u64>().unwrap();
+    let before = forced();
+    for _ in 0..3 {
+        assert_eq!(manager.outcome(row).await, Aborted);
+    }
+    assert_eq!(forced(), before + 1, "it is read once");
 }

@@ -16,19 +16,19 @@ use crate::transaction::Tx;
 pub(super) struct InFlight(Arc<Mutex<BTreeMap<RequestKey, TransactionId>>>);
 
 impl InFlight {
-    /// Takes a key until the transaction has ended, whoever goes away meanwhile. False where another transaction has it.
-    pub(super) fn enter(&self, key: &RequestKey, tx: &Tx) -> bool {
+    /// Takes a key until the transaction has ended, whoever goes away meanwhile; or tells which other transaction has it.
+    pub(super) fn enter(&self, key: &RequestKey, tx: &Tx) -> Result<(), TransactionId> {
         {
             let mut keys = lock(&self.0);
-            if keys.contains_key(key) {
-                return false;
+            if let Some(holder) = keys.get(key) {
+                return Err(*holder);
             }
             keys.insert(key.clone(), tx.id());
         }
         // Outside of the lock: where the transaction has ended already, this is called at once.
         let (keys, key, id) = (self.clone(), key.clone(), tx.id());
         tx.after_end(move |_| keys.leave(&key, id));
-        true
+        Ok(())
     }
 
     /// Gives a key back that this transaction has; nothing else.

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Uri};
 use sha2::{Digest, Sha256};
 
 use super::KEY_HEADER;
@@ -100,13 +100,17 @@ fn unquote(text: &str) -> Result<String, Malformed> {
     Ok(key)
 }
 
-/// A SHA-256 over what makes a request the same one: method, path and query, content type, body.
-pub(super) fn fingerprint(parts: &Parts, body: &Bytes) -> [u8; 32] {
+/// A SHA-256 over what makes a request the same one: method, path and query of its whole URI, content type, body, and what else the application
+/// says.
+pub(super) fn fingerprint(parts: &Parts, uri: &Uri, body: &Bytes, more: Option<&str>) -> [u8; 32] {
     let mut hash = Sha256::new();
     part(&mut hash, parts.method.as_str().as_bytes());
-    part(&mut hash, parts.uri.path_and_query().map_or("", |path| path.as_str()).as_bytes());
+    part(&mut hash, uri.path_and_query().map_or("", |path| path.as_str()).as_bytes());
     part(&mut hash, parts.headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes));
     part(&mut hash, body);
+    if let Some(more) = more {
+        part(&mut hash, more.as_bytes());
+    }
     hash.finalize().into()
 }
 
@@ -195,7 +199,8 @@ mod tests {
         let of = |method: &str, uri: &str, content_type: &str, body: &'static str| {
             let request =
                 Request::builder().method(method).uri(uri).header(CONTENT_TYPE, content_type).body(()).unwrap();
-            fingerprint(&request.into_parts().0, &Bytes::from_static(body.as_bytes()))
+            let (parts, ()) = request.into_parts();
+            fingerprint(&parts, &parts.uri, &Bytes::from_static(body.as_bytes()), None)
         };
         let first = of("POST", "/a?b=1", "text/plain", "c");
         assert_eq!(of("POST", "/a?b=1", "text/plain", "c"), first);

@@ -17,12 +17,15 @@ use super::in_flight::InFlight;
 use super::key::RequestKey;
 use super::service::IdempotencyService;
 use super::{KeyStore, Lifetime};
-use crate::http::TRANSACTION_HEADER;
+use crate::env::{Env, TokioEnv};
 use crate::transaction::Tx;
 
 /// The headers that are kept where nothing else is said.
 const KEPT: [HeaderName; 9] =
     [CONTENT_TYPE, CONTENT_LANGUAGE, CONTENT_ENCODING, LOCATION, ETAG, LAST_MODIFIED, CACHE_CONTROL, LINK, VARY];
+
+/// The shortest time for which a response is kept.
+const SHORTEST: Duration = Duration::from_secs(60);
 
 type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 
@@ -57,17 +60,20 @@ type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 /// | --- | --- |
 /// | is new | the handler's, kept in the transaction |
 /// | has a response, and the request is the same | that response: its status, its kept headers, its body, and `idempotent-replayed: true` |
-/// | has a response to another request | 422 |
-/// | is being worked on, or in doubt after a crash | 409, with `Retry-After` |
+/// | has a response to another request | 422, without a transaction's id |
+/// | is being worked on, or in doubt after a crash | 409, with `Retry-After`; it names the transaction that has the key where this process runs it, else none |
 /// | can't be read, or there are two | 400 |
 /// | is missing, and [required](Self::required) | 400 |
-/// | can't be looked up or kept | 503; 409 after a conflict, marked [`Retryable`](crate::http::Retryable) for a layer that repeats it |
+/// | can't be looked up or kept | 503; 409 after a conflict, marked [`Retryable`](crate::http::Retryable) for a layer that repeats it; 500 where waiting does not help |
+/// | is new, and the handler's 4xx or 5xx can't be kept (a statement has failed, and the transaction with it) | the handler's; the transaction aborts, and nothing is kept |
 ///
 /// Request and response have bodies that can be made of [`Bytes`](bytes::Bytes): axum's, `http_body_util::Full`, those of the other layers here. One that can't, such as
 /// hyper's `Incoming`, is put into one that can further out.
 ///
-/// The same request has the same method, path, query, `Content-Type` and body, as this layer sees them. It is read whole before the handler
-/// is called ([`max_request_body`](Self::max_request_body)); its trailers are dropped.
+/// The same request has the same method, path, query, `Content-Type` and body; path and query as they came to the
+/// [`TransactionLayer`](crate::http::TransactionLayer), whatever a nested router strips of them. The host is not among it: where it tells tenants
+/// apart, it belongs into the [`scope`](Self::scope). The request is read whole before the handler
+/// is called ([`max_request_body`](Self::max_request_body), [`max_request_time`](Self::max_request_time)); its trailers are dropped.
 ///
 /// What aborts keeps nothing, whatever the reason (a veto, a doom, an error, a panic, a conflict), and a repeat is executed anew. What
 /// commits is kept, **whatever its status, 5xx included**: ask for a veto if an error is to be tried again.
@@ -85,11 +91,13 @@ pub struct IdempotencyLayer<K> {
     pub(super) required: bool,
     pub(super) scope: Option<RequestHook<String>>,
     pub(super) max_request_body: usize,
+    pub(super) max_request_time: Duration,
     pub(super) max_response_body: usize,
     pub(super) keep_for: Duration,
     pub(super) kept: Vec<HeaderName>,
-    pub(super) transaction_header: Option<HeaderName>,
+    more: Option<RequestHook<String>>,
     pub(super) in_flight: InFlight,
+    pub(super) env: Arc<dyn Env>,
 }
 
 impl<K: KeyStore> IdempotencyLayer<K> {
@@ -101,11 +109,13 @@ impl<K: KeyStore> IdempotencyLayer<K> {
             required: false,
             scope: None,
             max_request_body: 1 << 20,
+            max_request_time: Duration::from_secs(30),
             max_response_body: 1 << 20,
             keep_for: Duration::from_secs(24 * 60 * 60),
             kept: KEPT.to_vec(),
-            transaction_header: Some(TRANSACTION_HEADER),
+            more: None,
             in_flight: InFlight::default(),
+            env: TokioEnv::shared(),
         }
     }
 
@@ -124,7 +134,7 @@ impl<K: KeyStore> IdempotencyLayer<K> {
         Self { required: true, ..self }
     }
 
-    /// Whose a request's key is, instead of the transaction's user: a tenant, an account. Nobody gets the response of a request in another
+    /// Whose a request's key is, instead of the transaction's user: a tenant, an account, the host where one application serves several. Nobody gets the response of a request in another
     /// scope.
     pub fn scope(self, scope: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
         Self { scope: Some(Arc::new(scope)), ..self }
@@ -135,14 +145,30 @@ impl<K: KeyStore> IdempotencyLayer<K> {
         Self { max_request_body: bytes, ..self }
     }
 
+    /// How long the body of a request with a key may take to come; 30 s by default. A slower one is answered with 408, and nothing is done.
+    pub fn max_request_time(self, time: Duration) -> Self {
+        Self { max_request_time: time, ..self }
+    }
+
     /// How large the body of a response may be that is kept; 1 MiB by default. A larger one aborts the transaction, with a 500.
     pub fn max_response_body(self, bytes: usize) -> Self {
         Self { max_response_body: bytes, ..self }
     }
 
-    /// How long a response is kept, in whole microseconds from the request's arrival on; 24 h by default. Then the key is new again, by the clock of
-    /// the process that sees it.
+    /// How long a response is kept, in whole microseconds from the request's arrival on; 24 h by default, at least a minute. Then the key is new
+    /// again, by the clock of the process that sees it.
+    ///
+    /// It must be longer than clients repeat, and than a transaction may stay in doubt: one that is committed by recovery later than that has
+    /// expired already, and its repeat is executed again.
+    ///
+    /// # Panics
+    ///
+    /// For less than a minute: the key would be no key.
     pub fn keep_for(self, time: Duration) -> Self {
+        assert!(
+            time >= SHORTEST,
+            "an Idempotency-Key is kept for a minute at least, not for {time:?}: repeats come later"
+        );
         Self { keep_for: time, ..self }
     }
 
@@ -153,16 +179,21 @@ impl<K: KeyStore> IdempotencyLayer<K> {
         self
     }
 
-    /// The header in which a response that is given again names the transaction that it was made in, as
-    /// [`TransactionLayer`](crate::http::TransactionLayer) does; `unanimous-transaction` by default, none where it is left out there.
-    pub fn transaction_header(self, name: Option<HeaderName>) -> Self {
-        Self { transaction_header: name, ..self }
+    /// What else makes a request the same one: a header that changes what is done, such as the version of an interface. A repeat for which it
+    /// says something else is another request, 422. Let it say the same of the same request in every version of the application.
+    pub fn fingerprint(self, fingerprint: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
+        Self { more: Some(Arc::new(fingerprint)), ..self }
     }
 }
 
 impl<K> IdempotencyLayer<K> {
     pub(super) fn key(&self, parts: &Parts, tx: &Tx, key: String) -> RequestKey {
         RequestKey::new(self.scope.as_ref().map_or_else(|| tx.user(), |scope| scope(parts)), key)
+    }
+
+    /// What else makes a request the same one.
+    pub(super) fn more(&self, parts: &Parts) -> Option<String> {
+        self.more.as_ref().map(|more| more(parts))
     }
 
     /// The headers that are kept of these.
@@ -198,6 +229,7 @@ impl<K> fmt::Debug for IdempotencyLayer<K> {
             .field("required", &self.required)
             .field("scope", &self.scope.is_some())
             .field("max_request_body", &self.max_request_body)
+            .field("max_request_time", &self.max_request_time)
             .field("max_response_body", &self.max_response_body)
             .field("keep_for", &self.keep_for)
             .field("kept", &self.kept)

@@ -37,6 +37,8 @@ pub const REPLAYED_HEADER: http::HeaderName = http::HeaderName::from_static("ide
 /// - What it writes is written in `tx`, by [joining](Tx::join) it: visible to others when the transaction has committed, and only then.
 /// - Of two transactions that are given [`Found::New`] for one key, at most one can commit. Whether it lets the second one wait, tells it
 ///   [`Found::InFlight`], or lets its `keep` or commit fail with a conflict, is the store's choice; it must not hang.
+/// - What it gives as [`Found::Stored`] lasts when `tx` has committed: where the process has not
+///   [seen it commit](StoredResponse::was_seen_to_commit), it is written again.
 /// - A transaction in doubt (prepared, its decision not known) counts as in flight.
 ///
 /// Cancel safety: a future that is dropped may have written or not; the layer lets the transaction abort then.

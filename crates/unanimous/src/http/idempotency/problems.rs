@@ -45,6 +45,13 @@ pub(super) const TOO_LARGE: Problem = Problem {
     detail: "Nothing was done.",
 };
 
+pub(super) const TOO_SLOW: Problem = Problem {
+    status: StatusCode::REQUEST_TIMEOUT,
+    kind: "request-body-too-slow",
+    title: "The request body took too long to come",
+    detail: "Nothing was done. The request may be repeated with the same Idempotency-Key.",
+};
+
 pub(super) const IN_FLIGHT: Problem = Problem {
     status: StatusCode::CONFLICT,
     kind: "idempotency-key-in-flight",
@@ -71,6 +78,13 @@ pub(super) const UNAVAILABLE: Problem = Problem {
     kind: "idempotency-key-unavailable",
     title: "The Idempotency-Key could not be looked up or kept",
     detail: "Nothing was stored. The request may be repeated later, with the same key.",
+};
+
+pub(super) const FAILED: Problem = Problem {
+    status: StatusCode::INTERNAL_SERVER_ERROR,
+    kind: "idempotency-key-failed",
+    title: "The Idempotency-Key can not be looked up or kept",
+    detail: "Nothing was stored. The fault is the service's, where it was written down.",
 };
 
 pub(super) const NOT_KEPT: Problem = Problem {

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower_service::Service;
@@ -33,9 +33,10 @@ use super::problems::{self, answer, answer_after};
 use super::stored::StoredResponse;
 use super::{Found, KeyStore, REPLAYED_HEADER};
 use crate::error::chain;
-use crate::http::ended::{Retryable, aborts};
-use crate::http::problem::Problem;
-use crate::http::request::{is_active, transaction};
+use crate::http::ended::{AbortTransaction, Replay, Retryable, Unnamed, aborts};
+use crate::http::failed::is_temporary;
+use crate::http::problem::{Problem, id_value};
+use crate::http::request::{Seen, Slot, transaction};
 use crate::transaction::Tx;
 
 /// How long a client is asked to wait for a request that is worked on, in seconds.
@@ -121,19 +122,25 @@ where
     ResBody: Body + From<Bytes>,
     ResBody::Error: Into<BoxError>,
 {
-    if !is_active(&parts.extensions) {
+    let slot = parts.extensions.get::<Slot>().filter(|slot| slot.0.is_open());
+    let Some(Seen { uri, transaction_header: name }) = slot.map(|slot| slot.1.clone()) else {
         return Ok(no_transaction(&parts));
-    }
+    };
     // Before the transaction begins: a slow client must not hold a connection of a store.
-    let body = match read(body, layer.max_request_body).await {
+    let read = tokio::select! {
+        biased;
+        read = read(body, layer.max_request_body) => read,
+        () = layer.env.sleep(layer.max_request_time) => Err(problems::TOO_SLOW),
+    };
+    let body = match read {
         Ok(body) => body,
         Err(problem) => return Ok(answer(problem)),
     };
     let Ok(tx) = transaction(&parts.extensions) else { return Ok(no_transaction(&parts)) };
-    let fingerprint = fingerprint(&parts, &body);
+    let fingerprint = fingerprint(&parts, &uri, &body, layer.more(&parts).as_deref());
     let key = layer.key(&parts, &tx, key);
-    if !layer.in_flight.enter(&key, &tx) {
-        return Ok(answer_after(problems::IN_FLIGHT, IN_FLIGHT_WAIT));
+    if let Err(holder) = layer.in_flight.enter(&key, &tx) {
+        return Ok(in_flight(name.as_ref().map(|name| (name, id_value(holder)))));
     }
     let kept = OrDoom { tx: &tx, kept: false };
     let lifetime = layer.lifetime(tx.shared.manager.env.wall_clock());
@@ -143,7 +150,7 @@ where
             kept.kept();
             // Not to be waited for by the next repeat: nothing is executed here.
             layer.in_flight.leave(&key, tx.id());
-            return Ok(known(found, &fingerprint, &layer));
+            return Ok(known(found, &fingerprint, name.as_ref()));
         }
         Err(error) => return Ok(refused(&tx, &key, &error)),
     }
@@ -169,11 +176,22 @@ where
         headers,
         body: body.clone(),
     };
-    if let Err(error) = layer.store.keep(&tx, &key, &stored, lifetime).await {
-        return Ok(refused(&tx, &key, &error));
+    let kept_by_store = layer.store.keep(&tx, &key, &stored, lifetime).await;
+    let mut response = Response::from_parts(head, ResBody::from(body));
+    match kept_by_store {
+        Ok(()) => kept.kept(),
+        Err(error) if is_failure(&response) && !tx.is_retryable(&*error) && !is_temporary(&*error) => {
+            // The transaction was broken by what the handler tells of itself: its answer is the better one, and no repeat mends it.
+            tracing::debug!(transaction = %tx.id(), key = key.key(), "a failure is not kept: {}", chain(&*error));
+            response.extensions_mut().insert(AbortTransaction);
+        }
+        Err(error) => return Ok(refused(&tx, &key, &error)),
     }
-    kept.kept();
-    Ok(Response::from_parts(head, ResBody::from(body)))
+    Ok(response)
+}
+
+fn is_failure<B>(response: &Response<B>) -> bool {
+    response.status().is_client_error() || response.status().is_server_error()
 }
 
 /// Dooms the transaction when it is dropped before the response was kept: after an error, a panic, an answer that can't be kept.
@@ -249,22 +267,38 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 }
 
 /// The answer to a request whose key is not new.
-fn known<K, B: From<Bytes>>(found: Found, fingerprint: &[u8; 32], layer: &IdempotencyLayer<K>) -> Response<B> {
+fn known<B: From<Bytes>>(found: Found, fingerprint: &[u8; 32], name: Option<&HeaderName>) -> Response<B> {
     match found {
         Found::Stored(stored) if stored.fingerprint == *fingerprint => {
             let mut response = Response::new(B::from(stored.body));
             *response.status_mut() = stored.status;
+            response.extensions_mut().insert(Replay);
             let headers = response.headers_mut();
             *headers = stored.headers;
             headers.insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
-            if let (Some(name), Ok(id)) = (&layer.transaction_header, HeaderValue::try_from(stored.transaction)) {
+            if let (Some(name), Ok(id)) = (name, HeaderValue::try_from(stored.transaction)) {
                 headers.insert(name, id);
             }
             response
         }
-        Found::Stored(_) => answer(problems::OTHER_REQUEST),
-        Found::InFlight | Found::New => answer_after(problems::IN_FLIGHT, IN_FLIGHT_WAIT),
+        Found::Stored(_) => {
+            let mut response = answer(problems::OTHER_REQUEST);
+            response.extensions_mut().insert(Unnamed);
+            response
+        }
+        Found::InFlight | Found::New => in_flight(None),
     }
+}
+
+/// The answer while a request with the same key is worked on. Its own transaction commits, and has done nothing: its id would tell a client that
+/// asks for the outcome that its request is done. The one that has the key is named, where it is known.
+fn in_flight<B: From<Bytes>>(holder: Option<(&HeaderName, HeaderValue)>) -> Response<B> {
+    let mut response = answer_after(problems::IN_FLIGHT, IN_FLIGHT_WAIT);
+    response.extensions_mut().insert(Unnamed);
+    if let Some((name, id)) = holder {
+        response.headers_mut().insert(name, id);
+    }
+    response
 }
 
 /// The store could not look the key up, or not keep it.
@@ -276,9 +310,12 @@ fn refused<B: From<Bytes>>(tx: &Tx, key: &RequestKey, error: &BoxError) -> Respo
         let mut response = answer_after(problems::CONFLICT, IN_FLIGHT_WAIT);
         response.extensions_mut().insert(Retryable);
         response
-    } else {
+    } else if is_temporary(error) {
         tracing::warn!(transaction = %id, key = key.key(), "an Idempotency-Key could not be looked up or kept: {reason}");
         answer_after(problems::UNAVAILABLE, UNAVAILABLE_WAIT)
+    } else {
+        tracing::error!(transaction = %id, key = key.key(), "an Idempotency-Key can't be looked up or kept: {reason}");
+        answer(problems::FAILED)
     }
 }
 

@@ -7,6 +7,10 @@ use std::fmt;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use unanimous_core::TransactionId;
+
+use crate::outcomes::was_seen_to_commit;
+use crate::transaction::Tx;
 
 /// A first response, with what tells whether a repeat is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +28,16 @@ pub struct StoredResponse {
 }
 
 impl StoredResponse {
+    /// Whether this process has seen the response's transaction commit, and remembers it, so that a row that was read is known to last.
+    ///
+    /// Where it has not, a row can be visible that is not on the disk, or not on the replicas, and is lost yet: a
+    /// [`KeyStore`](super::KeyStore) then writes in `tx`, the repeat's transaction, before it gives the response, so that the repeat is answered
+    /// when that has committed (rule 3).
+    pub fn was_seen_to_commit(&self, tx: &Tx) -> bool {
+        let id = self.transaction.parse::<TransactionId>();
+        id.is_ok_and(|id| was_seen_to_commit(&tx.shared.manager, id))
+    }
+
     /// The headers as a store keeps them: a line `name: value` for each, ended by a line feed, which no header has.
     pub fn headers_to_bytes(&self) -> Vec<u8> {
         let mut lines = Vec::new();
