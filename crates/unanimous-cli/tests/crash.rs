@@ -64,4 +64,5 @@ fn judge(summary: repeat::KeySummary, rounds: u32) {
     assert_eq!(summary.orders.violations, Vec::<String>::new(), "{summary:?}");
     assert_eq!((summary.orders.rounds, summary.orders.unanswered), (rounds, 0), "{summary:?}");
     assert!(summary.orders.acknowledged > 0 && summary.repeated > 0 && summary.replayed > 0, "{summary:?}");
+    assert!(summary.older > 0 && summary.second_go > 0, "{summary:?}");
 }
