@@ -6,7 +6,7 @@
 //! were answered, at once or after some more orders, kills and restarts: the answer must be the first one, word by word. And some keys
 //! come again with another order, which must be refused.
 //!
-//! What must hold: every order gets its answer within [`PATIENCE`]; the answered ones are in all stores once, with the number and the transaction
+//! What must hold: every order gets its answer within a minute; the answered ones are in all stores once, with the number and the transaction
 //! of the answer; nothing else is there.
 //!
 //! Must not know how the demo keeps its word: it posts, kills, and reads what is there.
