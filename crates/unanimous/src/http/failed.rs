@@ -60,6 +60,8 @@ struct Inner {
     id: Option<TransactionId>,
     /// Whether the response asks for a repetition.
     repeat: bool,
+    /// Whether it tells of another transaction than the request's.
+    anothers: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,8 @@ impl Failed {
     }
 
     fn new(error: BoxError, kind: Kind, id: Option<TransactionId>, repeat: bool) -> Self {
-        Self { inner: Box::new(Inner { error, kind, id, repeat }) }
+        let anothers = is_anothers(&*error);
+        Self { inner: Box::new(Inner { error, kind, id, repeat, anothers }) }
     }
 
     /// The error that it was made from.
@@ -118,6 +121,8 @@ impl Failed {
     pub fn response<B: From<String>>(&self) -> Response<B> {
         self.log();
         let mut response = match self.inner.kind {
+            Kind::Conflict if self.inner.anothers => Problem { detail: LOOK_FIRST, ..CONFLICT }.response(),
+            Kind::Aborted if self.inner.anothers => Problem { detail: LOOK_FIRST, ..ABORTED }.response(),
             Kind::Conflict => CONFLICT.response_after(1),
             Kind::Unavailable => UNAVAILABLE.response_after(5),
             Kind::Aborted => ABORTED.response_after(5),
@@ -200,6 +205,10 @@ impl fmt::Display for Failed {
         fmt::Display::fmt(&self.inner.error, f)
     }
 }
+
+/// Where the handler has had transactions of its own: some of them may have committed.
+const LOOK_FIRST: &str =
+    "One of the request's transactions stored nothing. Others may have. Look before you repeat the request.";
 
 const UNAVAILABLE: Problem = Problem {
     status: StatusCode::SERVICE_UNAVAILABLE,
