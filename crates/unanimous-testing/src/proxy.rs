@@ -46,7 +46,7 @@ pub enum Act {
     LoseAnswer,
     /// The connection is cut before the server gets it.
     LoseQuestion,
-    /// The server gets it, and the connection is cut at once: the client is gone while it is done.
+    /// The server gets it, and the connection is cut at once: the client is gone while it is done, and hears nothing.
     Cut,
     /// The server gets it, and nothing of what it says comes back from then on, while the connection stays.
     Silence,
@@ -214,7 +214,11 @@ fn questions(link: &Link, shared: &Shared) {
             match &rule.state.act {
                 Act::LoseQuestion => break,
                 Act::LoseAnswer => link.lose.store(true, Ordering::SeqCst),
-                Act::Cut => cut = true,
+                Act::Cut => {
+                    // A quick answer could be back before the cut.
+                    link.silent.store(true, Ordering::SeqCst);
+                    cut = true;
+                }
                 Act::Silence => link.silent.store(true, Ordering::SeqCst),
                 Act::Replace(other) => {
                     let at = find(&bytes, &rule.state.text).expect("the rule was met by its text");

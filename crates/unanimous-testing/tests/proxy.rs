@@ -56,9 +56,12 @@ fn each_act_does_what_it_says_once() {
     assert_eq!(ask(&mut connect(), "two three").as_deref(), Some("ok"));
     assert_eq!(next(), "two three");
 
-    proxy.on("four", Act::Cut);
-    assert_eq!(ask(&mut connect(), "four"), None);
-    assert_eq!(next(), "four");
+    // However quick the server's answer is.
+    for _ in 0..100 {
+        proxy.on("four", Act::Cut);
+        assert_eq!(ask(&mut connect(), "four"), None);
+        assert_eq!(next(), "four");
+    }
 
     proxy.on("five", Act::Replace("vier".into()));
     assert_eq!(ask(&mut connect(), "a five!").as_deref(), Some("ok"));
