@@ -30,11 +30,13 @@ mod background;
 mod error;
 mod handle;
 mod manager;
+mod reserved;
 
 pub use self::background::{Background, Entered};
 pub use self::error::{StateError, ThreadError};
 pub use self::handle::{ThreadSavepoint, ThreadTx};
 pub use self::manager::ThreadManager;
+pub use self::reserved::{Reserved, reserve};
 pub use crate::inline::{Park, wait, wait_around};
 use crate::manager::TransactionManager;
 use crate::transaction::{Home, Options, Transaction};
