@@ -26,13 +26,21 @@ use unanimous::{Branch, BranchError, BranchId, Capability, FailureKind, Work};
 use crate::phases::Phases;
 use crate::resource::Resource;
 
+/// Where a data manager's branch is, when it can be finished from elsewhere.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) resource: Resource,
+    /// Of the id that was reserved for it.
+    pub(crate) number: Option<u16>,
+}
+
 /// The data managers of one commit.
 pub(crate) struct Group {
     transaction: Py<PyAny>,
     /// In their order.
     managers: Py<PyList>,
-    /// Where the branch of each is, when it can be finished from elsewhere; empty where none can.
-    resources: Vec<Option<Resource>>,
+    /// Those that can be finished from elsewhere; empty where none can.
+    places: Vec<Option<Place>>,
     state: Mutex<State>,
 }
 
@@ -67,17 +75,17 @@ enum Stage {
 }
 
 impl Group {
-    /// `resources` is as long as `managers`, or empty where none has any.
+    /// `places` is as long as `managers`, or empty where none has any.
     pub(crate) fn new(
         transaction: Bound<'_, PyAny>,
         managers: Bound<'_, PyList>,
-        resources: Vec<Option<Resource>>,
+        places: Vec<Option<Place>>,
     ) -> Arc<Self> {
         let state = State { stages: vec![Stage::Open; managers.len()], ..State::default() };
         Arc::new(Self {
             transaction: transaction.unbind(),
             managers: managers.unbind(),
-            resources,
+            places,
             state: Mutex::new(state),
         })
     }
@@ -91,9 +99,13 @@ impl Group {
         self.state().stages.len()
     }
 
+    fn place(&self, index: usize) -> Option<&Place> {
+        self.places.get(index)?.as_ref()
+    }
+
     /// The configured resource that this one's branch is in.
-    pub(crate) fn resource(&self, index: usize) -> Option<&Resource> {
-        self.resources.get(index)?.as_ref()
+    fn resource(&self, index: usize) -> Option<&Resource> {
+        self.place(index).map(|place| &place.resource)
     }
 
     fn manager<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyAny>> {
@@ -196,7 +208,7 @@ impl Group {
 
     /// Nobody knows the outcome: recoverable data managers leave their branches to recovery, also when the program aborts now.
     pub(crate) fn forget(&self, py: Python<'_>) {
-        for index in 0..self.resources.len() {
+        for index in 0..self.places.len() {
             if self.resource(index).is_some() {
                 self.forget_one(py, index);
             }
@@ -232,8 +244,12 @@ pub(crate) struct ManagerBranch {
 }
 
 impl ManagerBranch {
-    /// Where it is prepared, and the member that prepares it.
-    pub(crate) fn resource(&self) -> Option<&Resource> {
+    /// Where the member that is a branch by itself is prepared.
+    pub(crate) fn place(&self) -> Option<&Place> {
+        self.group.place(self.members.start)
+    }
+
+    fn resource(&self) -> Option<&Resource> {
         self.group.resource(self.members.start)
     }
 
@@ -252,17 +268,17 @@ impl ManagerBranch {
         start..last.unwrap_or(self.group.len())
     }
 
-    /// Lets this one and its neighbours vote at the same time, where there are several; they are asked for the answers in their order.
+    /// Lets this one and its neighbours vote at the same time, where there are several and their ids are known; they are asked for the answers in
+    /// their order.
     fn start_prepares(&self, py: Python<'_>, id: &BranchId) -> PyResult<()> {
         let neighbours = self.neighbours();
         if neighbours.len() < 2 || matches!(self.stage(), Stage::Asked(_)) {
             return Ok(());
         }
-        for index in neighbours {
-            // Each of them is a branch, and branches are numbered in this order.
-            let further =
-                u16::try_from(index - self.members.start).expect("a transaction has fewer branches than numbers");
-            let id = BranchId { number: id.number + further, ..id.clone() };
+        let numbers: Option<Vec<_>> =
+            neighbours.clone().map(|index| self.group.place(index).and_then(|place| place.number)).collect();
+        for (index, number) in neighbours.zip(numbers.unwrap_or_default()) {
+            let id = BranchId { number, ..id.clone() };
             self.group.set_stage(index, Stage::Asked(id.clone()));
             self.group.start(py, index, "start_prepare", (id.to_string(),))?;
         }

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 
+import psycopg
 import psycopg2
 import pytest
 
@@ -57,19 +58,6 @@ def until(true, within=30.0):
     while not (found := true()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
-
-
-@pytest.fixture
-def configured(tmp_path):
-    """Configures this process for a test; afterwards it is as before."""
-
-    def configure(resources, log=tmp_path / "decisions"):
-        unanimous_tm.configure(log=log, resources=resources)
-
-    yield configure
-    unanimous_tm.shutdown()
-    unanimous_tm._configuration._log = None
-    unanimous_tm._configuration._resources = {}
 
 
 @pytest.mark.parametrize(
@@ -461,10 +449,12 @@ def test_a_resource_alone_that_does_not_prepare_has_aborted(configured, orders, 
     assert orders.values() == [] and orders.prepared() == []
 
 
-def test_a_connection_is_given_back_once_where_its_rollback_fails(configured, orders):
-    """Somebody has rolled back what was prepared: the connection is still the application's."""
+@pytest.mark.parametrize("driver", [psycopg2, psycopg], ids=["psycopg2", "psycopg3"])
+def test_a_connection_is_given_back_once_where_its_rollback_fails(configured, orders, driver):
+    """Somebody has rolled back what was prepared: psycopg 3's connection is still the application's; psycopg2's is closed, as it
+    would only send the same again."""
     configured({"orders": orders.url})
-    with contextlib.closing(psycopg2.connect(orders.url)) as conn:
+    with contextlib.closing(driver.connect(orders.url)) as conn:
         unanimous_tm.psycopg2.join(conn)
         orders.insert(conn, 1)
         (manager,) = transaction.get()._resources
@@ -479,6 +469,9 @@ def test_a_connection_is_given_back_once_where_its_rollback_fails(configured, or
         with pytest.raises(ValueError, match="no"):
             transaction.commit()
         transaction.abort()
+        if driver is psycopg2:
+            assert conn.closed
+            return
         orders.insert(conn, 2)
         conn.commit()
     assert orders.values() == [2]

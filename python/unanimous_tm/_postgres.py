@@ -6,11 +6,11 @@
     BEGIN                   by the driver, so that its own commit() and rollback() refuse until the end
     the mark                which tells this transaction from any other on the connection
     the application's statements
-    the vote                one message, which fails where the transaction has failed, or is another one
+    the vote                one message, not sent or not obeyed where the transaction has failed, or is another one
     COMMIT PREPARED gid     the second phase; then what delivers the notifications
 
-PostgreSQL answers PREPARE TRANSACTION in a failed transaction with the tag ROLLBACK and no error, and neither driver tells: hence the mark. The
-statements are the core's.
+PostgreSQL answers PREPARE TRANSACTION in a failed transaction with the tag ROLLBACK and no error, and neither driver tells: hence the mark. A
+resource's branch has its id from the begin on, as psycopg2 can't be told later; nothing is prepared under it before the core asks for it.
 
 Must not know the protocol, nor other branches.
 """
@@ -27,7 +27,7 @@ import weakref
 from typing import Any, Callable, Optional
 
 from . import _core, transaction
-from ._drivers import Driver, driver_of
+from ._drivers import Driver, driver_of, literal
 from ._notify import Notification, notifications
 from .transaction.interfaces import TransactionError
 
@@ -44,12 +44,6 @@ _OPEN, _VOTING, _PREPARED, _COMMITTED, _ENDED = "open", "voting", "prepared", "c
 
 class BranchError(TransactionError):
     """A connection's part of the transaction can't be committed, since its work failed, or ended the transaction by itself."""
-
-
-def literal(text: str) -> str:
-    """A string literal, whatever ``standard_conforming_strings`` says (PostgreSQL 15, 4.1.2.2)."""
-    quoted = text.replace("'", "''")
-    return " E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
 
 
 class DataManager:
@@ -72,6 +66,8 @@ class DataManager:
         self.transaction_manager = getattr(trans, "_manager", None)
         #: The configured resource whose branch this is; None where nobody could finish it after a crash.
         self.unanimous_resource: Optional[str] = None
+        #: The transaction's reserved ids, and this branch's number among them.
+        self.unanimous_branch: Optional[tuple[_core.Ids, int]] = None
         self.notifies: list[Notification] = []
         self.mark = os.urandom(16).hex()
         self._driver: Driver = driver_of(conn)
@@ -85,9 +81,9 @@ class DataManager:
         self._planned: Optional[tuple[Callable[..., None], tuple[Any, ...]]] = None
         self._started: Optional[concurrent.futures.Future] = None
         self._look()
-        self._driver.begin(self.mark)
+        self._driver.begin(self._reserve(trans))
         try:
-            self._driver.run(_core.postgres_mark_sql(self.mark))
+            self._driver.mark(_core.postgres_mark_sql(self.mark))
             trans.join(self)
         except BaseException:
             self._give_up()
@@ -106,7 +102,7 @@ class DataManager:
 
     def tpc_vote(self, trans: Any) -> None:
         """Prepares, under an id of its own: nothing that recovers knows of it."""
-        self.prepare_branch(f"unanimous-volatile-{self.mark}")
+        self.prepare_branch(self._own_id())
 
     def tpc_finish(self, trans: Any) -> None:
         """Commits what is prepared; where its connection breaks and a connection string is known, on another one."""
@@ -187,7 +183,7 @@ class DataManager:
         try:
             if self._state == _VOTING:
                 raise BranchError("the vote's answer was lost: the branch may be prepared, now or later")
-            self._driver.run_outside(f"ROLLBACK PREPARED {literal(self._gid)}")
+            self._driver.finish("ROLLBACK", self._gid)
             self._state = _ENDED
         finally:
             self._release()
@@ -227,6 +223,23 @@ class DataManager:
             system, database, role, _replicas = who
             self.unanimous_resource = _core.postgres_resource(system, database, role)
 
+    def _reserve(self, trans: Any) -> str:
+        """The id that the vote will ask for, if the transaction is committed by the manager that is configured now."""
+        if self.unanimous_resource is None or not isinstance(trans, transaction.Transaction):
+            return self._own_id()
+        ids = trans._ids
+        if ids is None:
+            ids = trans._ids = _core.Ids()
+        reserved = ids.branch()
+        if reserved is None:
+            return self._own_id()
+        number, gid = reserved
+        self.unanimous_branch = ids, number
+        return gid
+
+    def _own_id(self) -> str:
+        return f"unanimous-volatile-{self.mark}"
+
     def notify(self, asked: list[Notification]) -> None:
         """Notifies when the transaction has committed."""
         if asked and self.unanimous_resource is not None:
@@ -239,11 +252,12 @@ class DataManager:
     def _prepare(self, gid: str) -> None:
         kept = self.notifies if self.unanimous_resource is not None else []
         vote = _core.postgres_vote_sql(self.mark, gid, kept)
+        outbox = _core.postgres_notifications_sql(gid, kept) if kept else None
         self._gid = gid
         if not self.conn.closed:
             self._state = _VOTING
         try:
-            warning = self._driver.vote(vote)
+            warning = self._driver.vote(gid, vote, outbox)
         except BaseException as error:
             code = self._driver.sqlstate(error)
             if self._driver.is_open() or (code is not None and not self._driver.is_lost(error)):
@@ -252,17 +266,25 @@ class DataManager:
                 raise BranchError("a statement of the work in this connection failed, so that it can only be aborted") from error
             if code == "22012":
                 raise BranchError(
-                    "the work in this connection has ended its transaction (COMMIT, ROLLBACK, BEGIN); leave that to the"
-                    " transaction that it has joined"
+                    "the work in this connection has ended its transaction (COMMIT, ROLLBACK, BEGIN), or has set"
+                    " default_transaction_read_only, which shows that; leave both to the transaction that it has joined"
                 ) from error
             raise
         self._state = _PREPARED
-        if warning is not None:
+        if warning is not None and (self._driver.tells_warnings or self._replicates()):
             raise BranchError(f"the vote may not be on a replica that it must be on: {warning}")
+
+    def _replicates(self) -> bool:
+        """Whether a warning of the vote's may be about a replica. The connection can't be asked any more."""
+        who = _known.get(self.conn)
+        if who is None or who[3]:
+            return True
+        # What it was when the connection joined first may have changed; where nobody recovers the branch, that is all that is known.
+        return self.unanimous_resource is not None and _core.postgres_replicates(self.unanimous_resource)
 
     def _commit(self) -> None:
         if self._state == _PREPARED:
-            self._driver.run_outside(f"COMMIT PREPARED {literal(self._gid)}")
+            self._driver.finish("COMMIT", self._gid)
             self._state = _COMMITTED
         if self.notifies:
             recoverable = self.unanimous_resource is not None
