@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -449,19 +449,18 @@ async fn one_sync_for_all_that_wait() {
 fn a_plain_thread_does_not_write_for_others() {
     let background = Background::start().unwrap();
     let disk = TestDisk::default();
-    let log = background.open(options(&disk).max_size(1 << 20).env(background.env()).open(LOG)).unwrap();
+    let log = Arc::new(background.open(options(&disk).max_size(1 << 20).env(background.env()).open(LOG)).unwrap());
     let owner = log.owner();
     disk.close_gate();
-    let mut others = Vec::new();
-    std::thread::scope(|scope| {
-        let first = scope.spawn(|| wait(async { log.decide(decision(owner, 1)).await }));
-        disk.sync_is_waiting();
-        others.extend((2..=4).map(|sequence| log.decide(decision(owner, sequence))));
-        disk.let_through();
-        // The next sync waits at the gate, and not on that thread.
-        disk.sync_is_waiting();
-        first.join().unwrap().unwrap();
-    });
+    let (say, told) = mpsc::channel();
+    let its = log.clone();
+    std::thread::spawn(move || say.send(wait(async { its.decide(decision(owner, 1)).await })));
+    disk.sync_is_waiting();
+    let others: Vec<_> = (2..=4).map(|sequence| log.decide(decision(owner, sequence))).collect();
+    disk.let_through();
+    // The next sync waits at the gate, and not on that thread.
+    disk.sync_is_waiting();
+    told.recv_timeout(Duration::from_secs(60)).expect("its own decision is durable").unwrap();
     disk.let_through();
     for other in others {
         wait(other).unwrap();
