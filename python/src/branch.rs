@@ -41,6 +41,8 @@ pub(crate) struct Group {
     managers: Py<PyList>,
     /// Those that can be finished from elsewhere; empty where none can.
     places: Vec<Option<Place>>,
+    /// Branches may vote, and commit, at the same time.
+    side_by_side: bool,
     state: Mutex<State>,
 }
 
@@ -48,6 +50,8 @@ pub(crate) struct Group {
 struct State {
     /// `tpc_begin` was called on all.
     begun: bool,
+    /// They know that the decision is to commit.
+    decided: bool,
     /// Their commits were started.
     committing: bool,
     /// They were told to give up.
@@ -80,12 +84,14 @@ impl Group {
         transaction: Bound<'_, PyAny>,
         managers: Bound<'_, PyList>,
         places: Vec<Option<Place>>,
+        side_by_side: bool,
     ) -> Arc<Self> {
         let state = State { stages: vec![Stage::Open; managers.len()], ..State::default() };
         Arc::new(Self {
             transaction: transaction.unbind(),
             managers: managers.unbind(),
             places,
+            side_by_side,
             state: Mutex::new(state),
         })
     }
@@ -170,6 +176,24 @@ impl Group {
             return Ok(());
         }
         phases.begin(py, &self.transaction, &self.managers)
+    }
+
+    /// Lets those that want to know it know that they must commit, once and before any of them is told to: whatever comes up from here on, also an
+    /// interrupt, an abort of the program's must not roll one of them back (rule 7). Nothing of Python's runs for it.
+    fn decide(&self, py: Python<'_>) {
+        if std::mem::replace(&mut self.state().decided, true) {
+            return;
+        }
+        let name = intern!(py, "unanimous_decided");
+        for index in 0..self.len() {
+            let told = self.manager(py, index).and_then(|manager| match manager.getattr_opt(name)? {
+                Some(_) => manager.setattr(name, true),
+                None => Ok(()),
+            });
+            if let Err(error) = told {
+                self.log(py, "%s can't be told that it must commit", index, error);
+            }
+        }
     }
 
     /// Tells all to give up, once: those that have not voted first. Errors are logged, and change nothing.
@@ -261,9 +285,13 @@ impl ManagerBranch {
         self.group.state().stages[self.members.start].clone()
     }
 
-    /// Those from this one on that wait for their servers too, up to the next that is called here and may use their connections.
+    /// Those from this one on that can be called side by side: they wait for their servers too, up to the next that is called here and may
+    /// use their connections.
     fn neighbours(&self) -> Range<usize> {
         let start = self.members.start;
+        if !self.group.side_by_side {
+            return start..start + 1;
+        }
         let last = (start..self.group.len()).find(|&index| self.group.resource(index).is_none());
         start..last.unwrap_or(self.group.len())
     }
@@ -280,7 +308,10 @@ impl ManagerBranch {
         for (index, number) in neighbours.zip(numbers.unwrap_or_default()) {
             let id = BranchId { number, ..id.clone() };
             self.group.set_stage(index, Stage::Asked(id.clone()));
-            self.group.start(py, index, "start_prepare", (id.to_string(),))?;
+            // Its own is called here, which needs no thread.
+            if index > self.members.start {
+                self.group.start(py, index, "start_prepare", (id.to_string(),))?;
+            }
         }
         Ok(())
     }
@@ -291,7 +322,7 @@ impl ManagerBranch {
         if neighbours.len() < 2 || std::mem::replace(&mut self.group.state().committing, true) {
             return;
         }
-        for index in neighbours {
+        for index in neighbours.skip(1) {
             if let Err(error) = self.group.start(py, index, "start_commit", ()) {
                 self.group.log(py, "start_commit() of %s failed", index, error);
             }
@@ -372,6 +403,7 @@ impl Branch for ManagerBranch {
 
     async fn commit(&self) -> Result<(), BranchError> {
         let group = &self.group;
+        Python::attach(|py| group.decide(py));
         let (resource, id, told) = match (self.resource(), self.stage()) {
             (Some(resource), Stage::Prepared(id)) => (resource, id, false),
             (Some(resource), Stage::Told(id)) => (resource, id, true),

@@ -2,7 +2,8 @@
 //!
 //! Must not know the ancestors' hooks, savepoints or synchronizers.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -23,17 +24,18 @@ pub(crate) fn commit<'py>(
     managers: Bound<'py, PyList>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let engine = engine::get(py)?;
+    let committing = Committing::enter(&engine);
     let found = files::gathered(&engine, managers.clone())
         .and_then(|(others, gathered)| Ok((places_of(&engine, &others)?, others, gathered)));
     let ((mut places, ids), managers, gathered) = match found {
         Ok(found) => found,
         Err(error) => {
-            Group::new(transaction, managers, Vec::new()).clean_up(py);
+            Group::new(transaction, managers, Vec::new(), false).clean_up(py);
             return Err(error);
         }
     };
     let tx = begin(&engine, ids, &mut places);
-    let group = Group::new(transaction, managers, places);
+    let group = Group::new(transaction, managers, places, !committing.is_crowded());
     let tx = match join_all(py, tx, &group, &gathered) {
         Ok(tx) => tx,
         Err(error) => {
@@ -57,6 +59,32 @@ pub(crate) fn commit<'py>(
             }
             Err(not_committed(py, &error, group.take_failed()))
         }
+    }
+}
+
+/// Counts the commits that are under way.
+struct Committing<'e> {
+    all: &'e AtomicUsize,
+    others: usize,
+}
+
+impl<'e> Committing<'e> {
+    fn enter(engine: &'e Engine) -> Self {
+        Self { others: engine.committing.fetch_add(1, Ordering::Relaxed), all: &engine.committing }
+    }
+
+    /// Every processor has another transaction that ends already: threads would only take turns.
+    fn is_crowded(&self) -> bool {
+        static PROCESSORS: OnceLock<usize> = OnceLock::new();
+        let processors =
+            PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get));
+        self.others >= *processors
+    }
+}
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -169,5 +197,5 @@ pub(crate) fn raise(py: Python<'_>, class: &str, message: &str) -> PyErr {
 /// Tells data managers to give up, none of which has voted: `abort` on all, then `tpc_abort` on all. Errors are logged.
 #[pyfunction]
 pub(crate) fn clean_up<'py>(py: Python<'py>, transaction: Bound<'py, PyAny>, managers: Bound<'py, PyList>) {
-    Group::new(transaction, managers, Vec::new()).clean_up(py);
+    Group::new(transaction, managers, Vec::new(), false).clean_up(py);
 }

@@ -59,8 +59,8 @@ pub(crate) fn postgres_resource(py: Python<'_>, system: &str, database: &str, ro
     let engine = engine::get(py)?;
     let (reached, others): (Vec<_>, Vec<_>) = engine.resources.postgres.values().partition(|one| one.is_reached());
     for resource in reached {
-        let asked = wait_detached(py, resource.entered(resource.postgres.leads_here(system, database, role)));
-        if asked.map_err(|error| failed(&error))? {
+        let here = resource.postgres.is_known_to_lead_here(system, database, role);
+        if here.map_err(|error| failed(&error))? {
             return Ok(Some(resource.name().to_owned()));
         }
     }

@@ -164,10 +164,13 @@ def test_two_connections_to_one_database_are_two_branches(driver, orders):
     assert orders.values() == [0, 1]
 
 
-def test_a_failed_statement_that_nobody_saw_is_a_no(driver, orders, billing):
-    """PostgreSQL answers the PREPARE TRANSACTION of a failed transaction without an error, and prepares nothing."""
+@pytest.mark.parametrize("before", ["select 1", "savepoint s"])
+def test_a_failed_statement_that_nobody_saw_is_a_no(driver, orders, billing, before):
+    """PostgreSQL answers the PREPARE TRANSACTION of a failed transaction without an error, and prepares nothing. Within a savepoint, what
+    was set before it stays."""
     one, other = driver.join(orders.url), driver.join(billing.url)
     orders.insert(one, 1)
+    execute(one, before)
     billing.insert(other, 1)
     with contextlib.suppress(psycopg.errors.DivisionByZero, psycopg2.errors.DivisionByZero):
         execute(one, "select 1/0")

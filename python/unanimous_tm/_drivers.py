@@ -12,8 +12,10 @@ Must not know transactions.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
+from collections.abc import Callable
 from typing import Any, Optional
 
 # libpq's PGTransactionStatusType.
@@ -88,9 +90,9 @@ class Driver:
         """Begins a transaction in which the driver refuses `commit` and `rollback`; it is most likely prepared under this id."""
         self.conn.tpc_begin(gid)
 
-    def mark(self, sql: str) -> None:
+    def mark(self, sql: Callable[[], str]) -> None:
         """Marks what has begun, by this statement or in the driver's own way."""
-        self.run(sql)
+        self.run(sql())
 
     def run(self, sql: str) -> list[tuple]:
         """One message, in the transaction. The rows of its last statement, if it gives any."""
@@ -120,7 +122,7 @@ class Driver:
     def close(self) -> None:
         self.conn.close()
 
-    def vote(self, gid: str, sql: str, outbox: Optional[str]) -> Optional[str]:
+    def vote(self, gid: str, sql: Callable[[], str], outbox: Optional[str]) -> Optional[str]:
         """Prepares, by this message or in the driver's own way, which sends the notifications' statement before. A warning of the server's
         which may say that this has not reached a replica, if there is one."""
         raise NotImplementedError
@@ -158,7 +160,7 @@ class Psycopg2(Driver):
         super().begin(gid)
         self._gid = gid
 
-    def mark(self, sql: str) -> None:
+    def mark(self, sql: Callable[[], str]) -> None:
         was = self.conn.get_parameter_status(_REPORTED)
         if was is not None:
             marked = "off" if was == "on" else "on"
@@ -167,16 +169,14 @@ class Psycopg2(Driver):
             if self.conn.get_parameter_status(_REPORTED) == marked:
                 self._marked = marked
                 return
-        self.run(sql)
+        self.run(sql())
 
     @property
     def dsn(self) -> str:
         return self.conn.dsn
 
     def run(self, sql: str) -> list[tuple]:
-        from psycopg2.extensions import cursor
-
-        with self.conn.cursor(cursor_factory=cursor) as made:
+        with self.conn.cursor(cursor_factory=_plain_cursor()) as made:
             made.execute(sql)
             return made.fetchall() if made.description else []
 
@@ -210,7 +210,7 @@ class Psycopg2(Driver):
         self.run("BEGIN")
         self.conn.tpc_rollback()
 
-    def vote(self, gid: str, sql: str, outbox: Optional[str]) -> Optional[str]:
+    def vote(self, gid: str, sql: Callable[[], str], outbox: Optional[str]) -> Optional[str]:
         conn = self.conn
         # The application may have a list of its own there, and the driver forgets all but the last fifty.
         kept = conn.notices
@@ -219,7 +219,7 @@ class Psycopg2(Driver):
         try:
             if not self._is_marked():
                 # Where the driver has marked it, this fails, and the server says why.
-                self.run(sql)
+                self.run(sql())
             else:
                 if outbox is not None:
                     self.run(outbox)
@@ -234,6 +234,8 @@ class Psycopg2(Driver):
             conn.notices = kept
             for text in heard:
                 kept.append(text)
+        if not heard:
+            return None
         # Their severity is translated, and where they come from is not told: what does not say that it is harmless may be it.
         return next((text for text in heard if not text.startswith(("NOTICE", "INFO", "LOG", "DEBUG"))), None)
 
@@ -245,6 +247,14 @@ class Psycopg2(Driver):
             and conn.get_transaction_status() == _IN_TRANSACTION
             and conn.get_parameter_status(_REPORTED) == self._marked
         )
+
+
+@functools.cache
+def _plain_cursor() -> type:
+    """Whatever the connection makes for the application."""
+    from psycopg2.extensions import cursor
+
+    return cursor
 
 
 class Psycopg3(Driver):
@@ -291,10 +301,10 @@ class Psycopg3(Driver):
             # Sends nothing, as the server has ended the transaction.
             self.conn.tpc_rollback()
 
-    def vote(self, gid: str, sql: str, outbox: Optional[str]) -> Optional[str]:
+    def vote(self, gid: str, sql: Callable[[], str], outbox: Optional[str]) -> Optional[str]:
         self.conn.add_notice_handler(self._noticed)
         try:
-            self.run(sql)
+            self.run(sql())
         finally:
             self.conn.remove_notice_handler(self._noticed)
         return self._warning

@@ -21,7 +21,6 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import threading
 import time
 import weakref
 from typing import Any, Callable, Optional
@@ -69,21 +68,21 @@ class DataManager:
         #: The transaction's reserved ids, and this branch's number among them.
         self.unanimous_branch: Optional[tuple[_core.Ids, int]] = None
         self.notifies: list[Notification] = []
-        self.mark = os.urandom(16).hex()
+        self._mark: Optional[str] = None
         self._driver: Driver = driver_of(conn)
         self._on_complete = on_complete
         self._reopen = reopen
         self._state = _OPEN
-        self._decided = False
+        #: It must commit. Also set by who calls it, for all of a transaction before the first of them is called.
+        self.unanimous_decided = False
         self._released = False
         self._gid = ""
         self._savepoints = 0
-        self._planned: Optional[tuple[Callable[..., None], tuple[Any, ...]]] = None
         self._started: Optional[concurrent.futures.Future] = None
         self._look()
         self._driver.begin(self._reserve(trans))
         try:
-            self._driver.mark(_core.postgres_mark_sql(self.mark))
+            self._driver.mark(self._mark_sql)
             trans.join(self)
         except BaseException:
             self._give_up()
@@ -143,35 +142,30 @@ class DataManager:
 
         :raises BranchError: the work has failed or has ended its transaction.
         """
-        with _Ending():
-            self._begin_planned()
-            if self._started is None:
-                self._prepare(gid)
-            else:
-                self._wait()
+        if self._started is None:
+            self._prepare(gid)
+        else:
+            self._wait()
 
     def commit_branch(self) -> None:
         """Commits what is prepared, and delivers its notifications. An error leaves open which of it is done."""
-        self._decided = True
-        with _Ending():
-            self._begin_planned()
-            try:
-                if self._started is None:
-                    self._commit()
-                else:
-                    self._wait()
-                self._state = _ENDED
-            finally:
-                self._release()
+        self.unanimous_decided = True
+        try:
+            if self._started is None:
+                self._commit()
+            else:
+                self._wait()
+            self._state = _ENDED
+        finally:
+            self._release()
 
     def rollback_branch(self) -> None:
         """Rolls back what is open or prepared. An error leaves open whether it is prepared."""
-        if self._decided or self._state == _ENDED:
+        if self.unanimous_decided or self._state == _ENDED:
             # Also after-commit hooks are followed by an abort of all.
             return
         if self._released:
             raise BranchError("the branch could not be rolled back by its connection, which was given back")
-        self._planned = None
         if self._started is not None:
             try:
                 self._wait()
@@ -194,14 +188,13 @@ class DataManager:
         self._release()
 
     def start_prepare(self, gid: str) -> None:
-        """Says that :meth:`prepare_branch` follows: it is done meanwhile where another one's is called first. Nothing may use the connection
-        until then."""
-        self._plan(self._prepare, gid)
+        """Begins what :meth:`prepare_branch` waits for then, in a thread of its own: another one's is called first. Nothing may use the
+        connection until then."""
+        self._start(self._prepare, gid)
 
     def start_commit(self) -> None:
         """The same for :meth:`commit_branch`."""
-        self._decided = True
-        self._plan(self._commit)
+        self._start(self._commit)
 
     # Savepoints, which the ancestor has not got.
 
@@ -240,6 +233,16 @@ class DataManager:
     def _own_id(self) -> str:
         return f"unanimous-volatile-{self.mark}"
 
+    @property
+    def mark(self) -> str:
+        """What tells this branch from all others, where a driver needs it."""
+        if self._mark is None:
+            self._mark = os.urandom(16).hex()
+        return self._mark
+
+    def _mark_sql(self) -> str:
+        return _core.postgres_mark_sql(self.mark)
+
     def notify(self, asked: list[Notification]) -> None:
         """Notifies when the transaction has committed."""
         if asked and self.unanimous_resource is not None:
@@ -251,13 +254,12 @@ class DataManager:
 
     def _prepare(self, gid: str) -> None:
         kept = self.notifies if self.unanimous_resource is not None else []
-        vote = _core.postgres_vote_sql(self.mark, gid, kept)
         outbox = _core.postgres_notifications_sql(gid, kept) if kept else None
         self._gid = gid
         if not self.conn.closed:
             self._state = _VOTING
         try:
-            warning = self._driver.vote(gid, vote, outbox)
+            warning = self._driver.vote(gid, lambda: _core.postgres_vote_sql(self.mark, gid, kept), outbox)
         except BaseException as error:
             code = self._driver.sqlstate(error)
             if self._driver.is_open() or (code is not None and not self._driver.is_lost(error)):
@@ -294,26 +296,12 @@ class DataManager:
         sent = (f"pg_catalog.pg_notify({literal(channel)}, {literal(payload)})" for channel, payload in self.notifies)
         return f"SELECT {', '.join(sent)}"
 
-    def _plan(self, function: Callable[..., None], *arguments: Any) -> None:
-        self._planned = (function, arguments)
-        _plans.__dict__.setdefault("all", []).append(self)
-
-    def _begin_planned(self) -> None:
-        """Begins what others have planned, each in a thread of its own; one's own is done here, which needs none. Where every processor has a
-        transaction that ends already, threads would only take turns: then each is done in its turn."""
-        self._planned = None
-        plans = _plans.__dict__.get("all")
-        crowded = len(_ending) > _PROCESSORS
-        while plans:
-            branch = plans.pop()
-            planned, branch._planned = branch._planned, None
-            if planned is not None and not crowded:
-                function, arguments = planned
-                try:
-                    branch._started = _threads().submit(function, *arguments)
-                except RuntimeError:
-                    # The interpreter ends and has no threads any more: it is done in its turn.
-                    _log.debug("no thread could be started", exc_info=True)
+    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._started = _threads().submit(function, *arguments)
+        except RuntimeError:
+            # The interpreter ends and has no threads any more: it is done in its turn.
+            _log.debug("no thread could be started", exc_info=True)
 
     def _wait(self) -> None:
         started = self._started
@@ -443,25 +431,6 @@ _known: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDiction
 # The databases, by system and number, that have an outbox.
 _outboxes: set[tuple[str, ...]] = set()
 
-# Of each thread: the branches that have planned a step, whose turn comes.
-_plans = threading.local()
-
-# The threads whose transactions are just being prepared or committed.
-_ending: set[int] = set()
-
-_PROCESSORS = os.cpu_count() or 1
-
-
-class _Ending:
-    """While it is entered, its thread is one of those."""
-
-    def __enter__(self) -> None:
-        _ending.add(threading.get_ident())
-
-    def __exit__(self, *raised: Any) -> None:
-        _ending.discard(threading.get_ident())
-
-
 _pool: Optional[concurrent.futures.ThreadPoolExecutor] = None
 
 
@@ -476,7 +445,6 @@ def _forked() -> None:
     # A child has none of its parent's threads.
     global _pool
     _pool = None
-    _ending.clear()
 
 
 os.register_at_fork(after_in_child=_forked)

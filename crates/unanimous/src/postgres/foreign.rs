@@ -100,8 +100,17 @@ impl Postgres {
         if !control.is_known() {
             control.identity().await?;
         }
+        self.is_known_to_lead_here(system, database, role)
+    }
+
+    /// The same without asking: false also where the store was not reached yet.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::OtherRole`], as [`leads_here`](Self::leads_here).
+    pub fn is_known_to_lead_here(&self, system: &str, database: &str, role: &str) -> Result<bool, PostgresError> {
         let store = session::store_by(Some(system), Some(database))?;
-        control.is_store(&store, role)
+        self.store.control.is_store(&store, role)
     }
 
     /// Whether the server has replicas now that a commit waits for: then a warning at a vote is a no.
