@@ -88,11 +88,11 @@ impl Drop for Committing<'_> {
     }
 }
 
+/// One for each data manager, or none; and whence their numbers are.
+type Places<'py> = (Vec<Option<Place>>, Option<Bound<'py, Ids>>);
+
 /// The configured resource that each data manager says that its branch is in; empty where none does. And the ids that were reserved for them.
-fn places_of<'py>(
-    engine: &Engine,
-    managers: &Bound<'py, PyList>,
-) -> PyResult<(Vec<Option<Place>>, Option<Bound<'py, Ids>>)> {
+fn places_of<'py>(engine: &Engine, managers: &Bound<'py, PyList>) -> PyResult<Places<'py>> {
     let (mut places, mut ids) = (Vec::new(), None::<Bound<'_, Ids>>);
     for (index, manager) in managers.iter().enumerate() {
         let name = manager.getattr_opt(intern!(manager.py(), "unanimous_resource"))?;
