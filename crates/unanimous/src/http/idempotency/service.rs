@@ -35,7 +35,8 @@ use super::{Found, KeyStore, REPLAYED_HEADER};
 use crate::error::chain;
 use crate::http::ended::{AbortTransaction, Replay, Retryable, Unnamed, aborts};
 use crate::http::failed::is_temporary;
-use crate::http::problem::{Problem, id_value};
+use crate::http::failure::CONFLICT;
+use crate::http::problem::{NO_TRANSACTION, Problem, id_value};
 use crate::http::request::{Seen, Slot, transaction};
 use crate::transaction::Tx;
 
@@ -307,7 +308,7 @@ fn refused<B: From<Bytes>>(tx: &Tx, key: &RequestKey, error: &BoxError) -> Respo
     let (id, reason) = (tx.id(), chain(error));
     if tx.is_retryable(error) {
         tracing::info!(transaction = %id, key = key.key(), "a conflict over an Idempotency-Key: {reason}");
-        let mut response = answer_after(problems::CONFLICT, IN_FLIGHT_WAIT);
+        let mut response = answer_after(CONFLICT, IN_FLIGHT_WAIT);
         response.extensions_mut().insert(Retryable);
         response
     } else if is_temporary(error) {
@@ -323,5 +324,5 @@ fn no_transaction<B: From<Bytes>>(parts: &Parts) -> Response<B> {
     tracing::error!(method = %parts.method, path = parts.uri.path(),
         "a request with an Idempotency-Key runs in no transaction, and is refused; put the IdempotencyLayer inside of a TransactionLayer \
          (axum: add `.layer(TransactionLayer::new(manager))` after it), and look whether that one's `activate` leaves this request out");
-    answer(problems::NO_TRANSACTION)
+    answer(NO_TRANSACTION)
 }
