@@ -60,7 +60,7 @@ pub struct AdmissionLayer {
     queue: usize,
     wait: Duration,
     retry_after: u64,
-    when: RequestHook<bool>,
+    when: Option<RequestHook<bool>>,
     drain: Option<TransactionManager>,
     env: Arc<dyn Env>,
 }

@@ -109,7 +109,7 @@ struct Config {
     most: Duration,
     max_body: usize,
     max_body_time: Duration,
-    when: RequestHook<bool>,
+    when: Option<RequestHook<bool>>,
     env: Arc<dyn Env>,
 }
 
