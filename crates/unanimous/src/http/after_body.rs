@@ -6,7 +6,6 @@
 //! Must not know how the transaction ends: it looks for what the layer left in the request, and dooms.
 
 use std::fmt;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,7 +24,7 @@ use super::ended::{Ended, is_retryable};
 use super::failed::Failed;
 use super::problem::Problem;
 use super::request::{Slot, is_active};
-use crate::env::{Env, TokioEnv};
+use crate::env::{BoxFuture, Env, TokioEnv};
 use crate::lazy::LazyTransaction;
 
 /// A layer that holds a response back until its body has been made, within 1 MiB and 30 s.
@@ -127,7 +126,7 @@ where
 {
     type Response = Response<HeldBody<ResBody>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = BoxFuture<'static, Result<Self::Response, S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)

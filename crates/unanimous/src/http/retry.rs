@@ -23,7 +23,7 @@ use super::layer::RequestHook;
 use super::problem::REQUEST_BODY_TOO_SLOW;
 use super::request::is_active;
 use super::retry_body::RequestBody;
-use crate::env::{Env, TokioEnv};
+use crate::env::{BoxFuture, Env, TokioEnv};
 use crate::inner::jitter;
 
 /// Which run of its request a handler is in: [`attempt`] finds it in the request's extensions, axum's handlers extract it.
@@ -254,7 +254,7 @@ where
 /// The response of a [`RetryService`]: the last attempt's.
 #[must_use = "futures do nothing unless polled"]
 pub struct RetryFuture<R, E> {
-    run: Pin<Box<dyn Future<Output = Result<R, E>> + Send>>,
+    run: BoxFuture<'static, Result<R, E>>,
 }
 
 impl<R, E> Future for RetryFuture<R, E> {

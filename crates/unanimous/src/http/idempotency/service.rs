@@ -13,7 +13,6 @@
 
 use std::error::Error;
 use std::future::Ready;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -32,6 +31,7 @@ use super::layer::IdempotencyLayer;
 use super::problems::{self, answer, answer_after};
 use super::stored::StoredResponse;
 use super::{Found, KeyStore, REPLAYED_HEADER};
+use crate::env::BoxFuture;
 use crate::error::chain;
 use crate::http::ended::{AbortTransaction, Replay, Retryable, Unnamed, aborts};
 use crate::http::failed::is_temporary;
@@ -65,7 +65,6 @@ impl<S, K> IdempotencyService<S, K> {
 }
 
 type Answer<B, E> = Result<Response<B>, E>;
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<S, K, ReqBody, ResBody> Service<Request<ReqBody>> for IdempotencyService<S, K>
 where
@@ -80,7 +79,8 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Either<S::Future, Either<Ready<Answer<ResBody, S::Error>>, BoxFuture<Answer<ResBody, S::Error>>>>;
+    type Future =
+        Either<S::Future, Either<Ready<Answer<ResBody, S::Error>>, BoxFuture<'static, Answer<ResBody, S::Error>>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
