@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use unanimous_core::{Decision, HoldReason, Known, Outcome, TransactionId};
 
 use crate::dispatch::Registered;
+use crate::env;
 use crate::inner::Inner;
 use crate::live::Stage;
 use crate::recovery::{Doubt, within};
@@ -92,11 +93,7 @@ pub(crate) struct Lookups(Semaphore);
 impl Lookups {
     /// For one lookup; none where those before it take too long.
     async fn enter(&self, inner: &Inner) -> Option<SemaphorePermit<'_>> {
-        tokio::select! {
-            biased;
-            permit = self.0.acquire() => permit.ok(),
-            () = inner.env.sleep(LOOKUP_WAIT) => None,
-        }
+        env::within(&*inner.env, LOOKUP_WAIT, self.0.acquire()).await?.ok()
     }
 }
 

@@ -24,7 +24,7 @@ use super::ended::{Ended, is_retryable};
 use super::failed::Failed;
 use super::problem::Problem;
 use super::request::{Slot, is_active};
-use crate::env::{BoxFuture, Env, TokioEnv};
+use crate::env::{BoxFuture, Env, TokioEnv, within};
 use crate::lazy::LazyTransaction;
 
 /// A layer that holds a response back until its body has been made, within 1 MiB and 30 s.
@@ -168,11 +168,9 @@ impl CommitAfterBodyLayer {
         B: Body<Data = Bytes>,
         B::Error: Into<BoxError>,
     {
-        let collected = tokio::select! {
-            biased;
-            collected = Limited::new(body, self.max_bytes).collect() => collected,
-            () = self.env.sleep(self.max_time) => return Err(NotHeld::TooSlow(self.max_time)),
-        };
+        let collecting = Limited::new(body, self.max_bytes).collect();
+        let collected = within(&*self.env, self.max_time, collecting).await;
+        let collected = collected.ok_or(NotHeld::TooSlow(self.max_time))?;
         let collected = collected.map_err(|error| match error.is::<LengthLimitError>() {
             true => NotHeld::TooLarge(self.max_bytes),
             false => NotHeld::Body(error),

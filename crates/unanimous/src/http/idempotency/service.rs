@@ -31,7 +31,7 @@ use super::layer::IdempotencyLayer;
 use super::problems::{self, answer, answer_after};
 use super::stored::StoredResponse;
 use super::{Found, KeyStore, REPLAYED_HEADER};
-use crate::env::BoxFuture;
+use crate::env::{BoxFuture, within};
 use crate::error::chain;
 use crate::http::ended::{AbortTransaction, Replay, Retryable, Unnamed, aborts};
 use crate::http::failed::is_temporary;
@@ -128,12 +128,8 @@ where
         return Ok(no_transaction(&parts));
     };
     // Before the transaction begins: a slow client must not hold a connection of a store.
-    let read = tokio::select! {
-        biased;
-        read = read(body, layer.max_request_body) => read,
-        () = layer.env.sleep(layer.max_request_time) => Err(problems::TOO_SLOW),
-    };
-    let body = match read {
+    let read = within(&*layer.env, layer.max_request_time, read(body, layer.max_request_body)).await;
+    let body = match read.unwrap_or(Err(problems::TOO_SLOW)) {
         Ok(body) => body,
         Err(problem) => return Ok(answer(problem)),
     };
