@@ -20,7 +20,7 @@ use crate::dispatch::Registered;
 use crate::env;
 use crate::inner::Inner;
 use crate::live::Stage;
-use crate::recovery::{Doubt, within};
+use crate::recovery::within;
 use crate::sync::lock;
 
 /// What can be said of a transaction's outcome; [`TransactionManager::outcome`](crate::TransactionManager::outcome) tells it.
@@ -308,9 +308,7 @@ pub(crate) async fn outcome(inner: &Inner, id: TransactionId) -> KnownOutcome {
         return InDoubt(Waiting::Decider(silent));
     }
     // What can't be listed may have a branch of it that is prepared.
-    let unlisted =
-        doubts.iter().find(|doubt| doubt.transaction.is_none() && matches!(doubt.why, Doubt::Unreachable(_)));
-    match unlisted {
+    match doubts.iter().find(|doubt| doubt.is_unreachable()) {
         Some(doubt) if id.log == inner.owner.log && !ours => InDoubt(Waiting::Decider(Some(doubt.resource.clone()))),
         _ => NotKnown,
     }

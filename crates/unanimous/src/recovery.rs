@@ -45,6 +45,13 @@ pub struct InDoubt {
     pub why: Doubt,
 }
 
+impl InDoubt {
+    /// Whether it says that the store could not be asked, so that nobody knows what is prepared there.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.transaction.is_none() && matches!(self.why, Doubt::Unreachable(_))
+    }
+}
+
 /// A branch that recovery has finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
