@@ -60,14 +60,13 @@ struct Inner {
     id: Option<TransactionId>,
     /// Whether the response asks for a repetition.
     repeat: bool,
-    /// Whether it tells of another transaction than the request's.
-    anothers: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Conflict,
     Unavailable,
+    /// Another transaction's commit: the request's own comes after the handler.
     Aborted,
     Unknown(TransactionId),
     Other,
@@ -103,8 +102,7 @@ impl Failed {
     }
 
     fn new(error: BoxError, kind: Kind, id: Option<TransactionId>, repeat: bool) -> Self {
-        let anothers = is_anothers(&*error);
-        Self { inner: Box::new(Inner { error, kind, id, repeat, anothers }) }
+        Self { inner: Box::new(Inner { error, kind, id, repeat }) }
     }
 
     /// The error that it was made from.
@@ -121,11 +119,10 @@ impl Failed {
     pub fn response<B: From<String>>(&self) -> Response<B> {
         self.log();
         let mut response = match self.inner.kind {
-            Kind::Conflict if self.inner.anothers => Problem { detail: LOOK_FIRST, ..CONFLICT }.response(),
-            Kind::Aborted if self.inner.anothers => Problem { detail: LOOK_FIRST, ..ABORTED }.response(),
+            Kind::Conflict if is_anothers(&*self.inner.error) => Problem { detail: LOOK_FIRST, ..CONFLICT }.response(),
             Kind::Conflict => CONFLICT.response_after(1),
             Kind::Unavailable => UNAVAILABLE.response_after(5),
-            Kind::Aborted => ABORTED.response_after(5),
+            Kind::Aborted => Problem { detail: LOOK_FIRST, ..ABORTED }.response(),
             Kind::Unknown(id) => UNKNOWN.response_of(id),
             Kind::Other => FAILED.response(),
         };
