@@ -365,11 +365,8 @@ mod tests {
         let (outside, ran) = job();
         lend(&env, outside).unwrap();
         assert_ne!(wait(ran).unwrap(), thread::current().id());
-        let ran = wait(async {
-            let (job, ran) = job();
-            lend(&env, job).unwrap();
-            ran
-        });
+        let (late, ran) = job();
+        wait(async { lend(&env, late).unwrap() });
         assert_ne!(wait(ran).unwrap(), thread::current().id(), "the wait that it was lent had ended");
     }
 
@@ -377,8 +374,8 @@ mod tests {
     fn a_job_that_panics_ends_alone() {
         let env = Background::start().unwrap().env();
         wait(async {
-            let (_told, gone) = oneshot::channel::<()>();
-            lend(&env, Box::new(move || panic!("a test's own panic, {}", _told.is_closed()))).unwrap();
+            let (told, gone) = oneshot::channel::<()>();
+            lend(&env, Box::new(move || panic!("a test's own panic, {}", told.is_closed()))).unwrap();
             assert!(gone.await.is_err());
         });
     }
