@@ -505,6 +505,37 @@ def test_a_resource_alone_is_tried_again_after_a_serialization_failure_of_its_vo
     assert orders.values() == [1, 2, 10, 20] and orders.prepared() == []
 
 
+def test_a_warned_vote_is_a_no_where_the_server_replicates_by_then(configured, orders):
+    """The connection was asked when it joined first, and can't be asked again behind its vote; its resource is."""
+    configured({"orders": orders.url})
+    warns = "begin raise warning 'the work''s own'; return new; end"
+    orders.execute(f"create function f{orders.table}() returns trigger language plpgsql as $$ {warns} $$")
+    orders.execute(
+        f"create constraint trigger later after insert on {orders.table} deferrable initially deferred for each row"
+        f" execute function f{orders.table}()"
+    )
+    # It does not wait for the replica that is not there.
+    local = psycopg2.extensions.make_dsn(orders.url, options="-c synchronous_commit=local")
+    with contextlib.closing(psycopg2.connect(local)) as conn:
+        unanimous_tm.psycopg2.join(conn)
+        orders.insert(conn, 1)
+        transaction.commit()
+        assert orders.values() == [1]
+        unanimous_tm.psycopg2.join(conn)
+        orders.insert(conn, 2)
+        orders.execute("alter system set synchronous_standby_names = 'nobody'")
+        try:
+            orders.execute("select pg_reload_conf()")
+            assert until(lambda: _core.postgres_replicates("orders"))
+            with pytest.raises(unanimous_tm.psycopg2.BranchError, match="the work's own"):
+                transaction.commit()
+            transaction.abort()
+        finally:
+            orders.execute("alter system reset synchronous_standby_names")
+            orders.execute("select pg_reload_conf()")
+    assert orders.values() == [1] and orders.prepared() == []
+
+
 # The second phase.
 
 
