@@ -328,7 +328,7 @@ impl Driver {
             }
             _ => DeciderId::Log,
         };
-        let number = u16::try_from(i).expect("a transaction has fewer than 65536 branches");
+        let number = self.slots[i].number.expect("branches are numbered when their end begins");
         BranchId { transaction: self.shared.id, decider, number }
     }
 

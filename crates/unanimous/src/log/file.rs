@@ -397,7 +397,7 @@ impl DecisionLog for FileLog {
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
         let queued = self.shared().lock().queue(record);
         if queued.is_ok() {
-            self.shared().start();
+            self.shared().start_and_wait();
         }
         answered(queued)
     }
