@@ -21,6 +21,17 @@ impl Rounds {
         self.values.push(value);
     }
 
+    /// By how much it is more than another side, round by round.
+    ///
+    /// # Panics
+    ///
+    /// When they don't have the same number of rounds.
+    pub(crate) fn less(&self, other: &Self, name: impl Into<String>) -> Self {
+        assert_eq!(self.values.len(), other.values.len(), "{} and {} took turns", self.name, other.name);
+        let values = self.values.iter().zip(&other.values).map(|(value, other)| value - other).collect();
+        Self { name: name.into(), unit: self.unit, values }
+    }
+
     /// By itself.
     pub(crate) fn row(&self) -> Row {
         Row {
