@@ -23,8 +23,14 @@ struct Task {
 }
 
 thread_local! {
-    /// What was spawned and not polled yet, for each [`wait`] of this thread; the innermost is the last.
-    static SPAWNED: RefCell<Vec<Vec<Task>>> = const { RefCell::new(Vec::new()) };
+    /// For each [`wait`] of this thread; the innermost is the last.
+    static SPAWNED: RefCell<Vec<Spawned>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What was spawned within a wait and not polled yet.
+struct Spawned {
+    tasks: Vec<Task>,
+    may_block: bool,
 }
 
 /// Runs a future to its end on this thread, and gives what it gives.
@@ -36,7 +42,7 @@ thread_local! {
 ///
 /// When the future does.
 pub fn wait<F: Future>(future: F) -> F::Output {
-    wait_around(future, |park| park.park())
+    run(future, true, |park| park.park())
 }
 
 /// The same, for a thread that holds what others need while it only waits, as an interpreter's lock: it blocks within `around`, which is called
@@ -45,9 +51,13 @@ pub fn wait<F: Future>(future: F) -> F::Output {
 /// # Panics
 ///
 /// When the future or `around` does.
-pub fn wait_around<F: Future>(future: F, mut around: impl FnMut(Park<'_>)) -> F::Output {
+pub fn wait_around<F: Future>(future: F, around: impl FnMut(Park<'_>)) -> F::Output {
+    run(future, false, around)
+}
+
+fn run<F: Future>(future: F, may_block: bool, mut around: impl FnMut(Park<'_>)) -> F::Output {
     // Before the future, so that what is spawned when that is dropped finds the list.
-    let mut tasks = Tasks::enter();
+    let mut tasks = Tasks::enter(may_block);
     let mut future = pin!(future);
     let parker = Arc::new(Parker { thread: std::thread::current(), woken: AtomicBool::new(false) });
     let waker = Waker::from(parker.clone());
@@ -78,6 +88,12 @@ impl Park<'_> {
     }
 }
 
+/// Whether this thread may block: what a [`wait`] would only park for may as well be done here. Not within a [`wait_around`], which gives
+/// up what it holds whenever it blocks.
+pub(crate) fn may_block() -> bool {
+    SPAWNED.try_with(|lists| lists.borrow().last().is_some_and(|list| list.may_block)).unwrap_or(false)
+}
+
 /// Runs a task to its end within the [`wait`] that this thread is in; outside of any, on a thread of its own.
 ///
 /// # Errors
@@ -88,7 +104,7 @@ pub(crate) fn spawn(env: &Arc<dyn Env>, future: BoxFuture<'static, ()>) -> Resul
     // Where the thread is ending there is no list any more.
     let _ = SPAWNED.try_with(|lists| {
         if let Some(list) = lists.borrow_mut().last_mut() {
-            list.extend(task.take());
+            list.tasks.extend(task.take());
         }
     });
     task.map_or(Ok(()), elsewhere)
@@ -104,8 +120,8 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn enter() -> Self {
-        SPAWNED.with_borrow_mut(|lists| lists.push(Vec::new()));
+    fn enter(may_block: bool) -> Self {
+        SPAWNED.with_borrow_mut(|lists| lists.push(Spawned { tasks: Vec::new(), may_block }));
         Self { tasks: Vec::new() }
     }
 
@@ -113,8 +129,11 @@ impl Tasks {
     fn poll(&mut self, cx: &mut Context<'_>) {
         let mut polled = 0;
         loop {
-            self.tasks
-                .append(&mut SPAWNED.with_borrow_mut(|lists| lists.last_mut().map(std::mem::take)).unwrap_or_default());
+            SPAWNED.with_borrow_mut(|lists| {
+                if let Some(list) = lists.last_mut() {
+                    self.tasks.append(&mut list.tasks);
+                }
+            });
             let Some(task) = self.tasks.get_mut(polled) else { return };
             let future = task.future.as_mut();
             // A task that panics ends alone, as on a runtime.
@@ -133,8 +152,8 @@ impl Tasks {
 impl Drop for Tasks {
     /// Also where the future panics: what has started is not ended by that.
     fn drop(&mut self) {
-        let spawned = SPAWNED.with_borrow_mut(Vec::pop).unwrap_or_default();
-        for task in self.tasks.drain(..).chain(spawned) {
+        let spawned = SPAWNED.with_borrow_mut(Vec::pop);
+        for task in self.tasks.drain(..).chain(spawned.into_iter().flat_map(|list| list.tasks)) {
             if let Err(error) = elsewhere(task) {
                 tracing::error!(%error, "a task that its thread did not wait for is dropped");
             }

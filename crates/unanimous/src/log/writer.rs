@@ -1,10 +1,14 @@
 //! The job that writes: takes what waits, makes it durable with one sync, answers, and looks again.
 //!
+//! A plain thread that waits for its decision writes the first round itself, so that one that is alone pays for its sync and for no
+//! change of threads; whatever is left then is a job's.
+//!
 //! There is one such job at a time. Who comes while it syncs waits for the next round, which takes all who came: group commit
 //! without a delay for who comes alone.
 //!
 //! Must not know what a decision means.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
@@ -12,6 +16,7 @@ use super::error::{LogError, Poison};
 use super::segments::{RotateError, Segments};
 use super::state::{Answers, Batch, State};
 use crate::env::Env;
+use crate::inline;
 use crate::sync::lock;
 
 /// How long an end waits for a decision that would take it along. Nothing depends on it but how much a restart asks again.
@@ -39,12 +44,33 @@ impl Shared {
 
     /// Starts the writer if none runs.
     pub(super) fn start(self: &Arc<Self>) {
-        let start = !std::mem::replace(&mut self.lock().running, true);
-        if start {
-            let job = Job { shared: self.clone(), stage: Stage::Waiting };
-            // Where there is no runtime the job is dropped, now or later, and its guard answers those who wait.
-            let _ = self.env.blocking(Box::new(move || job.run()));
+        if self.claim() {
+            self.start_job();
         }
+    }
+
+    /// The same for who waits for what is queued: on this thread, where it may block.
+    pub(super) fn start_and_wait(self: &Arc<Self>) {
+        if !inline::may_block() {
+            self.start();
+        } else if self.claim() {
+            self.job().run_once();
+        }
+    }
+
+    /// Whether no writer ran; whoever is told so is it.
+    fn claim(&self) -> bool {
+        !std::mem::replace(&mut self.lock().running, true)
+    }
+
+    fn job(self: &Arc<Self>) -> Job {
+        Job { shared: self.clone(), stage: Stage::Waiting }
+    }
+
+    fn start_job(self: &Arc<Self>) {
+        let job = self.job();
+        // Where there is no runtime the job is dropped, now or later, and its guard answers those who wait.
+        let _ = self.env.blocking(Box::new(move || job.run()));
     }
 
     /// Sees to it that what is finished will be written, soon or with what comes before that.
@@ -147,39 +173,76 @@ impl Job {
         answers.send();
     }
 
+    /// One round, and what is left to a job.
+    fn run_once(mut self) {
+        self.stage = Stage::Running;
+        let segments = self.shared.lock().segments.take();
+        let round = match segments {
+            Some(segments) => self.round(segments),
+            None => ControlFlow::Break(self.shared.lock().stop(None, Answers::default())),
+        };
+        let answers = match round {
+            ControlFlow::Break(answers) => answers,
+            ControlFlow::Continue(segments) => {
+                let mut state = self.shared.lock();
+                // The reserve is a job's too: nobody should wait for it.
+                if state.has_work() || !segments.has_reserve() {
+                    state.segments = Some(segments);
+                    drop(state);
+                    self.stage = Stage::Stopped;
+                    return self.shared.start_job();
+                }
+                state.stop(Some(segments), Answers::default())
+            }
+        };
+        self.stage = Stage::Stopped;
+        answers.send();
+    }
+
     /// Writes until nothing waits any more.
     fn write_all(&self, mut segments: Segments) -> Answers {
         loop {
             self.reserve(&mut segments);
-            let batch = {
-                let mut state = self.shared.lock();
-                match state.batch() {
-                    Some(batch) => batch,
-                    None => return state.stop(Some(segments), Answers::default()),
-                }
-            };
-            match self.write(&mut segments, &batch) {
-                Ok(()) => {
-                    let answers = self.shared.lock().written(&batch);
-                    answers.send();
-                }
-                Err(WriteError::Begin(RotateError::NoReserve(error))) => {
-                    tracing::warn!(%error, "no space for the decision log's next segment; refusing decisions");
-                    let error = Arc::new(error);
-                    let mut state = self.shared.lock();
-                    state.no_reserve = Some(error.clone());
-                    let answers = state.give_up(&LogError::NoReserve(error), false);
-                    let retry = state.has_work() && !std::mem::replace(&mut state.timer, true);
-                    let answers = state.stop(Some(segments), answers);
-                    drop(state);
-                    if retry {
-                        self.shared.set_timer(RETRY_DELAY);
-                    }
-                    return answers;
-                }
-                Err(WriteError::Begin(RotateError::Failed(poison))) => return self.poison(segments, poison, false),
-                Err(WriteError::Append(poison)) => return self.poison(segments, poison, true),
+            segments = match self.round(segments) {
+                ControlFlow::Continue(segments) => segments,
+                ControlFlow::Break(answers) => return answers,
             }
+        }
+    }
+
+    /// Makes what waits durable, as much as one sync takes. It ends where nothing waits any more, or nothing can be written.
+    fn round(&self, mut segments: Segments) -> ControlFlow<Answers, Segments> {
+        let batch = {
+            let mut state = self.shared.lock();
+            match state.batch() {
+                Some(batch) => batch,
+                None => return ControlFlow::Break(state.stop(Some(segments), Answers::default())),
+            }
+        };
+        match self.write(&mut segments, &batch) {
+            Ok(()) => {
+                let answers = self.shared.lock().written(&batch);
+                answers.send();
+                ControlFlow::Continue(segments)
+            }
+            Err(WriteError::Begin(RotateError::NoReserve(error))) => {
+                tracing::warn!(%error, "no space for the decision log's next segment; refusing decisions");
+                let error = Arc::new(error);
+                let mut state = self.shared.lock();
+                state.no_reserve = Some(error.clone());
+                let answers = state.give_up(&LogError::NoReserve(error), false);
+                let retry = state.has_work() && !std::mem::replace(&mut state.timer, true);
+                let answers = state.stop(Some(segments), answers);
+                drop(state);
+                if retry {
+                    self.shared.set_timer(RETRY_DELAY);
+                }
+                ControlFlow::Break(answers)
+            }
+            Err(WriteError::Begin(RotateError::Failed(poison))) => {
+                ControlFlow::Break(self.poison(segments, poison, false))
+            }
+            Err(WriteError::Append(poison)) => ControlFlow::Break(self.poison(segments, poison, true)),
         }
     }
 
