@@ -2,18 +2,17 @@
 //!
 //! Must not know what the work is.
 
-use std::time::Instant;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::Error;
-use crate::rounds::{Rounds, alternate};
+use crate::rounds::{Rounds, Side, alternate};
 
-/// A round's time, so short that most are over before the scheduler takes the processor away.
-const ROUND_NANOSECONDS: f64 = 1e5;
+const ROUND_NANOSECONDS: f64 = 1e6;
 
 /// Work that can be done many times; it is told how often.
 pub(crate) type Work<'w> = &'w mut dyn FnMut(u32);
 
-/// Nanoseconds for each turn, the sides taking turns.
+/// Nanoseconds of the processor for each turn, the sides taking turns.
 pub(crate) fn nanoseconds<const N: usize>(rounds: usize, sides: [(&str, Work<'_>); N]) -> Result<[Rounds; N], Error> {
     let mut times = sides.each_ref().map(|(name, _)| Rounds::new(*name, "ns"));
     let mut measures = sides.map(|(_, work)| {
@@ -22,7 +21,7 @@ pub(crate) fn nanoseconds<const N: usize>(rounds: usize, sides: [(&str, Work<'_>
         let turns = (ROUND_NANOSECONDS / time(work, 100)).clamp(10.0, 1e5) as u32;
         move || Ok(time(work, turns))
     });
-    let mut sides: Vec<(&mut Rounds, &mut dyn FnMut() -> Result<f64, Error>)> = Vec::new();
+    let mut sides: Vec<Side<'_, Error>> = Vec::new();
     for (times, measure) in times.iter_mut().zip(&mut measures) {
         sides.push((times, measure));
     }
@@ -30,10 +29,15 @@ pub(crate) fn nanoseconds<const N: usize>(rounds: usize, sides: [(&str, Work<'_>
     Ok(times)
 }
 
+/// The processor's time of this thread, on which all of the work is done: who else wants the processor meanwhile is not in it.
 fn time(work: &mut dyn FnMut(u32), turns: u32) -> f64 {
-    let begin = Instant::now();
+    let now = || {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+    };
+    let begin = now();
     work(turns);
-    begin.elapsed().as_nanos() as f64 / f64::from(turns)
+    (now() - begin) / f64::from(turns)
 }
 
 /// Allocations for each turn, on this thread; the same in every round, but for what grows now and then.

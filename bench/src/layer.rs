@@ -33,7 +33,7 @@ fn joins_nothing(
 
     let counts = [allocations("bare", &mut bare), allocations("layered", &mut layered)];
     let sides: [(&str, Work<'_>); 2] = [(&names[0], &mut bare), (&names[1], &mut layered)];
-    let [bare, layered] = nanoseconds(options.rounds(4_000), sides)?;
+    let [bare, layered] = nanoseconds(options.rounds(1_000), sides)?;
     Ok(vec![
         bare.row(),
         layered.beside(&bare, None),
@@ -53,6 +53,6 @@ fn joins_two(options: &Options, inner: &Inner) -> Result<Vec<Row>, Error> {
         allocations(&format!("{BY_HAND}: allocations"), &mut by_hand),
     ];
     let sides: [(&str, Work<'_>); 2] = [(LAYERED, &mut layered), (BY_HAND, &mut by_hand)];
-    let [layered, by_hand] = nanoseconds(options.rounds(2_000), sides)?;
+    let [layered, by_hand] = nanoseconds(options.rounds(500), sides)?;
     Ok(vec![layered.beside(&by_hand, None), by_hand.row(), counts[0].beside(&counts[1], None), counts[1].row()])
 }

@@ -17,7 +17,7 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Row>, Error> {
         let counted = allocations(&format!("{name}: allocations"), &mut all);
         let sides: [(&str, crate::cost::Work<'_>); 2] =
             [(&name, &mut all), ("a task that does nothing, spawned and awaited", &mut task)];
-        let [time, task] = nanoseconds(options.rounds(2_000), sides)?;
+        let [time, task] = nanoseconds(options.rounds(500), sides)?;
         rows.extend([time.beside(&task, None), counted.row()]);
     }
     Ok(rows)

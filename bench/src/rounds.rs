@@ -57,15 +57,15 @@ impl Rounds {
     }
 }
 
+/// A side: where its values go, and what gives the next one.
+pub(crate) type Side<'s, E> = (&'s mut Rounds, &'s mut dyn FnMut() -> Result<f64, E>);
+
 /// Runs each side once in each round, the first of a round in turn, after one round that warms up.
 ///
 /// # Errors
 ///
 /// The first error of a side.
-pub(crate) fn alternate<E>(
-    rounds: usize,
-    sides: &mut [(&mut Rounds, &mut dyn FnMut() -> Result<f64, E>)],
-) -> Result<(), E> {
+pub(crate) fn alternate<E>(rounds: usize, sides: &mut [Side<'_, E>]) -> Result<(), E> {
     let count = sides.len();
     for round in 0..=rounds {
         for turn in 0..count {

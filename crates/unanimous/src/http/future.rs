@@ -110,11 +110,16 @@ where
             // Before the end begins: whatever its future still borrows of the transaction is given back.
             this.handler.set(None);
             *this.limit = None;
-            *this.ending = Some(exchange.span.in_scope(|| match handled {
-                Handled::Returned(result) => exchange.end(result),
+            let _entered = exchange.span.enter();
+            *this.ending = Some(match handled {
+                Handled::Returned(result) => match exchange.owner.take() {
+                    Some(transaction) => exchange.end(transaction, result),
+                    // At once: many requests begin nothing, and a response is large to be moved around.
+                    None => return Poll::Ready(result.map(|response| exchange.name(response, None))),
+                },
                 Handled::OutOfTime => exchange.out_of_time(),
                 Handled::Panicked(panic) => exchange.give_up(Then::Panic(panic)),
-            }));
+            });
         }
         let ending = this.ending.as_mut().expect("set above");
         let then = ready!(ending.poll(cx));
@@ -202,10 +207,7 @@ impl<F> Exchange<F> {
     }
 
     /// Commits or gives up, now that the handler has returned.
-    fn end<B, E>(&self, result: Result<Response<B>, E>) -> Ending<Result<Response<B>, E>> {
-        let Some(transaction) = self.owner.take() else {
-            return Ending::Nothing(Some(Then::Answer(result.map(|response| self.name(response, None)))));
-        };
+    fn end<B, E>(&self, transaction: Transaction, result: Result<Response<B>, E>) -> Ending<Result<Response<B>, E>> {
         // It is held back until the abort is done, and says so by then.
         let aborts = |transaction: Transaction, cause, result: Result<Response<B>, E>| {
             let id = transaction.id();
