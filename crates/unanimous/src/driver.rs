@@ -117,7 +117,7 @@ impl Driver {
             After::Abort => Event::Abort,
         };
         let shared = self.shared.clone();
-        let span = shared.annotations().span(shared.id);
+        let span = shared.span();
         shared.spawn(Box::pin(self.run(event).instrument(span)))
     }
 
@@ -347,7 +347,7 @@ impl Driver {
             transaction: self.shared.id,
             participants: participants.collect(),
             decided_at: self.shared.manager.env.wall_clock(),
-            note: self.shared.annotations().decision_note(),
+            note: self.shared.decision_note(),
         };
         self.record = Some(record.clone());
         record

@@ -159,10 +159,6 @@ impl Shared {
         }
     }
 
-    pub(crate) fn annotations(&self) -> Annotations {
-        lock(&self.state).annotations.clone()
-    }
-
     /// Runs the callbacks, outside of any lock; one that panics is reported and changes nothing.
     pub(crate) fn run_after_end(&self, outcome: Outcome) {
         let callbacks = {

@@ -393,7 +393,7 @@ impl DecisionLog for FileLog {
         Ok(ready?)
     }
 
-    /// Queued at the call, not at the first poll.
+    /// Queued at the call, not at the first poll. Within [`wait`](crate::thread::wait) it may be written at the call too, which blocks then.
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
         let queued = self.shared().lock().queue(record);
         if queued.is_ok() {

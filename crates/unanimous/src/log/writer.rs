@@ -111,7 +111,7 @@ impl Shared {
 /// How much a job writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Rounds {
-    /// What waits; another job goes on with what has come meanwhile.
+    /// What waits; another job goes on with what has come meanwhile, and with the reserve, for which nobody should wait.
     One,
     /// Until nothing waits any more.
     All,
@@ -175,7 +175,9 @@ impl Job {
     /// Whom to answer, and whether another job must go on: then it counts as running, and its segments are there.
     fn write_all(&self, mut segments: Segments, rounds: Rounds) -> (Answers, bool) {
         loop {
-            self.reserve(&mut segments);
+            if rounds == Rounds::All {
+                self.reserve(&mut segments);
+            }
             let batch = {
                 let mut state = self.shared.lock();
                 let batch = if state.is_urgent(FLUSH_COUNT) { state.batch() } else { None };
@@ -188,7 +190,7 @@ impl Job {
                 Ok(()) => {
                     let mut state = self.shared.lock();
                     let answers = state.written(&batch);
-                    if rounds == Rounds::One && state.is_urgent(FLUSH_COUNT) {
+                    if rounds == Rounds::One && (state.is_urgent(FLUSH_COUNT) || !segments.has_reserve()) {
                         state.segments = Some(segments);
                         return (answers, true);
                     }
