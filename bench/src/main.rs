@@ -6,11 +6,13 @@
 //! - [`rounds`]: sides that take turns.
 //! - [`row`]: a row, its target, and whether it was reached.
 //! - [`report`]: the rows as text, as JSON, and as docs/performance.md.
+//! - [`servers`]: the groups on PostgreSQL servers.
 //! - The groups of rows, each a module: see [`GROUPS`].
 
 mod report;
 mod rounds;
 mod row;
+mod servers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,7 +36,13 @@ pub(crate) struct Options {
 type Group = fn(&Options) -> Result<Vec<Row>, Error>;
 
 /// By name, the cheap ones first.
-const GROUPS: &[(&str, Group)] = &[];
+const GROUPS: &[(&str, Group)] = &[
+    ("postgres", servers::postgres),
+    ("row", servers::row),
+    ("http", servers::http),
+    ("ancestors", servers::ancestors),
+    ("in_doubt", servers::in_doubt),
+];
 
 const USAGE: &str = "usage: bench [--quick] [--group NAME] [--report FILE]";
 
