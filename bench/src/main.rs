@@ -7,6 +7,7 @@
 //! - [`row`]: a row, its target, and whether it was reached.
 //! - [`cost`]: nanoseconds and allocations of what only computes.
 //! - [`report`]: the rows as text, as JSON, and as docs/performance.md.
+//! - [`servers`]: the groups on PostgreSQL servers.
 //! - The groups of rows, each a module: see [`GROUPS`].
 
 mod cost;
@@ -19,6 +20,7 @@ mod recovery;
 mod report;
 mod rounds;
 mod row;
+mod servers;
 mod startup;
 
 use std::path::PathBuf;
@@ -58,6 +60,11 @@ const GROUPS: &[(&str, Group)] = &[
     ("log", log::run),
     ("startup", startup::run),
     ("recovery", recovery::run),
+    ("postgres", servers::postgres),
+    ("row", servers::row),
+    ("http", servers::http),
+    ("ancestors", servers::ancestors),
+    ("in_doubt", servers::in_doubt),
 ];
 
 const USAGE: &str = "usage: bench [--quick] [--group NAME] [--report FILE]";

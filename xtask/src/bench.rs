@@ -4,7 +4,11 @@
 
 use crate::arguments::Bench;
 use crate::metadata::workspace;
+use crate::python;
 use crate::run::{Run, cargo};
+
+/// The group that needs Python, and packages that are not ours.
+const ANCESTORS: &str = "ancestors";
 
 pub(crate) fn run(plan: &Bench) -> Result<(), String> {
     let workspace = workspace()?;
@@ -22,5 +26,12 @@ pub(crate) fn run(plan: &Bench) -> Result<(), String> {
         None if plan.quick => {}
         None => arguments.extend(["--report", &report]),
     }
-    Run::new(format!("{target}/release/bench"), arguments).show()
+    let mut run = Run::new(format!("{target}/release/bench"), arguments);
+    if plan.group.as_deref().is_none_or(|group| group == ANCESTORS) {
+        let (interpreter, sources) = python::ancestors()?;
+        run = run
+            .env("UNANIMOUS_BENCH_PYTHON", interpreter.to_string_lossy())
+            .env("UNANIMOUS_TEST_ANCESTORS", sources.to_string_lossy());
+    }
+    run.show()
 }
