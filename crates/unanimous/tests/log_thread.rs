@@ -4,8 +4,8 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -100,11 +100,14 @@ fn threads_that_meet_are_all_written() {
     // Small, so that it goes over into new segments, whose reserve is left to the job.
     let log = background.open(FileLog::options().max_size(48 * 1024).open(folder.path())).unwrap();
     let owner = log.owner();
+    // All at once, again and again: a job that is always busy would leave nothing to be handed over.
+    let together = Barrier::new(THREADS as usize);
     thread::scope(|scope| {
         for number in 0..THREADS {
-            let log = &log;
+            let (log, together) = (&log, &together);
             scope.spawn(move || {
                 for sequence in (1..=EACH).map(|n| number * EACH + n) {
+                    together.wait();
                     wait(async { log.decide(decision(owner, sequence)).await }).unwrap();
                     if sequence % EACH != 0 {
                         log.forget(owner.transaction(sequence));
