@@ -39,8 +39,9 @@ pub(crate) fn run(options: &Options) -> Result<Vec<Row>, Error> {
     let mut memory = Rounds::new(format!("{name}: memory when it is open"), "MiB");
     let mut most = Rounds::new(format!("{name}: memory while it opens, at most"), "MiB");
     let [opened, copied] = &mut times;
+    // Few: each takes seconds, of which little differs.
     alternate(
-        options.rounds(7),
+        options.rounds(3),
         &mut [
             (opened, &mut || {
                 let (mut log, mut seconds) = (None, 0.0);
