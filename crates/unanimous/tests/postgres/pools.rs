@@ -93,8 +93,10 @@ async fn a_statement_is_prepared_once_for_each_connection() {
             assert_eq!(branch.query_one(kept, &[&INSERT]).await.unwrap().get::<_, i64>(0), 1);
             drop(branch);
             match round {
-                0 => drop(tx.abort().await),
-                _ => drop(tx.commit().await.unwrap()),
+                0 => tx.abort().await,
+                _ => {
+                    tx.commit().await.unwrap();
+                }
             }
         }
     }
