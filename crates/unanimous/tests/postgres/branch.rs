@@ -81,7 +81,7 @@ async fn a_join_that_says_that_it_writes_is_not_asked() {
     use unanimous_testing::proxy::{Act, Proxy};
     let pair = Pair::new();
     let proxy = Proxy::start(pair.orders.cluster().port()).unwrap();
-    let asked = proxy.on("unanimous_look", Act::Replace("unanimous_look".into()));
+    let asked = proxy.on("EXECUTE unanimous_look", Act::Replace("EXECUTE unanimous_look".into()));
     let port = format!("port={}", pair.orders.cluster().port());
     let url = pair.orders.url().replace(&port, &format!("port={}", proxy.port()));
     let orders = Postgres::from_url("orders", &url).unwrap();
