@@ -28,8 +28,7 @@ struct Line {
 
 impl Line {
     async fn open(url: &str) -> Result<Self, Error> {
-        let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-        tokio::spawn(connection);
+        let client = connect(url).await?;
         let update = client.prepare(UPDATE).await?;
         let decide = client.prepare(DECIDE).await?;
         Ok(Self { client, update, decide })
@@ -46,6 +45,12 @@ impl Line {
     }
 }
 
+async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
 /// The clients' connections: each has one to every database.
 pub(crate) struct ByHand {
     clients: Vec<Vec<Line>>,
@@ -55,9 +60,7 @@ pub(crate) struct ByHand {
 impl ByHand {
     pub(crate) async fn open(urls: &[String], clients: usize) -> Result<Arc<Self>, Error> {
         for url in urls {
-            let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-            tokio::spawn(connection);
-            client.batch_execute(DECISION).await?;
+            connect(url).await?.batch_execute(DECISION).await?;
         }
         let mut all = Vec::new();
         for _ in 0..clients {
