@@ -42,8 +42,7 @@ impl Shared {
     /// Starts the writer if none runs.
     pub(super) fn start(self: &Arc<Self>) {
         if let Some(job) = self.job() {
-            // Where there is no runtime the job is dropped, now or later, and its guard answers those who wait.
-            let _ = self.env.blocking(Box::new(move || job.run(Rounds::All)));
+            job.run_elsewhere();
         }
     }
 
@@ -56,7 +55,7 @@ impl Shared {
 
     fn job(self: &Arc<Self>) -> Option<Job> {
         let runs = std::mem::replace(&mut self.lock().running, true);
-        (!runs).then(|| Job { shared: self.clone(), stage: Stage::Waiting })
+        (!runs).then(|| Job::new(self))
     }
 
     /// Sees to it that what is finished will be written, soon or with what comes before that.
@@ -157,6 +156,16 @@ impl Drop for Job {
 }
 
 impl Job {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: shared.clone(), stage: Stage::Waiting }
+    }
+
+    /// To the end, on a thread of the log's. Where there is no runtime the job is dropped, now or later, and its guard answers those who wait.
+    fn run_elsewhere(self) {
+        let env = self.shared.env.clone();
+        let _ = env.blocking(Box::new(move || self.run(Rounds::All)));
+    }
+
     fn run(mut self, rounds: Rounds) {
         self.stage = Stage::Running;
         let segments = self.shared.lock().segments.take();
@@ -167,8 +176,7 @@ impl Job {
         self.stage = Stage::Stopped;
         answers.send();
         if goes_on {
-            let job = Job { shared: self.shared.clone(), stage: Stage::Waiting };
-            let _ = self.shared.env.blocking(Box::new(move || job.run(Rounds::All)));
+            Job::new(&self.shared).run_elsewhere();
         }
     }
 

@@ -139,10 +139,10 @@ impl PostgresBranch {
     }
 
     async fn commit_with_row(&self, record: &DecisionRecord) -> Result<(), PostgresError> {
-        let Link::Own(session) = self.link() else { return self.commit_alone(&rows::insert(record)).await };
-        if !session.keeps {
-            return self.commit_alone(&rows::insert(record)).await;
-        }
+        let session = match self.link() {
+            Link::Own(session) if session.keeps => session,
+            _ => return self.commit_alone(&rows::insert(record)).await,
+        };
         // Not earlier: the tables are made when the first carrier begins.
         let first = session.begins_to_keep_rows();
         let prepare = if first { rows::keep() } else { "" };
