@@ -344,10 +344,14 @@ impl PostgresBranch {
         }
     }
 
-    /// The statement that commits without a vote, behind the mark. A commit that was answered must last.
-    fn commit_sql(&self, row: &str) -> String {
-        let durable = if self.keeps() { "EXECUTE unanimous_durable" } else { DURABLE };
-        format!("{}; {durable}; {row}; COMMIT{}", self.guard(), self.parking())
+    /// What stands in front of a commit without a vote: fails where [`marked`](Self::marked) does, and makes the commit last, since it
+    /// is answered.
+    fn alone(&self) -> String {
+        if self.keeps() {
+            format!("EXECUTE unanimous_alone ({})", self.mark())
+        } else {
+            format!("{}; {DURABLE}", self.guard())
+        }
     }
 
     /// What follows the branch's end in the same message: a guard that is in use still can't write then, until the branch is dropped.
@@ -359,6 +363,19 @@ impl PostgresBranch {
     async fn park(&self) {
         if self.link().is_open() && self.is_usable() && self.ask("parking the session", PARKED).await.is_err() {
             self.spoil();
+        }
+    }
+
+    /// Sends the cleaning behind the branch's end, so that the server does both at one time. For a session of our own that nobody uses
+    /// any more: one that goes back to its pool. Sent at the first poll.
+    async fn clean(&self, prepared: bool) {
+        if let Link::Own(session) = self.link()
+            && session.who.guarded
+            && self.store.cleans
+            && !self.close
+            && !self.is_spoiled()
+        {
+            session.clean(prepared);
         }
     }
 
@@ -494,7 +511,7 @@ impl Branch for PostgresBranch {
     }
 
     async fn commit_one_phase(&self, _id: &BranchId) -> Result<(), BranchError> {
-        self.commit_alone("").await.map_err(PostgresError::into_branch)
+        self.commit_alone(&self.alone()).await.map_err(PostgresError::into_branch)
     }
 
     /// The work and the row are one message: no client that dies in between leaves a transaction open that a fence waits for.

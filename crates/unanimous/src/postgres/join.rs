@@ -17,7 +17,7 @@ use unanimous_core::{BranchError, ResourceManager};
 use super::branch::PostgresBranch;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
-use super::session::{CONNECT_LIMIT, Connect, Nowhere, WHO, Who, within};
+use super::session::{CONNECT_LIMIT, Connect, Guard, Nowhere, WHO, Who, within};
 use super::store::{Store, Url, pool};
 use super::{Postgres, tls};
 use crate::{JoinError, Joined, Tx};
@@ -169,7 +169,7 @@ impl JoinPostgres for Tx {
 }
 
 fn connect(url: &str) -> Result<Arc<dyn Connect>, PostgresError> {
-    tls::by_config(Config::from_str(url).map_err(PostgresError::Config)?, true)
+    tls::by_config(Config::from_str(url).map_err(PostgresError::Config)?, Some(Guard::DEFAULT))
 }
 
 async fn begin<'t>(

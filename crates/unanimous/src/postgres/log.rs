@@ -19,7 +19,7 @@ use super::control::Control;
 use super::error::PostgresError;
 use super::node::{self, Opening};
 use super::rows::By;
-use super::session::{ByConfig, Connect};
+use super::session::{ByConfig, Connect, Guard};
 use super::tls;
 use super::writer::{self, Shared, because};
 use crate::env::TokioEnv;
@@ -103,7 +103,7 @@ impl PostgresLogBuilder {
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
         let config = self.config.clone();
-        Self { connect: Box::new(|| Arc::new(ByConfig::new(config, tls, true))), ..self }
+        Self { connect: Box::new(|| Arc::new(ByConfig::new(config, tls, Some(Guard::DEFAULT)))), ..self }
     }
 
     /// As [`PostgresBuilder::root_certificates`](super::PostgresBuilder::root_certificates).
@@ -186,7 +186,7 @@ impl PostgresLog {
         let plain = config.clone();
         PostgresLogBuilder {
             node: node.into(),
-            connect: Box::new(|| tls::by_config_or_never(plain, true)),
+            connect: Box::new(|| tls::by_config_or_never(plain, Some(Guard::DEFAULT))),
             config,
             horizon: Duration::from_secs(7 * 24 * 60 * 60),
             lock_wait: Duration::from_secs(2),

@@ -93,7 +93,7 @@ use unanimous_core::{
 
 use self::carrier::Decisions;
 use self::control::Finish;
-use self::session::{ByConfig, ByPool, Connect, Session};
+use self::session::{ByConfig, ByPool, Connect, Guard, Session};
 use self::store::{Source, Store};
 
 /// A PostgreSQL database that takes part in transactions. Cheap to clone; all clones are one store.
@@ -124,8 +124,8 @@ impl From<deadpool_postgres::Pool> for Connections {
     }
 }
 
-/// Makes connections by a configuration, which reads only by default where that is asked for.
-type MakeConnect = Box<dyn FnOnce(Config, bool) -> Arc<dyn Connect> + Send>;
+/// Makes connections by a configuration, which are guarded where that is asked for.
+type MakeConnect = Box<dyn FnOnce(Config, Option<Guard>) -> Arc<dyn Connect> + Send>;
 
 /// Makes a [`Postgres`].
 #[must_use = "nothing is made before `build`"]
@@ -140,6 +140,7 @@ pub struct PostgresBuilder {
     pool_timeout: Duration,
     carrier: bool,
     horizon: Duration,
+    cleans: bool,
 }
 
 impl PostgresBuilder {
@@ -177,6 +178,13 @@ impl PostgresBuilder {
     /// (deferred triggers, the wait for a replica), so this does, here: a vote that takes longer is a no, and fenced.
     pub fn vote_timeout(self, timeout: Duration) -> Self {
         Self { vote_timeout: timeout, ..self }
+    }
+
+    /// Gives the sessions of the store's own pool back as the work left them, instead of as they were when they were new. That spares the server
+    /// a message after each branch. Then what the work sets or takes for the session, and not for its transaction
+    /// (`SET` without `LOCAL`, `pg_advisory_lock`, `LISTEN`, temporary tables, `SET ROLE`), meets whoever is given that session next.
+    pub fn without_cleaning(self) -> Self {
+        Self { cleans: false, ..self }
     }
 
     /// How long a join waits for a connection of the pool; 30 s by default.
@@ -226,10 +234,11 @@ impl PostgresBuilder {
             pool_timeout,
             carrier,
             horizon,
+            cleans,
         } = self;
         let (source, connect) = match connections {
             Connections::Config(config) => {
-                let connect = connect(*config, guard);
+                let connect = connect(*config, guard.then_some(Guard { lock_timeout }));
                 (Source::Own(store::pool(connect.clone(), max_connections)), connect)
             }
             Connections::Pool(pool) => {
@@ -240,7 +249,7 @@ impl PostgresBuilder {
         let capability = if carrier { Capability::Carrier } else { Capability::TwoPhase };
         let store = Store::new(name, capability, source, connect);
         let decisions = Decisions::new(horizon);
-        let store = Store { decisions, lock_timeout, vote_timeout, pool_timeout, max_connections, ..store };
+        let store = Store { decisions, lock_timeout, vote_timeout, pool_timeout, max_connections, cleans, ..store };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -265,7 +274,7 @@ impl Postgres {
     /// When the string can't be understood, or asks for TLS and there is none. Nothing is connected yet.
     pub fn from_url(name: impl Into<String>, url: &str) -> Result<Self, PostgresError> {
         let config = Config::from_str(url).map_err(PostgresError::Config)?;
-        let connect = tls::by_config(config.clone(), true)?;
+        let connect = tls::by_config(config.clone(), Some(Guard::DEFAULT))?;
         let builder = Self::builder(name, config);
         Ok(PostgresBuilder { connect: Box::new(|_, _| connect), ..builder }.build())
     }
@@ -278,11 +287,12 @@ impl Postgres {
             connect: Box::new(tls::by_config_or_never),
             guard: true,
             max_connections: 16,
-            lock_timeout: Duration::from_secs(5),
+            lock_timeout: Guard::DEFAULT.lock_timeout,
             vote_timeout: Duration::from_secs(60),
             pool_timeout: Duration::from_secs(30),
             carrier: false,
             horizon: store::HORIZON,
+            cleans: true,
         }
     }
 

@@ -121,8 +121,9 @@ impl PostgresOptions {
         Ok(all)
     }
 
-    /// `BEGIN` with all of it, and the mark by which the vote knows that it is still this transaction.
-    pub(super) fn begin(&self, transaction: TransactionId, lock_timeout: Duration) -> String {
+    /// `BEGIN` with all of it, and the mark by which the vote knows that it is still this transaction. `session`: the lock timeout that the
+    /// session has by itself, in milliseconds, where that is known.
+    pub(super) fn begin(&self, transaction: TransactionId, lock_timeout: Duration, session: Option<i32>) -> String {
         let mut sql = String::from("BEGIN");
         if let Some(level) = self.isolation {
             sql.push_str(match level {
@@ -139,7 +140,9 @@ impl PostgresOptions {
         }
         let _ = write!(sql, "; SET LOCAL unanimous.branch = '{transaction}'");
         let lock_timeout = milliseconds(self.lock_timeout.unwrap_or(lock_timeout));
-        let _ = write!(sql, "; SET LOCAL lock_timeout = {lock_timeout}");
+        if session != Some(lock_timeout) {
+            let _ = write!(sql, "; SET LOCAL lock_timeout = {lock_timeout}");
+        }
         if let Some(timeout) = self.statement_timeout {
             let _ = write!(sql, "; SET LOCAL statement_timeout = {}", milliseconds(timeout));
         }
@@ -177,9 +180,12 @@ mod tests {
     #[test]
     fn begin_says_all_that_was_asked_for() {
         let transaction = Owner { log: LogId(1), incarnation: Incarnation::new(2, 3) }.transaction(4);
-        let plain = PostgresOptions::new().begin(transaction, Duration::from_secs(5));
+        let five = Duration::from_secs(5);
+        let plain = PostgresOptions::new().begin(transaction, five, None);
         let mark = "SET LOCAL unanimous.branch = '00000000000000000000000001.2.00000003.4'";
         assert_eq!(plain, format!("BEGIN READ WRITE; {mark}; SET LOCAL lock_timeout = 5000"));
+        assert_eq!(PostgresOptions::new().begin(transaction, five, Some(0)), plain);
+        assert_eq!(PostgresOptions::new().begin(transaction, five, Some(5000)), format!("BEGIN READ WRITE; {mark}"));
         let all = PostgresOptions::new()
             .isolation(IsolationLevel::Serializable)
             .read_only()
@@ -190,6 +196,6 @@ mod tests {
             "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE; {mark}; SET LOCAL lock_timeout = 1; \
              SET LOCAL statement_timeout = 2147483647"
         );
-        assert_eq!(all.begin(transaction, Duration::from_secs(5)), expected);
+        assert_eq!(all.begin(transaction, five, Some(5000)), expected);
     }
 }

@@ -23,7 +23,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, SimpleQue
 use unanimous_core::StoreId;
 
 use super::error::PostgresError;
-use super::rows::DURABLE;
+use super::rows::{MADE_DURABLE, milliseconds};
 use crate::env::BoxFuture;
 use crate::sync::lock;
 
@@ -44,7 +44,8 @@ pub(super) const WHO: &str = "SELECT pg_catalog.pg_backend_pid() AS pid, \
     pg_catalog.current_setting('server_version_num') AS version, \
     pg_catalog.current_setting('max_prepared_transactions') AS prepared, \
     pg_catalog.current_setting('synchronous_standby_names') AS replicas, \
-    pg_catalog.current_setting('default_transaction_read_only') AS guarded";
+    pg_catalog.current_setting('default_transaction_read_only') AS guarded, \
+    (extract(epoch FROM pg_catalog.current_setting('lock_timeout')::pg_catalog.interval) * 1000)::bigint AS lock_timeout";
 
 /// What a branch asks at its flush: whether the session is inside of the transaction that `BEGIN` marked with `$1`, and what was written.
 pub(super) const LOOK: &str = "SELECT coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = $1 AS ours, \
@@ -63,7 +64,7 @@ pub(super) fn guard() -> String {
 fn kept() -> String {
     format!(
         "PREPARE unanimous_look (text) AS {LOOK}; PREPARE unanimous_guard (text) AS {}; \
-         PREPARE unanimous_durable AS {DURABLE}",
+         PREPARE unanimous_alone (text) AS SELECT {MARKED}, {MADE_DURABLE}; PREPARE unanimous_unlock AS {UNLOCK}",
         guard()
     )
 }
@@ -71,9 +72,32 @@ fn kept() -> String {
 /// What makes a session read only by default (<https://www.postgresql.org/docs/current/libpq-connect.html>, `options`).
 const READ_ONLY: &str = "-c default_transaction_read_only=on";
 
+/// What a connection asks for that is not a pooler's: a session that reads only by default, and waits so long for a lock where a
+/// transaction does not say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guard {
+    pub(super) lock_timeout: Duration,
+}
+
+impl Guard {
+    pub(super) const DEFAULT: Self = Self { lock_timeout: Duration::from_secs(5) };
+
+    fn options(self) -> String {
+        format!("{READ_ONLY} -c lock_timeout={}", milliseconds(self.lock_timeout))
+    }
+}
+
+/// Gives back what advisory locks the session still has.
+const UNLOCK: &str = "SELECT pg_catalog.pg_advisory_unlock_all()";
+
 /// Makes a session as it was when it was new. `DISCARD ALL` but for the prepared statements and plans, which the driver knows of.
-const CLEAN: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
-    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
+///
+/// What can't be prepared needs no cleaning behind a branch that was: cursors `WITH HOLD`, `LISTEN`, temporary objects
+/// (<https://www.postgresql.org/docs/current/sql-prepare-transaction.html>).
+fn cleaning(prepared: bool, unlock: &str) -> String {
+    let rest = if prepared { "" } else { "CLOSE ALL; UNLISTEN *; DISCARD TEMP; " };
+    format!("{rest}SET SESSION AUTHORIZATION DEFAULT; RESET ALL; {unlock}; DISCARD SEQUENCES")
+}
 
 const CLEANING: &str = "cleaning a connection";
 
@@ -94,6 +118,8 @@ pub(super) struct Who {
     pub(super) replicates: bool,
     /// What runs outside of a transaction of ours can't write.
     pub(super) guarded: bool,
+    /// How long a statement waits for a lock where its transaction does not say, in milliseconds; 0 is for ever.
+    pub(super) lock_timeout: i32,
 }
 
 impl Who {
@@ -119,6 +145,7 @@ impl Who {
             max_prepared: number("prepared")?,
             replicates: !text("replicas").is_empty(),
             guarded: text("guarded") == "on",
+            lock_timeout: number("lock_timeout")?,
         })
     }
 }
@@ -298,12 +325,19 @@ impl Session {
         }
     }
 
-    /// Sends the cleaning before the session is given back to its pool. Behind a pooler there is nothing of its own to clean.
-    pub(super) fn clean(&self) {
-        if self.shared {
-            return;
+    /// What was sent as its cleaning has not cleaned it: it ran into a transaction that had failed.
+    pub(super) fn is_not_clean(&self) {
+        lock(&self.cleaning).take();
+    }
+
+    /// Sends the cleaning behind what ends the session's transaction, once, before the session is given back to its pool. Behind a pooler there
+    /// is nothing of its own to clean. `prepared`: the transaction was.
+    pub(super) fn clean(&self, prepared: bool) {
+        let mut answer = lock(&self.cleaning);
+        if !self.shared && answer.is_none() {
+            let unlock = if self.keeps { "EXECUTE unanimous_unlock" } else { UNLOCK };
+            *answer = self.send(CLEANING, cleaning(prepared, unlock));
         }
-        *lock(&self.cleaning) = self.send(CLEANING, CLEAN.to_owned());
     }
 }
 
@@ -358,14 +392,17 @@ pub(super) struct ByConfig<T> {
 }
 
 impl<T> ByConfig<T> {
-    /// `guard`: sessions read only by default; else they are a pooler's. Where a primary is looked for among several hosts, the driver
+    /// Without a guard the sessions are a pooler's. Where a primary is looked for among several hosts, the driver
     /// asks each whether it reads only, so that there a session must not by itself; it waits for its `BEGIN` then.
-    pub(super) fn new(mut config: Config, tls: T, guard: bool) -> Self {
-        if guard && config.get_target_session_attrs() == TargetSessionAttrs::Any {
-            let options = config.get_options().map_or(READ_ONLY.to_owned(), |options| format!("{options} {READ_ONLY}"));
+    pub(super) fn new(mut config: Config, tls: T, guard: Option<Guard>) -> Self {
+        if let Some(guard) = guard
+            && config.get_target_session_attrs() == TargetSessionAttrs::Any
+        {
+            let ours = guard.options();
+            let options = config.get_options().map_or(ours.clone(), |options| format!("{options} {ours}"));
             config.options(options);
         }
-        Self { config, tls, shared: !guard }
+        Self { config, tls, shared: guard.is_none() }
     }
 }
 

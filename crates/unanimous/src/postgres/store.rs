@@ -17,7 +17,7 @@ use super::carrier::Decisions;
 use super::control::Control;
 use super::error::PostgresError;
 use super::options::PostgresOptions;
-use super::session::{Connect, Sessions, WHO, Who, within};
+use super::session::{Connect, Guard, Sessions, WHO, Who, within};
 use super::{outbox, schema};
 use crate::sync::lock;
 
@@ -36,6 +36,8 @@ pub(super) struct Store {
     pub(super) lock_timeout: Duration,
     pub(super) vote_timeout: Duration,
     pub(super) pool_timeout: Duration,
+    /// Whether a session of the own pool is cleaned between two branches.
+    pub(super) cleans: bool,
     /// The outbox is known to be there.
     pub(super) outbox: tokio::sync::OnceCell<()>,
     /// How many connections a pool may have.
@@ -66,9 +68,10 @@ impl Store {
             capability,
             source,
             control: Control::new(connect, capability == Capability::Carrier),
-            lock_timeout: Duration::from_secs(5),
+            lock_timeout: Guard::DEFAULT.lock_timeout,
             vote_timeout: Duration::from_secs(60),
             pool_timeout: Duration::from_secs(30),
+            cleans: true,
             outbox: tokio::sync::OnceCell::new(),
             decisions: Decisions::new(HORIZON),
             max_connections: 16,
@@ -84,7 +87,7 @@ impl Store {
         if self.capability == Capability::Carrier && !options.read_only {
             self.register(transaction.owner()).await?;
         }
-        let begin = options.begin(transaction, self.lock_timeout);
+        let begin = |session| options.begin(transaction, self.lock_timeout, session);
         let work = Begun {
             transaction,
             read_only: options.read_only,
@@ -93,8 +96,8 @@ impl Store {
             url: options.url.as_ref().map(|url| url.text.clone()),
             close: options.close,
         };
-        if let Some(client) = options.client {
-            return self.begin_on(Link::Client(client), work, &begin).await;
+        if let Some(client) = &options.client {
+            return self.begin_on(Link::Client(client.clone()), work, &begin(None)).await;
         }
         match (&options.url, &self.source) {
             (Some(Url { pool, .. }), _) | (None, Source::Own(pool)) => {
@@ -105,16 +108,16 @@ impl Store {
                     return Err(error);
                 }
                 if !session.who.guarded {
-                    return self.begin_on(Link::Own(session), work, &begin).await;
+                    return self.begin_on(Link::Own(session), work, &begin(None)).await;
                 }
-                let begun = session.send(BEGINNING, begin);
+                let begun = session.send(BEGINNING, begin(Some(session.who.lock_timeout)));
                 let backend = Backend { pid: session.who.pid, start: session.who.start.clone() };
                 let link = Link::Own(session);
                 Ok(PostgresBranch::new(link, Some(backend), self.clone(), work, begun))
             }
             (None, Source::Pool(pool)) => {
                 let object = self.take_from(pool.get()).await?;
-                self.begin_on(Link::Pool(object), work, &begin).await
+                self.begin_on(Link::Pool(object), work, &begin(None)).await
             }
         }
     }

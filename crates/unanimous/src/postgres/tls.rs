@@ -8,10 +8,10 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls};
 
 use super::error::PostgresError;
-use super::session::{ByConfig, Connect, Never};
+use super::session::{ByConfig, Connect, Guard, Never};
 
-/// What makes connections by a configuration, which read only by default where that is asked for (`guard`).
-pub(super) fn by_config(config: Config, guard: bool) -> Result<Arc<dyn Connect>, PostgresError> {
+/// What makes connections by a configuration, which are guarded where that is asked for.
+pub(super) fn by_config(config: Config, guard: Option<Guard>) -> Result<Arc<dyn Connect>, PostgresError> {
     if config.get_ssl_mode() == SslMode::Disable {
         return Ok(Arc::new(ByConfig::new(config, NoTls, guard)));
     }
@@ -19,7 +19,7 @@ pub(super) fn by_config(config: Config, guard: bool) -> Result<Arc<dyn Connect>,
 }
 
 /// The same, where what asks for TLS and can't have it is told so when it connects.
-pub(super) fn by_config_or_never(config: Config, guard: bool) -> Arc<dyn Connect> {
+pub(super) fn by_config_or_never(config: Config, guard: Option<Guard>) -> Arc<dyn Connect> {
     by_config(config, guard).unwrap_or_else(|error| Arc::new(Never(error)))
 }
 
@@ -27,7 +27,7 @@ pub(super) fn by_config_or_never(config: Config, guard: bool) -> Arc<dyn Connect
 #[cfg(feature = "postgres-rustls")]
 pub(super) fn by_roots(
     pem: &[u8],
-) -> Result<impl FnOnce(Config, bool) -> Arc<dyn Connect> + Send + use<>, PostgresError> {
+) -> Result<impl FnOnce(Config, Option<Guard>) -> Arc<dyn Connect> + Send + use<>, PostgresError> {
     let tls = by_rustls::given(pem)?;
     Ok(|mut config: Config, guard| -> Arc<dyn Connect> {
         config.ssl_mode(SslMode::Require);
@@ -36,7 +36,7 @@ pub(super) fn by_roots(
 }
 
 #[cfg(not(feature = "postgres-rustls"))]
-fn secured(config: Config, guard: bool) -> Result<Arc<dyn Connect>, PostgresError> {
+fn secured(config: Config, guard: Option<Guard>) -> Result<Arc<dyn Connect>, PostgresError> {
     // To prefer it is content without.
     if config.get_ssl_mode() == SslMode::Prefer {
         return Ok(Arc::new(ByConfig::new(config, NoTls, guard)));
@@ -49,7 +49,7 @@ fn secured(config: Config, guard: bool) -> Result<Arc<dyn Connect>, PostgresErro
 }
 
 #[cfg(feature = "postgres-rustls")]
-fn secured(config: Config, guard: bool) -> Result<Arc<dyn Connect>, PostgresError> {
+fn secured(config: Config, guard: Option<Guard>) -> Result<Arc<dyn Connect>, PostgresError> {
     let tls = match config.get_ssl_mode() {
         SslMode::Prefer => by_rustls::unverified()?,
         _ => by_rustls::native()?,

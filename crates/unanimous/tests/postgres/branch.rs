@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::tokio_postgres::error::SqlState;
-use unanimous::postgres::{IsolationLevel, Postgres, PostgresError, PostgresOptions};
+use unanimous::postgres::{IsolationLevel, Postgres, PostgresBranch, PostgresError, PostgresOptions, tokio_postgres};
 use unanimous::{Cause, CommitError, Options, TransactionManager};
 
 use super::{Pair, prepared};
@@ -208,35 +208,143 @@ async fn a_guard_that_outlives_its_transaction_leads_nowhere() {
     assert_eq!(pair.orders.psql(running).unwrap(), "0", "the session was ended");
 }
 
+/// How a branch ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    OnePhase,
+    Prepared,
+    Aborted,
+    /// By a statement that failed, which a commit without a vote meets.
+    WorkFails,
+    /// By a constraint that fails at the commit without a vote.
+    CommitFails,
+    /// By the same at the vote.
+    VoteFails,
+}
+
+/// Work that leaves its session otherwise than it was; which session, and how it found it.
+async fn unsettle(branch: &PostgresBranch) -> (i32, String) {
+    let found = "select pg_backend_pid(), concat_ws(' ', current_setting('search_path'), current_setting('default_transaction_read_only'), \
+        current_setting('lock_timeout'), current_user = session_user, \
+        (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()))";
+    let row = branch.query_one(found, &[]).await.unwrap();
+    let unsettle = "set search_path = nowhere; set default_transaction_read_only = off; set lock_timeout = 0; set role pg_read_all_data; \
+        select pg_advisory_lock(7)";
+    branch.batch_execute(unsettle).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+const NEW: &str = "\"$user\", public on 5s t 0";
+
 #[tokio::test]
 async fn what_a_branch_leaves_in_its_session_is_gone_for_the_next() {
     let pair = Pair::new();
+    pair.orders
+        .psql("create table late (v text unique deferrable initially deferred); insert into late values ('a')")
+        .unwrap();
+    let (manager, orders, billing) = pair.open().await;
+    let mut same = None;
+    for end in
+        [End::OnePhase, End::Prepared, End::Aborted, End::WorkFails, End::CommitFails, End::VoteFails, End::OnePhase]
+    {
+        let tx = manager.begin();
+        let branch = tx.join_with(&orders, PostgresOptions::new().writes()).await.unwrap();
+        branch.batch_execute("insert into t (v) values (gen_random_uuid())").await.unwrap();
+        if let End::CommitFails | End::VoteFails = end {
+            branch.batch_execute("insert into late values ('a')").await.unwrap();
+        }
+        let (pid, found) = unsettle(&branch).await;
+        if let End::WorkFails = end {
+            branch.batch_execute("select 1/0").await.unwrap_err();
+        }
+        drop(branch);
+        if let End::Prepared | End::VoteFails = end {
+            tx.join(&billing)
+                .await
+                .unwrap()
+                .batch_execute("insert into t (v) values (gen_random_uuid())")
+                .await
+                .unwrap();
+        }
+        assert_eq!((*same.get_or_insert(pid), &*found), (pid, NEW), "before {end:?}");
+        match end {
+            End::OnePhase | End::Prepared => drop(tx.commit().await.unwrap()),
+            End::Aborted => drop(tx.abort().await),
+            End::WorkFails | End::CommitFails | End::VoteFails => drop(aborted(tx.commit().await)),
+        }
+    }
+}
+
+/// What can't be prepared is cleaned away where nothing was.
+#[tokio::test]
+async fn what_cannot_be_prepared_is_gone_for_the_next() {
+    let pair = Pair::new();
     let (manager, orders, _) = pair.open().await;
-    let tx = manager.begin();
-    let branch = tx.join(&orders).await.unwrap();
-    let pid: i32 = branch.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
-    branch
-        .batch_execute("set search_path = nowhere; set default_transaction_read_only = off; select pg_advisory_lock(7)")
-        .await
-        .unwrap();
-    drop(branch);
-    tx.commit().await.unwrap();
-    let tx = manager.begin();
-    let branch = tx.join(&orders).await.unwrap();
-    let row = branch
-        .query_one(
-            "select pg_backend_pid(), current_setting('search_path'), current_setting('default_transaction_read_only'), \
-             (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid())",
-            &[],
-        )
-        .await
-        .unwrap();
-    assert_eq!(row.get::<_, i32>(0), pid, "the connection is used again");
-    assert_eq!(row.get::<_, String>(1), "\"$user\", public");
-    assert_eq!(row.get::<_, String>(2), "on");
-    assert_eq!(row.get::<_, i64>(3), 0);
-    drop(branch);
-    tx.abort().await;
+    for round in 0..3 {
+        let tx = manager.begin();
+        let branch = tx.join(&orders).await.unwrap();
+        let left = "select (select count(*) from pg_cursors where name = 'held') + (select count(*) from pg_class where relname = 'mine') \
+            + (select count(*) from pg_listening_channels())";
+        assert_eq!(branch.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0, "round {round}");
+        let work = "insert into t (v) values (gen_random_uuid()); create temp table mine (v text); listen news; \
+            declare held cursor with hold for select 1";
+        branch.batch_execute(work).await.unwrap();
+        drop(branch);
+        if round == 0 { drop(tx.abort().await) } else { drop(tx.commit().await.unwrap()) }
+    }
+}
+
+#[tokio::test]
+async fn without_cleaning_the_next_finds_what_was_left() {
+    let pair = Pair::new();
+    let config: tokio_postgres::Config = pair.orders.url().parse().unwrap();
+    let orders = Postgres::builder("orders", config).without_cleaning().build();
+    let billing = Postgres::from_url("billing", &pair.billing.url()).unwrap();
+    let manager = super::builder(&orders, &billing).build().await.unwrap();
+    let mut found = Vec::new();
+    for both in [false, true, false] {
+        let tx = manager.begin();
+        let branch = tx.join(&orders).await.unwrap();
+        branch.batch_execute("insert into public.t (v) values (gen_random_uuid())").await.unwrap();
+        let path: String = branch.query_one("select current_setting('search_path')", &[]).await.unwrap().get(0);
+        branch.batch_execute(&format!("set search_path = path_{}", found.len())).await.unwrap();
+        found.push(path);
+        drop(branch);
+        if both {
+            tx.join(&billing)
+                .await
+                .unwrap()
+                .batch_execute("insert into t (v) values (gen_random_uuid())")
+                .await
+                .unwrap();
+        }
+        tx.commit().await.unwrap();
+    }
+    assert_eq!(found, ["\"$user\", public", "path_0", "path_1"]);
+}
+
+/// From its start the session waits so long, and the transaction sets it only where it wants another bound.
+#[tokio::test]
+async fn a_lock_is_waited_for_as_long_as_the_store_or_the_join_says() {
+    let pair = Pair::new();
+    let config: tokio_postgres::Config = pair.orders.url().parse().unwrap();
+    let orders = Postgres::builder("orders", config).lock_timeout(Duration::from_millis(1500)).build();
+    let billing = Postgres::from_url("billing", &pair.billing.url()).unwrap();
+    let manager = super::builder(&orders, &billing).build().await.unwrap();
+    let mut said = Vec::new();
+    for options in [
+        PostgresOptions::new(),
+        PostgresOptions::new().lock_timeout(Duration::from_secs(60)),
+        PostgresOptions::new().lock_timeout(Duration::ZERO),
+        PostgresOptions::new(),
+    ] {
+        let tx = manager.begin();
+        let branch = tx.join_with(&orders, options).await.unwrap();
+        said.push(branch.query_one("select current_setting('lock_timeout')", &[]).await.unwrap().get::<_, String>(0));
+        drop(branch);
+        tx.abort().await;
+    }
+    assert_eq!(said, ["1500ms", "1min", "1ms", "1500ms"]);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::error::Error;
 
 use deadpool::managed::Object;
 use futures_util::FutureExt;
-use futures_util::future::{join, join3};
+use futures_util::future::{join, join3, join4};
 use tokio_postgres::error::SqlState;
 use unanimous_core::{BranchError, BranchId, DecisionRecord, FailureKind};
 
@@ -21,7 +21,7 @@ use crate::sync::lock;
 impl PostgresBranch {
     /// On this connection where it works, else on one of recovery's.
     pub(super) async fn finish(&self, id: &BranchId, how: Finish) -> Result<(), PostgresError> {
-        let (finished, ()) = join(self.finish_here(id, how), self.park()).await;
+        let (finished, (), ()) = join3(self.finish_here(id, how), self.park(), self.clean(true)).await;
         if finished { Ok(()) } else { self.finish_elsewhere(id, how).await }
     }
 
@@ -68,10 +68,11 @@ impl PostgresBranch {
         }
         // One behind the other, without a wait in between; where the first fails the second finds nothing to deliver.
         let deliver_sql = outbox::deliver_sql(id);
-        let (committed, delivered, ()) = join3(
+        let (committed, delivered, (), ()) = join4(
             self.finish_here(id, Finish::Commit),
             self.done_here("delivering notifications", &deliver_sql),
             self.park(),
+            self.clean(true),
         )
         .await;
         if !committed {
@@ -93,14 +94,16 @@ impl PostgresBranch {
         (!self.is_spoiled() || self.store.control.leads_nowhere()) && !self.link().client().is_closed()
     }
 
-    /// Commits in one message. `row` is the decision's, where the commit carries one.
-    pub(super) async fn commit_alone(&self, row: &str) -> Result<(), PostgresError> {
+    /// Commits in one message, behind `first`: what fails where the commit must not be, and the decision's row where the commit carries one.
+    pub(super) async fn commit_alone(&self, first: &str) -> Result<(), PostgresError> {
         self.begun().await?;
         // What came so far says nothing of the commit.
         let _ = self.link().take_warning();
         *lock(&self.stage) = Stage::Committing;
         let notify = self.send_notifications();
-        let answer = self.ask_behind("committing the branch", notify, &self.commit_sql(row)).await;
+        let sql = format!("{first}; COMMIT{}", self.parking());
+        // Where the commit fails so does the cleaning, and the session is not used again.
+        let (answer, ()) = join(self.ask_behind("committing the branch", notify, &sql), self.clean(false)).await;
         match answer.map_err(Self::tell) {
             Ok(_) => {
                 if let Some(warning) = self.link().take_warning() {
@@ -112,6 +115,9 @@ impl PostgresBranch {
             Err(error) if error.kind() == FailureKind::Lost => Err(error),
             Err(error) => match self.ask("confirming that the branch did not commit", "ROLLBACK").await {
                 Ok(_) => {
+                    if let Link::Own(session) = self.link() {
+                        session.is_not_clean();
+                    }
                     *lock(&self.stage) = Stage::Open;
                     Err(error)
                 }
@@ -141,12 +147,13 @@ impl PostgresBranch {
     async fn commit_with_row(&self, record: &DecisionRecord) -> Result<(), PostgresError> {
         let session = match self.link() {
             Link::Own(session) if session.keeps => session,
-            _ => return self.commit_alone(&rows::insert(record)).await,
+            _ => return self.commit_alone(&format!("{}; {}", self.alone(), rows::insert(record))).await,
         };
         // Not earlier: the tables are made when the first carrier begins.
         let first = session.begins_to_keep_rows();
         let prepare = if first { rows::keep() } else { "" };
-        let committed = self.commit_alone(&format!("{prepare}{}", rows::insert_kept(record))).await;
+        let row = rows::insert_kept(record);
+        let committed = self.commit_alone(&format!("{}; {prepare}{row}", self.alone())).await;
         if first && committed.is_err() {
             // Nobody knows which of them it keeps.
             self.spoil();
@@ -160,7 +167,7 @@ impl PostgresBranch {
         // Where nothing else leads to the session it is asked in any case.
         if !self.is_spoiled() || self.store.control.leads_nowhere() {
             let rollback = format!("ROLLBACK{}", self.parking());
-            let rollback = link.client().simple_query(&rollback);
+            let rollback = join(link.client().simple_query(&rollback), self.clean(false)).map(|(answer, ())| answer);
             match tokio::time::timeout(ROLLBACK_WAIT, rollback).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(_)) | Err(_) => self.spoil(),
@@ -249,7 +256,11 @@ impl Drop for PostgresBranch {
             drop(link.client().simple_query("ROLLBACK").now_or_never());
         }
         match link {
-            Link::Own(session) if ended && !self.close => session.clean(),
+            Link::Own(session) if ended && !self.close => {
+                if self.store.cleans {
+                    session.clean(false);
+                }
+            }
             Link::Own(session) if ended => drop(Object::take(session)),
             Link::Pool(object) if ended && self.close => drop(deadpool_postgres::Object::take(object)),
             Link::Pool(_) | Link::Client(_) if ended => {}
