@@ -114,7 +114,7 @@ impl PostgresLogBuilder {
     #[cfg(feature = "postgres-rustls")]
     pub fn root_certificates(self, pem: &[u8]) -> Result<Self, PostgresError> {
         let (config, connect) = (self.config.clone(), tls::by_roots(pem)?);
-        Ok(Self { connect: Box::new(|| connect(config, true)), ..self })
+        Ok(Self { connect: Box::new(|| connect(config, Some(Guard::DEFAULT))), ..self })
     }
 
     /// Opens the node's log; it is made where the node is new.
