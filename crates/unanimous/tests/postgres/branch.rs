@@ -269,7 +269,7 @@ async fn what_a_branch_leaves_in_its_session_is_gone_for_the_next() {
         assert_eq!((*same.get_or_insert(pid), &*found), (pid, NEW), "before {end:?}");
         match end {
             End::OnePhase | End::Prepared => drop(tx.commit().await.unwrap()),
-            End::Aborted => drop(tx.abort().await),
+            End::Aborted => tx.abort().await,
             End::WorkFails | End::CommitFails | End::VoteFails => drop(aborted(tx.commit().await)),
         }
     }
@@ -290,7 +290,11 @@ async fn what_cannot_be_prepared_is_gone_for_the_next() {
             declare held cursor with hold for select 1";
         branch.batch_execute(work).await.unwrap();
         drop(branch);
-        if round == 0 { drop(tx.abort().await) } else { drop(tx.commit().await.unwrap()) }
+        if round == 0 {
+            tx.abort().await;
+        } else {
+            tx.commit().await.unwrap();
+        }
     }
 }
 
