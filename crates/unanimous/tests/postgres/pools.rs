@@ -53,6 +53,26 @@ async fn a_connection_left_inside_a_transaction_is_refused_and_discarded() {
     assert_eq!(values(&pair.orders), "ours", "what was left was not committed by us");
 }
 
+/// The commit has its answer to itself: what is sent behind it and fails, by a cancel say, says nothing of it.
+#[tokio::test]
+async fn what_fails_behind_a_commit_without_a_vote_is_not_the_commits_failure() {
+    use unanimous_testing::proxy::{Act, Proxy};
+    let pair = Pair::new();
+    let proxy = Proxy::start(pair.orders.cluster().port()).unwrap();
+    let port = format!("port={}", pair.orders.cluster().port());
+    let url = pair.orders.url().replace(&port, &format!("port={}", proxy.port()));
+    let through = Pool::builder(Manager::new(url.parse().unwrap(), NoTls)).max_size(1).runtime(Runtime::Tokio1);
+    let store = Postgres::new("orders", through.build().unwrap());
+    let manager = manager(&store).await;
+    // The session is parked behind the branch's end.
+    let fails = proxy.on("BEGIN READ ONLY", Act::Replace("SELECT 1/0     ".into()));
+    let tx = manager.begin();
+    tx.join(&store).await.unwrap().batch_execute("insert into t (v) values ('a')").await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(fails.met());
+    assert_eq!(values(&pair.orders), "a");
+}
+
 /// Nobody has ended it, as where its task was dropped: what it had begun is not the next user's to commit.
 #[tokio::test]
 async fn a_branch_that_is_dropped_without_an_end_leaves_no_transaction_in_its_pool() {

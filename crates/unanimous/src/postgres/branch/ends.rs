@@ -101,9 +101,10 @@ impl PostgresBranch {
         let _ = self.link().take_warning();
         *lock(&self.stage) = Stage::Committing;
         let notify = self.send_notifications();
-        let sql = format!("{first}; COMMIT{}", self.parking());
-        // Where the commit fails so does the cleaning, and the session is not used again.
-        let (answer, ()) = join(self.ask_behind("committing the branch", notify, &sql), self.clean(false)).await;
+        // A message of its own: an error behind the commit in the same one (a cancel, say) would be taken for the commit's.
+        let sql = format!("{first}; COMMIT");
+        let commit = self.ask_behind("committing the branch", notify, &sql);
+        let (answer, (), ()) = join3(commit, self.park(), self.clean(false)).await;
         match answer.map_err(Self::tell) {
             Ok(_) => {
                 if let Some(warning) = self.link().take_warning() {
