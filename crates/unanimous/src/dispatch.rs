@@ -138,6 +138,10 @@ pub(crate) trait DynLog: Send + Sync {
     fn decided(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>>;
     fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
     fn forget(&self, transaction: TransactionId);
+    fn records_aborts(&self) -> bool;
+    fn abort(&self, record: DecisionRecord) -> BoxFuture<'_, Result<(), DecideError>>;
+    fn recorded(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>>;
+    fn unfinished_aborts(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
@@ -172,6 +176,22 @@ impl<L: DecisionLog> DynLog for L {
 
     fn forget(&self, transaction: TransactionId) {
         Decider::forget(self, transaction);
+    }
+
+    fn records_aborts(&self) -> bool {
+        DecisionLog::records_aborts(self)
+    }
+
+    fn abort(&self, record: DecisionRecord) -> BoxFuture<'_, Result<(), DecideError>> {
+        Box::pin(DecisionLog::abort(self, record))
+    }
+
+    fn recorded(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>> {
+        Box::pin(DecisionLog::recorded(self, transaction))
+    }
+
+    fn unfinished_aborts(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>> {
+        Box::pin(DecisionLog::unfinished_aborts(self))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use tracing::Instrument;
 use unanimous_core::protocol::{Protocol, Spec};
-use unanimous_core::{BoxError, Outcome};
+use unanimous_core::xid::Roster;
+use unanimous_core::{BoxError, Capability, Outcome};
 
 use crate::commit::{Answered, Commit, Committed, Reply};
 use crate::current::scope;
@@ -25,7 +26,7 @@ use crate::env::NoRuntime;
 use crate::error::{Cause, CommitError};
 use crate::hooks::{self, Moment};
 use crate::sync::lock;
-use crate::transaction::{Options, Shared, Slot, State, Status, Tx};
+use crate::transaction::{Home, Options, Shared, Slot, State, Status, Tx};
 
 /// What its owner, or its time limit, wants of the transaction.
 pub(crate) enum Wish {
@@ -124,9 +125,18 @@ impl Shared {
         slots.sort_by(|a, b| (&a.sort_key, &a.name).cmp(&(&b.sort_key, &b.name)));
         let specs =
             slots.iter().map(|slot| Spec { capability: slot.capability, allowed: options.allow.contains(&slot.name) });
-        let protocol = Protocol::new(specs, options.ask_single);
+        let protocol = Protocol::new(specs, options.ask_single).acknowledging_early(self.early_most(&slots));
         let limit = options.time_limit.or(self.manager.time_limit).map(|limit| self.left_of(limit));
         Driver::new(self.clone(), slots, protocol, cause, limit, reply).spawn()
+    }
+
+    /// How many participants may be acknowledged early: those that fit into an id beside each other, where each store can be told from all
+    /// others by what an id holds of it. None on a thread, whose branches are not to be called elsewhere while they can be called there.
+    fn early_most(&self, slots: &[Slot]) -> usize {
+        let known = |slot: &Slot| slot.store().is_some_and(|store| self.manager.is_told_by_its_tag(store));
+        let two_phase = |slot: &&Slot| slot.capability == Capability::TwoPhase;
+        let early = self.manager.early && self.home == Home::Runtime && slots.iter().filter(two_phase).all(known);
+        if early { Roster::most(slots.len()) } else { 0 }
     }
 
     /// The end of a transaction that nothing has joined.

@@ -21,6 +21,8 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use unanimous_core::recovery::{Ask, Lists, Verdict, is_finished, verdict, whom_to_ask};
 use unanimous_core::{BranchId, Decision, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
 
+mod together;
+
 use crate::dispatch::Registered;
 use crate::env::NoRuntime;
 use crate::inner::{Inner, jitter};
@@ -217,11 +219,14 @@ pub(crate) async fn pass(inner: &Inner) {
 async fn whole_pass(inner: &Inner) {
     let mut doubts = Vec::new();
     let silent = Silent::default();
-    let inner = &Pass { inner, silent };
+    let mut pass = Pass { inner, silent, undecided: BTreeMap::new() };
 
-    let unfinished = unfinished(inner, &mut doubts).await;
-    let mut listed = list(inner, &mut doubts).await;
+    let aborts = unfinished_aborts(&pass).await;
+    let unfinished = unfinished(&pass, &mut doubts).await;
+    let mut listed = list(&pass, &mut doubts).await;
     let live = inner.live.snapshot();
+    pass.undecided = together::conclude_all(&pass, &listed, &live).await;
+    let inner = &pass;
 
     let stores: Vec<_> = std::mem::take(&mut listed).into_iter().collect();
     let finished = stores.into_iter().map(|(store, (registered, branches))| {
@@ -262,6 +267,9 @@ async fn whole_pass(inner: &Inner) {
     }
     for (decider, record) in unfinished {
         forget_or_report(inner, decider.as_deref(), &record, &after, &mut doubts);
+    }
+    for record in aborts.iter().filter(|record| is_finished(record, &after)) {
+        inner.log.forget(record.transaction);
     }
     forget_aborted(inner, &live, &after);
     report(&doubts);
@@ -315,6 +323,8 @@ type Silent = Mutex<BTreeSet<Option<String>>>;
 struct Pass<'m> {
     inner: &'m Inner,
     silent: Silent,
+    /// Transactions that the log has no record of, and may not presume anything of, and why nothing follows for them yet.
+    undecided: BTreeMap<TransactionId, HoldReason>,
 }
 
 impl std::ops::Deref for Pass<'_> {
@@ -411,6 +421,15 @@ async fn unfinished(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Unfinished {
     all
 }
 
+/// Decisions to abort that no driver works on and that are not known to be finished.
+async fn unfinished_aborts(inner: &Pass<'_>) -> Vec<DecisionRecord> {
+    let aborts = inner.within(None, inner.log.unfinished_aborts()).await;
+    // Where the log can't be asked, that is told with the decisions to commit.
+    let mut aborts = aborts.unwrap_or_default();
+    aborts.retain(|record| !inner.live.contains(record.transaction));
+    aborts
+}
+
 type Listed = BTreeMap<StoreId, (Arc<Registered>, Vec<BranchId>)>;
 
 async fn list(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Listed {
@@ -452,6 +471,14 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
     let answer = match whom_to_ask(branch, inner.owner) {
         Ask::Nobody(reason) => return Known::Hold(reason),
         Ask::Log => inner.within(None, inner.log.lookup(branch.transaction)).await,
+        Ask::Together(_) => match inner.within(None, inner.log.recorded(branch.transaction)).await {
+            Ok(Some(known)) => Ok(known),
+            Ok(None) => {
+                let reason = inner.undecided.get(&branch.transaction);
+                return Known::Hold(reason.cloned().unwrap_or(HoldReason::NotRecorded));
+            }
+            Err(error) => Err(error),
+        },
         Ask::Store(store) => {
             let decider = inner.resources.values().find(|registered| registered.known_identity() == Some(store));
             let Some(decider) = decider else {

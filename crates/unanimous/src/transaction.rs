@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use unanimous_core::{Branch, BranchContext, BranchError, Capability, Outcome, ResourceManager, TransactionId};
+use unanimous_core::{
+    Branch, BranchContext, BranchError, Capability, Outcome, ResourceManager, StoreId, TransactionId,
+};
 
 use crate::annotations::{Annotations, Data};
 use crate::commit::{Abort, Commit};
@@ -135,6 +137,13 @@ impl State {
 }
 
 type AfterEnd = Box<dyn FnOnce(Outcome) + Send>;
+
+impl Slot {
+    /// The identity of its store; none where that is not registered, or was never reached.
+    pub(crate) fn store(&self) -> Option<&StoreId> {
+        self.registered.as_ref().and_then(|registered| registered.known_identity())
+    }
+}
 
 /// What the owner, its handles, its guards and its driver share.
 pub(crate) struct Shared {

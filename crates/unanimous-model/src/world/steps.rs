@@ -3,7 +3,7 @@
 use unanimous_core::protocol::{DecisionAnswer, Event, Protocol};
 use unanimous_core::{Capability, Decision, FailureKind, Known, Outcome, Work};
 
-use super::{Call, Kept, Live, NO, Planted, Recovering, Row, Store, Told, World, Written};
+use super::{Again, Call, Deciding, Kept, Live, NO, Planted, Recovering, Row, Store, Told, World, Written};
 use crate::walk::What;
 
 /// A step: what happens, what has changed by then, and the event that the protocol hears of it.
@@ -32,8 +32,7 @@ impl World {
     pub fn each_step(&self, take: &mut Take<'_>) {
         match &self.protocol {
             Some(protocol) if !protocol.is_over() => self.driver_steps(protocol, take),
-            Some(_) => {}
-            None => self.log_steps(&mut |what, world, _| take(what, world, None)),
+            _ => self.log_steps(take),
         }
         for i in 0..self.count {
             self.answer_steps(i, take);
@@ -76,20 +75,24 @@ impl World {
 
     /// The log ends a decision that was handed to it, also where nobody hears it any more.
     fn log_steps(&self, take: &mut Take<'_>) {
-        if !self.deciding {
+        if self.deciding == Deciding::Nobody {
             return;
         }
+        let hears = self.deciding == Deciding::Driver && self.protocol.is_some();
         for (what, log, answer) in [
             ("synced", Written::Durable, DecisionAnswer::Forced),
             ("decision refused", Written::No, DecisionAnswer::Refused),
             ("sync failed", Written::Cached, DecisionAnswer::Unknown),
         ] {
             let world = self.with(|world| {
-                world.deciding = false;
+                world.deciding = Deciding::Nobody;
                 world.log = log;
                 world.poisoned = answer == DecisionAnswer::Unknown;
+                if log == Written::No {
+                    world.entry = Decision::Commit;
+                }
             });
-            take((what, 0), world, Some(Event::Decided(answer)));
+            take((what, 0), world, hears.then_some(Event::Decided(answer)));
         }
     }
 
@@ -216,7 +219,7 @@ impl World {
             if self.log == Written::Cached {
                 take(
                     ("power, cache lost", 0),
-                    world.with(|world| (world.log, world.opened) = (Written::No, true)),
+                    world.with(|world| (world.log, world.entry, world.opened) = (Written::No, Decision::Commit, true)),
                     None,
                 );
                 take(("power, was on disk", 0), world.with(|world| world.log = Written::Durable), None);
@@ -275,7 +278,8 @@ impl World {
     pub(super) fn killed(&self) -> World {
         let mut world = self.undriven();
         world.poisoned = false;
-        world.deciding = false;
+        world.deciding = Deciding::Nobody;
+        world.again = Again::No;
         world.live = Live::No;
         world.forgetting = false;
         world.opened = world.log != Written::Cached;

@@ -135,6 +135,7 @@ pub(super) fn why(
     }
     match &branch.decider {
         DeciderId::Log => by_log(branch, log),
+        DeciderId::Together(_) => by_log_or_participants(branch, log),
         DeciderId::Store(store) => by_store(branch, store, log, stores, rows),
     }
 }
@@ -213,6 +214,28 @@ fn by_log(branch: &BranchId, log: &Log) -> Finding {
             format!("recovery holds it; {BY_HAND}"),
         ),
     }
+}
+
+/// Nothing is presumed where the log has no record: its application may have been told that it has committed.
+fn by_log_or_participants(branch: &BranchId, log: &Log) -> Finding {
+    if !log.view.verify().is_sound() || log.view.history().recorded(branch.transaction).is_some() {
+        return by_log(branch, log);
+    }
+    let Some(holder) = log.holder else {
+        return finding(
+            Decision::Unknown,
+            "not recorded, and perhaps acknowledged: it has committed if all of its participants are prepared",
+            format!("{RECOVER}, with all of its stores; roll nothing back by hand"),
+        );
+    };
+    finding(
+        Decision::None,
+        "not recorded yet, and perhaps acknowledged: it has committed if all of its participants are prepared",
+        format!(
+            "leave it to {}, which records it once it can list all of its stores; roll nothing back by hand",
+            who(holder)
+        ),
+    )
 }
 
 fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen], rows: &Rows) -> Finding {

@@ -1,0 +1,106 @@
+//! What follows for transactions whose ids list their participants, and of which the log has no record: it is recorded before any of their branches
+//! is touched (`docs/protocol.md`, "Early acknowledgement").
+//!
+//! Must not know how branches are ended; what follows is the pure plan's ([`conclude`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use unanimous_core::recovery::{Ask, Conclusion, conclude, whom_to_ask};
+use unanimous_core::xid::{Roster, StoreTag};
+use unanimous_core::{
+    BranchId, DecideError, DecisionRecord, HoldReason, Note, Participant, StoreError, StoreId, TransactionId,
+};
+
+use super::{Listed, Pass, list};
+use crate::live::Stage;
+
+/// Concludes and records for all of them; gives those for which nothing follows now, and why.
+pub(super) async fn conclude_all(
+    inner: &Pass<'_>,
+    listed: &Listed,
+    live: &BTreeMap<TransactionId, Stage>,
+) -> BTreeMap<TransactionId, HoldReason> {
+    let open = unrecorded(inner, listed, live).await;
+    let mut undecided = BTreeMap::new();
+    if open.is_empty() {
+        return undecided;
+    }
+    // The lists of before may have missed a prepare of a transaction that was live then, and was acknowledged since.
+    let again = list(inner, &mut Vec::new()).await;
+    let prepared = again.into_iter().map(|(store, (_, branches))| (store, branches.into_iter().collect()));
+    let prepared: BTreeMap<StoreId, BTreeSet<BranchId>> = prepared.collect();
+    for (branch, roster) in open {
+        if let Err(reason) = record(inner, &branch, &roster, &prepared).await {
+            undecided.insert(branch.transaction, reason);
+        }
+    }
+    undecided
+}
+
+/// One branch of each such transaction, with its list.
+async fn unrecorded(
+    inner: &Pass<'_>,
+    listed: &Listed,
+    live: &BTreeMap<TransactionId, Stage>,
+) -> Vec<(BranchId, Roster)> {
+    let mut open = BTreeMap::new();
+    for branch in listed.values().flat_map(|(_, branches)| branches) {
+        if let Ask::Together(roster) = whom_to_ask(branch, inner.owner)
+            && !live.contains_key(&branch.transaction)
+            && !open.contains_key(&branch.transaction)
+            && let Ok(None) = inner.within(None, inner.log.recorded(branch.transaction)).await
+        {
+            open.insert(branch.transaction, (branch.clone(), roster.clone()));
+        }
+    }
+    open.into_values().collect()
+}
+
+async fn record(
+    inner: &Pass<'_>,
+    branch: &BranchId,
+    roster: &Roster,
+    prepared: &BTreeMap<StoreId, BTreeSet<BranchId>>,
+) -> Result<(), HoldReason> {
+    // A record lists its participants by their stores' identities: without each of them nobody could tell when it is finished.
+    let participants = roster.iter().map(|(number, tag)| participant(inner, number, tag));
+    let participants = participants.collect::<Result<Vec<_>, _>>()?;
+    let store = |tag| {
+        participants
+            .iter()
+            .filter_map(|participant| participant.store.as_ref())
+            .find(|store| StoreTag::of(store) == tag)
+    };
+    let conclusion = conclude(branch, roster, |tag| prepared.get(store(tag)?));
+    let decided_at = inner.env.wall_clock();
+    let record = DecisionRecord { transaction: branch.transaction, participants, decided_at, note: Note::default() };
+    let recorded = match conclusion {
+        Conclusion::Commit => {
+            tracing::info!(transaction = %branch.transaction, "all participants are prepared: recovery records that it commits");
+            inner.within(None, async { inner.log.decide(record).await.map_err(told) }).await
+        }
+        Conclusion::Abort => {
+            tracing::info!(transaction = %branch.transaction, "a participant is not prepared: recovery records that it aborts");
+            inner.within(None, async { inner.log.abort(record).await.map_err(told) }).await
+        }
+        Conclusion::Wait(tag) => return Err(HoldReason::Unlisted(tag)),
+    };
+    recorded.map_err(|error| {
+        tracing::warn!(transaction = %branch.transaction, error = &error as &(dyn std::error::Error + 'static),
+            "the log did not record what follows for a transaction that may have been acknowledged");
+        HoldReason::NotRecorded
+    })
+}
+
+fn told(error: DecideError) -> StoreError {
+    StoreError::new(error)
+}
+
+/// The participant that has this tag: the only registered store that has it.
+fn participant(inner: &Pass<'_>, number: u16, tag: StoreTag) -> Result<Participant, HoldReason> {
+    let mut stores = inner.resources.values().filter_map(|registered| Some((registered, registered.known_identity()?)));
+    let found =
+        stores.find(|(_, store)| StoreTag::of(store) == tag).filter(|(_, store)| inner.is_told_by_its_tag(store));
+    let (registered, store) = found.ok_or(HoldReason::Unlisted(tag))?;
+    Ok(Participant { number, resource: registered.name.clone(), store: Some(store.clone()) })
+}
