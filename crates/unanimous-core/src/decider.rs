@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::Future;
 
 use crate::error::{BoxError, DecideError, StoreError};
+use crate::outcome::Decision;
 use crate::xid::{Owner, StoreId, StoreTag, TransactionId};
 
 /// One branch of a decided transaction, as the decision lists it.
@@ -52,7 +53,7 @@ impl fmt::Display for Note {
 }
 
 /// A decision, with what must be confirmed before it may be forgotten. It is one to commit, but for those that
-/// [`DecisionLog::abort`] is told: other aborts are presumed and have no record in a log.
+/// [`DecisionLog::conclude`] is told: other aborts are presumed and have no record in a log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DecisionRecord {
     /// The transaction.
@@ -195,23 +196,31 @@ pub trait DecisionLog: Decider {
     /// [`DecideError::Refused`]: certainly not written. [`DecideError::Unknown`]: nobody knows until the next start.
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send;
 
-    /// Whether it keeps what early acknowledgement needs: [`abort`](Self::abort), [`recorded`](Self::recorded) and
+    /// Whether it keeps what early acknowledgement needs: [`conclude`](Self::conclude), [`recorded`](Self::recorded) and
     /// [`unfinished_aborts`](Self::unfinished_aborts). Only for a log that one process owns.
     fn records_aborts(&self) -> bool {
         false
     }
 
-    /// Makes a decision to abort durable, of a transaction whose ids list its participants: without a record, all of them
-    /// being prepared would be taken for a commitment. Its note is left out.
+    /// Makes either decision durable, of a transaction whose ids list its participants, and of whichever of the log's incarnations: its driver
+    /// gives it up, or recovery concludes from what all of them list. An abort needs a record, since all of them being
+    /// prepared would be taken for a commitment without it; it has no note.
     ///
     /// Cancel safety: as [`decide`](Self::decide).
     ///
     /// # Errors
     ///
-    /// As [`decide`](Self::decide).
-    fn abort(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
+    /// As [`decide`](Self::decide); a transaction of which the log [holds](Known::Hold) back what it may know is refused.
+    fn conclude(
+        &self,
+        record: DecisionRecord,
+        decision: Decision,
+    ) -> impl Future<Output = Result<(), DecideError>> + Send {
         let transaction = record.transaction;
-        async move { Err(DecideError::Refused(format!("the log of {transaction} records no aborts").into())) }
+        async move {
+            let refused = format!("the log of {transaction} records no conclusions: {decision}");
+            Err(DecideError::Refused(refused.into()))
+        }
     }
 
     /// What is recorded of a transaction that is not live any more, as [`lookup`](Decider::lookup), but without presuming anything: none where

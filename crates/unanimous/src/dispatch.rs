@@ -7,8 +7,8 @@ use std::error::Error;
 use std::sync::{Arc, OnceLock};
 
 use unanimous_core::{
-    BoxError, Branch, BranchError, BranchId, Capability, DecideError, Decider, DecisionLog, DecisionRecord, Known,
-    Owner, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
+    BoxError, Branch, BranchError, BranchId, Capability, DecideError, Decider, Decision, DecisionLog, DecisionRecord,
+    Known, Owner, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
 };
 
 use crate::env::BoxFuture;
@@ -139,7 +139,7 @@ pub(crate) trait DynLog: Send + Sync {
     fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
     fn forget(&self, transaction: TransactionId);
     fn records_aborts(&self) -> bool;
-    fn abort(&self, record: DecisionRecord) -> BoxFuture<'_, Result<(), DecideError>>;
+    fn conclude(&self, record: DecisionRecord, decision: Decision) -> BoxFuture<'_, Result<(), DecideError>>;
     fn recorded(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>>;
     fn unfinished_aborts(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -182,8 +182,8 @@ impl<L: DecisionLog> DynLog for L {
         DecisionLog::records_aborts(self)
     }
 
-    fn abort(&self, record: DecisionRecord) -> BoxFuture<'_, Result<(), DecideError>> {
-        Box::pin(DecisionLog::abort(self, record))
+    fn conclude(&self, record: DecisionRecord, decision: Decision) -> BoxFuture<'_, Result<(), DecideError>> {
+        Box::pin(DecisionLog::conclude(self, record, decision))
     }
 
     fn recorded(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>> {

@@ -381,7 +381,7 @@ impl Driver {
             let write = async move {
                 match decision {
                     Decision::Commit => log.decide(record).await,
-                    Decision::Abort => log.abort(record).await,
+                    Decision::Abort => log.conclude(record, decision).await,
                 }
             };
             let result = AssertUnwindSafe(write).catch_unwind().await;

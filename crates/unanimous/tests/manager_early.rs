@@ -122,7 +122,7 @@ async fn acknowledged_and_not_recorded_is_committed_by_the_next_start() {
     let (builder, _log) = world.builder();
     let manager = builder.build().await.unwrap();
     let mut acts = world.journal.acts();
-    assert_eq!(acts.remove(0), "log.decide! [a b]", "before anything is committed, also without the option");
+    assert_eq!(acts.remove(0), "log.conclude-commit! [a b]", "before anything is committed, also without the option");
     acts.sort();
     assert_eq!(acts, ["a.recovered-commit!", "b.recovered-commit!"]);
     assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
@@ -144,8 +144,8 @@ async fn acknowledged_and_refused_by_the_log_is_recorded_by_recovery() {
     ended(tx.commit()).await.unwrap();
     eventually("both are committed", || [a.keys(), b.keys()] == [["row"], ["row"]]).await;
     let acts = world.journal.acts();
-    let last = acts.iter().rposition(|act| act == "log.decide! [a b]").unwrap();
-    assert_eq!(acts.iter().filter(|act| *act == "log.decide: refused").count(), 3);
+    let last = acts.iter().rposition(|act| act == "log.conclude-commit! [a b]").unwrap();
+    assert_eq!(acts.iter().filter(|act| act.ends_with(": refused")).count(), 3);
     assert!(acts.iter().position(|act| act.ends_with("-commit!")).unwrap() > last, "{acts:?}");
     assert_eq!(manager.readiness().log, None);
 }
@@ -160,7 +160,7 @@ async fn one_that_is_missing_is_recorded_as_an_abort_before_anything_is_rolled_b
     a.plant(&branches[0], "never");
     let (builder, _log) = world.builder();
     let manager = builder.build().await.unwrap();
-    assert_eq!(world.journal.acts(), ["log.abort! [a b]", "a.recovered-rollback"]);
+    assert_eq!(world.journal.acts(), ["log.conclude-abort! [a b]", "a.recovered-rollback"]);
     assert_eq!(world.disk.unfinished_aborts(), [id]);
     // Its vote lands late: all would be prepared now, one after the other.
     for (store, branch) in [(&a, &branches[0]), (&b, &branches[1])] {
@@ -260,7 +260,7 @@ async fn a_lost_vote_is_recorded_before_it_is_told() {
     assert_eq!(world.journal.count("a.rollback") + world.journal.count("b.rollback"), 0);
     record.release();
     assert!(matches!(aborted(ended(commit).await), CommitError::Aborted { source: Cause::Branch { .. }, .. }));
-    assert!(world.journal.acts().contains(&"log.abort! [a b]".to_owned()));
+    assert!(world.journal.acts().contains(&"log.conclude-abort! [a b]".to_owned()));
     b.land();
     manager.recover().await;
     manager.recover().await;
@@ -319,7 +319,8 @@ async fn a_readers_failure_is_recorded() {
     let acts = world.journal.acts();
     let place = |act: &str| acts.iter().position(|other| other == act).unwrap();
     assert!(
-        place("log.abort! [a b]") < place("a.rollback") && place("log.abort! [a b]") < place("b.rollback"),
+        place("log.conclude-abort! [a b]") < place("a.rollback")
+            && place("log.conclude-abort! [a b]") < place("b.rollback"),
         "{acts:?}"
     );
     eventually("it is confirmed", || a.prepared().is_empty() && b.prepared().is_empty()).await;

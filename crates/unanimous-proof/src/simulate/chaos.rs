@@ -204,7 +204,7 @@ async fn nothing_is_forgotten(world: &World, running: &Running) {
     for (server, id) in
         world.servers().iter().flat_map(|server| server.prepared().into_iter().map(move |id| (server, id)))
     {
-        if id.transaction.log != own || id.decider != DeciderId::Log {
+        if id.transaction.log != own || matches!(id.decider, DeciderId::Store(_)) {
             continue;
         }
         let Ok(Known::Commit(record)) = running.log.lookup(id.transaction).await else { continue };
@@ -220,7 +220,12 @@ async fn nothing_is_forgotten(world: &World, running: &Running) {
 
 /// Asks the log, and compares with what it said before.
 pub(super) async fn look_up(world: &World, running: &Running, id: TransactionId) {
-    let Ok(known) = running.log.lookup(id).await else { return };
+    // Of one that may have been acknowledged early the log presumes nothing, and nobody else may.
+    let known = match world.plan.early() {
+        true => running.log.recorded(id).await,
+        false => running.log.lookup(id).await.map(Some),
+    };
+    let Ok(Some(known)) = known else { return };
     let (decision, record) = match known {
         Known::Commit(record) => (Decision::Commit, Some(record)),
         Known::Abort => (Decision::Abort, None),

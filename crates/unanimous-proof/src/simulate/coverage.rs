@@ -28,6 +28,8 @@ paths! {
     RefusedVote = "a store voted no",
     NotReady = "the log refused new work",
     ByLog = "decided by the log",
+    Early = "committed with early acknowledgement",
+    EarlyRecovered = "of those with early acknowledgement, one was committed by recovery",
     ByCarrier = "decided by a carrier's row",
     InOnePhase = "committed in one phase",
     ByLastResource = "a one-phase store decided beside others",

@@ -347,8 +347,8 @@ impl Server {
             world.violation(format!("the coordinator {} finished {id}, which is another's", life.process));
         }
         state.end_prepared(self, world, id, keys, decision);
-        if decision == Decision::Commit && id.decider == DeciderId::Log {
-            world.saw(Path::ByLog);
+        if let (Decision::Commit, DeciderId::Log | DeciderId::Together(_)) = (decision, &id.decider) {
+            world.saw(if id.decider == DeciderId::Log { Path::ByLog } else { Path::Early });
             if let Some(entry) = lock(&world.ledger).entry(id.transaction) {
                 // One that writes alone may prepare too, and is decided by nobody but itself.
                 let together = entry.wrote.as_ref().is_some_and(|wrote| wrote.len() > 1 && wrote.contains(&self.index));

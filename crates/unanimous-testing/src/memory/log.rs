@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use unanimous::{
-    BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Incarnation, Known, LogId, Owner,
-    StoreError, TransactionId,
+    BoxError, DecideError, Decider, Decision, DecisionLog, DecisionRecord, HoldReason, Incarnation, Known, LogId,
+    Owner, StoreError, TransactionId,
 };
 
 use super::faults::{Call, Fault, Faults, Hold};
@@ -115,25 +115,28 @@ impl DecisionLog for KeptLog {
 
     async fn decide(&self, record: DecisionRecord) -> Result<(), DecideError> {
         self.ready().map_err(DecideError::Refused)?;
-        let mut kept = lock(&self.kept);
-        if kept.aborts.contains_key(&record.transaction) {
-            return Err(DecideError::Unknown("it was decided otherwise".into()));
+        if record.transaction.owner() != self.owner {
+            return Err(DecideError::Refused("another run of the log began it".into()));
         }
-        kept.decisions.insert(record.transaction, record);
-        Ok(())
+        self.conclude(record, Decision::Commit).await
     }
 
     fn records_aborts(&self) -> bool {
         true
     }
 
-    async fn abort(&self, record: DecisionRecord) -> Result<(), DecideError> {
+    async fn conclude(&self, record: DecisionRecord, decision: Decision) -> Result<(), DecideError> {
         self.ready().map_err(DecideError::Refused)?;
         let mut kept = lock(&self.kept);
-        if kept.decisions.contains_key(&record.transaction) {
+        let Kept { decisions, aborts, .. } = &mut *kept;
+        let (own, other) = match decision {
+            Decision::Commit => (decisions, aborts),
+            Decision::Abort => (aborts, decisions),
+        };
+        if other.contains_key(&record.transaction) {
             return Err(DecideError::Unknown("it was decided otherwise".into()));
         }
-        kept.aborts.insert(record.transaction, record);
+        own.insert(record.transaction, record);
         Ok(())
     }
 
@@ -295,8 +298,12 @@ impl<L: DecisionLog> DecisionLog for JournalLog<L> {
         self.shared.log.records_aborts()
     }
 
-    async fn abort(&self, record: DecisionRecord) -> Result<(), DecideError> {
-        self.write("abort", record, async |record| self.shared.log.abort(record).await).await
+    async fn conclude(&self, record: DecisionRecord, decision: Decision) -> Result<(), DecideError> {
+        let verb = match decision {
+            Decision::Commit => "conclude-commit",
+            Decision::Abort => "conclude-abort",
+        };
+        self.write(verb, record, async |record| self.shared.log.conclude(record, decision).await).await
     }
 
     async fn recorded(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {

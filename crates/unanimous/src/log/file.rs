@@ -340,8 +340,9 @@ impl FileLog {
         &self,
         record: DecisionRecord,
         decision: Decision,
+        concluded: bool,
     ) -> impl Future<Output = Result<(), DecideError>> + Send + use<> {
-        let queued = self.shared().lock().queue(record, decision);
+        let queued = self.shared().lock().queue(record, decision, concluded);
         if queued.is_ok() {
             self.shared().start();
         }
@@ -396,7 +397,7 @@ impl DecisionLog for FileLog {
 
     /// Queued at the call, not at the first poll.
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
-        self.write(record, Decision::Commit)
+        self.write(record, Decision::Commit, false)
     }
 
     fn records_aborts(&self) -> bool {
@@ -404,8 +405,12 @@ impl DecisionLog for FileLog {
     }
 
     /// Queued at the call, not at the first poll.
-    fn abort(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
-        self.write(record, Decision::Abort)
+    fn conclude(
+        &self,
+        record: DecisionRecord,
+        decision: Decision,
+    ) -> impl Future<Output = Result<(), DecideError>> + Send {
+        self.write(record, decision, true)
     }
 
     async fn recorded(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {

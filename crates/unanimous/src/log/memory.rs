@@ -162,8 +162,12 @@ impl DecisionLog for MemoryLog {
     }
 
     /// Decided at the call, not at the first poll.
-    fn abort(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
-        let decided = self.write(record, Decision::Abort);
+    fn conclude(
+        &self,
+        record: DecisionRecord,
+        decision: Decision,
+    ) -> impl Future<Output = Result<(), DecideError>> + Send {
+        let decided = self.write(record, decision);
         async move { decided }
     }
 

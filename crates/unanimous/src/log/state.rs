@@ -163,11 +163,13 @@ impl State {
         }
     }
 
-    /// Queues a decision; the receiver is told how it ends.
+    /// Queues a decision; the receiver is told how it ends. One of an earlier incarnation's transaction is taken only where it is `concluded`, and
+    /// the history would know another.
     pub(super) fn queue(
         &mut self,
         mut record: DecisionRecord,
         decision: Decision,
+        concluded: bool,
     ) -> Result<oneshot::Receiver<Answer>, Answer> {
         let transaction = record.transaction;
         if let Some(known) = self.pending.get_mut(&transaction) {
@@ -179,7 +181,7 @@ impl State {
             return Ok(receiver);
         }
         self.usable().map_err(Answer::Refused)?;
-        if transaction.owner() != self.owner {
+        if transaction.owner() != self.owner && !concluded {
             return Err(Answer::Refused(LogError::NotOwned(transaction)));
         }
         match self.history.recorded(transaction) {
@@ -188,6 +190,9 @@ impl State {
             }
             Some(Known::Abort) if decision == Decision::Abort => return Err(Answer::Durable),
             Some(Known::Commit(_) | Known::Abort) => return Err(Answer::Unknown(LogError::DecidedTwice(transaction))),
+            Some(Known::Hold(_)) if transaction.owner() != self.owner => {
+                return Err(Answer::Refused(LogError::NotOwned(transaction)));
+            }
             // A long transaction may be decided when later ones were dropped already.
             Some(Known::Hold(_)) | None => {}
         }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use unanimous_core::recovery::{Ask, Conclusion, conclude, whom_to_ask};
 use unanimous_core::xid::{Roster, StoreTag};
 use unanimous_core::{
-    BranchId, DecideError, DecisionRecord, HoldReason, Note, Participant, StoreError, StoreId, TransactionId,
+    BranchId, Decision, DecisionRecord, HoldReason, Note, Participant, StoreError, StoreId, TransactionId,
 };
 
 use super::{Listed, Pass, list};
@@ -74,26 +74,19 @@ async fn record(
     let conclusion = conclude(branch, roster, |tag| prepared.get(store(tag)?));
     let decided_at = inner.env.wall_clock();
     let record = DecisionRecord { transaction: branch.transaction, participants, decided_at, note: Note::default() };
-    let recorded = match conclusion {
-        Conclusion::Commit => {
-            tracing::info!(transaction = %branch.transaction, "all participants are prepared: recovery records that it commits");
-            inner.within(None, async { inner.log.decide(record).await.map_err(told) }).await
-        }
-        Conclusion::Abort => {
-            tracing::info!(transaction = %branch.transaction, "a participant is not prepared: recovery records that it aborts");
-            inner.within(None, async { inner.log.abort(record).await.map_err(told) }).await
-        }
+    let decision = match conclusion {
+        Conclusion::Commit => Decision::Commit,
+        Conclusion::Abort => Decision::Abort,
         Conclusion::Wait(tag) => return Err(HoldReason::Unlisted(tag)),
     };
+    tracing::info!(transaction = %branch.transaction, %decision, "recovery records what all participants list");
+    let recording = async { inner.log.conclude(record, decision).await.map_err(StoreError::new) };
+    let recorded = inner.within(None, recording).await;
     recorded.map_err(|error| {
         tracing::warn!(transaction = %branch.transaction, error = &error as &(dyn std::error::Error + 'static),
             "the log did not record what follows for a transaction that may have been acknowledged");
         HoldReason::NotRecorded
     })
-}
-
-fn told(error: DecideError) -> StoreError {
-    StoreError::new(error)
 }
 
 /// The participant that has this tag: the only registered store that has it.
