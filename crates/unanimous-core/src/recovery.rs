@@ -89,9 +89,16 @@ pub enum Verdict {
 
 /// What follows from the decider's answer.
 ///
-/// A Commit that doesn't list the branch is somebody else's: a reused id or a store under another name. It is held.
+/// A Commit that doesn't list the branch is somebody else's: a reused id or a store under another name. It is held; but one whose own id lists the
+/// participants, and not itself, had only read, and was in the middle of ending so.
 pub fn verdict(branch: &BranchId, known: &Known) -> Verdict {
     match known {
+        Known::Commit(_)
+            if let DeciderId::Together(roster) = &branch.decider
+                && !roster.lists(branch.number) =>
+        {
+            Verdict::Rollback
+        }
         Known::Commit(record) if record.participants.iter().any(|listed| listed.number == branch.number) => {
             Verdict::Commit
         }

@@ -70,7 +70,8 @@ pub trait ResourceManager: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// When the list would not be authoritative: unreachable, a standby, another identity. An empty list is a statement.
+    /// When the list would not be authoritative: unreachable, a standby, another identity. An empty list is a statement, and so is each branch that
+    /// is not in it: with early acknowledgement recovery aborts a transaction of which one is missing that had promised to commit.
     fn in_doubt(&self) -> impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send;
 
     /// Commits a prepared branch, from wherever it was prepared. Idempotent; repeated until it is absent from

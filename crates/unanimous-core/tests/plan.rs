@@ -72,6 +72,12 @@ fn what_all_participants_list_says_how_it_ends() {
     let earlier = Owner { incarnation: Incarnation::new(1, 77), ..owner() };
     let foreign = BranchId { transaction: Owner { log: LogId(8), ..earlier }.transaction(1), ..id(2) };
     assert_eq!(whom_to_ask(&foreign, owner()), Ask::Nobody(HoldReason::ForeignLog));
+    // A reader that ends in two steps may be found in the middle: it is no participant, and ends as one that wrote nothing.
+    let committed = Known::Commit(record(&[(0, Some("orders")), (2, Some("billing")), (5, Some("archive"))]));
+    assert_eq!([0, 2, 5, 1].map(|number| verdict(&id(number), &committed)), {
+        [Verdict::Commit, Verdict::Commit, Verdict::Commit, Verdict::Rollback]
+    });
+    assert_eq!(verdict(&id(0), &Known::Commit(record(&[]))), Verdict::Hold(HoldReason::NotListed));
     let prepared = |number| Some(BTreeSet::from([id(number)]));
     let other = |number| Some(BTreeSet::from([BranchId { transaction: owner().transaction(2), ..id(number) }]));
     let waits = |i: usize| Conclusion::Wait(StoreTag::of(&stores[i]));
