@@ -8,6 +8,7 @@ pub(crate) const USAGE: &str = "\
 usage: cargo xtask test [STEP]
        cargo xtask crash demo|postgres --rounds N [--seed S] [--clients C] [--keys] [--keep]
        cargo xtask prove [--quick] [--level NAME] [--seed N] [--mutant NAME]
+       cargo xtask bench [--quick] [--group NAME]
        cargo xtask coverage
        cargo xtask fuzz [--executions N] [--target NAME]
        cargo xtask python wheel
@@ -30,6 +31,10 @@ prove        all levels of the proof (docs/proof.md), about an hour; the last li
              --level NAME that one alone
              --seed N     the choices of an earlier run (by default the same ones each time)
              --mutant NAME of the level `mutants` the planted bugs whose names begin so, and nothing else
+bench        what the library costs, beside the machine's own yardsticks; writes docs/performance.md, unless it is asked for less than all;
+             the last line are its rows as JSON
+             --quick      at most 5 minutes
+             --group NAME that one alone
 coverage     which lines of the core crate, the log and recovery the tests run; exits 1 below 95 % of any. Needs cargo-llvm-cov
 fuzz         the fuzz targets of fuzz/ (docs/proof.md). Needs a nightly toolchain and cargo-fuzz
              --executions N  of each target, 10,000,000 by default
@@ -48,9 +53,18 @@ pub(crate) enum Command {
     Test(Option<String>),
     Crash(Crash),
     Prove(Prove),
+    Bench(Bench),
     Coverage,
     Fuzz(Fuzz),
     Python(Python),
+}
+
+/// A run of the benches.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Bench {
+    pub(crate) quick: bool,
+    /// None: all of them.
+    pub(crate) group: Option<String>,
 }
 
 /// A run of the fuzz targets.
@@ -119,6 +133,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
             None => return Err("error: crash what? there are `crash demo` and `crash postgres`".into()),
         },
         Some("prove") => return prove(arguments).map(Command::Prove),
+        Some("bench") => return bench(arguments).map(Command::Bench),
         Some("coverage") => Command::Coverage,
         Some("fuzz") => return fuzz(arguments).map(Command::Fuzz),
         Some("python") => return python(arguments).map(Command::Python),
@@ -164,6 +179,18 @@ fn prove(mut arguments: impl Iterator<Item = String>) -> Result<Prove, String> {
     }
     if plan.mutant.is_some() && plan.level.get_or_insert_with(|| "mutants".into()) != "mutants" {
         return Err("error: --mutant is of the level mutants only".into());
+    }
+    Ok(plan)
+}
+
+fn bench(mut arguments: impl Iterator<Item = String>) -> Result<Bench, String> {
+    let mut plan = Bench { quick: false, group: None };
+    while let Some(name) = arguments.next() {
+        match name.as_str() {
+            "--quick" => plan.quick = true,
+            "--group" => plan.group = Some(arguments.next().ok_or("error: --group needs a name")?),
+            _ => return Err(format!("error: unexpected argument {name:?}")),
+        }
     }
     Ok(plan)
 }
@@ -222,6 +249,8 @@ mod tests {
         assert_eq!(parsed("crash postgres --rounds 300 --keys --clients 4"), Ok(Command::Crash(crash)));
         let prove = Prove { quick: true, level: Some("log".into()), seed: 7, mutant: None };
         assert_eq!(parsed("prove --quick --seed 7 --level log"), Ok(Command::Prove(prove)));
+        let bench = Bench { quick: true, group: Some("log".into()) };
+        assert_eq!(parsed("bench --quick --group log"), Ok(Command::Bench(bench)));
         assert_eq!(parsed("coverage"), Ok(Command::Coverage));
         let fuzz = Fuzz { executions: 7, target: Some("log_open".into()) };
         assert_eq!(parsed("fuzz --executions 7 --target log_open"), Ok(Command::Fuzz(fuzz)));
@@ -246,6 +275,8 @@ mod tests {
             ("crash demo --rounds 1 --sed 2", "\"--sed\""),
             ("prove --level", "needs a name"),
             ("prove quick", "\"quick\""),
+            ("bench log", "\"log\""),
+            ("bench --group", "needs a name"),
             ("coverage now", "\"now\""),
             ("fuzz --executions", "needs a number"),
             ("prove --mutant", "needs a name"),

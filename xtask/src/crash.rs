@@ -70,11 +70,7 @@ fn demo(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Re
 }
 
 fn postgres(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Result<Summary> {
-    let Crash { rounds, clients, .. } = *crash;
-    // The servers may run as another user, who has to find their folders.
-    std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let plan = crash::postgres::Plan { binary, folder: folder.to_owned(), rounds, seed, clients };
-    let summary = crash::postgres::run(&plan, say)?;
+    let summary = crash::postgres::run(&on_servers(crash, binary, folder, seed)?, say)?;
     for (fault, count) in &summary.faults {
         say(&format!("{count:5} times: {fault}"));
     }
@@ -95,11 +91,7 @@ fn keys(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Re
             let place = Place::new(binary, folder.join("data"));
             repeat::run(&repeat::Plan { place, rounds, seed, clients }, say)?
         }
-        Stores::Postgres => {
-            std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-            let plan = crash::postgres::Plan { binary, folder: folder.to_owned(), rounds, seed, clients };
-            repeat::run_on_postgres(&plan, say)?
-        }
+        Stores::Postgres => repeat::run_on_postgres(&on_servers(crash, binary, folder, seed)?, say)?,
     };
     let repeat::KeySummary { orders, repeated, replayed, older, second_go, refused } = summary;
     say(&format!(
@@ -107,6 +99,13 @@ fn keys(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Re
          the same, {older} of them after other orders; {second_go} were stored under the key of an aborted one; {refused} other orders with a used key were refused"
     ));
     Ok(orders)
+}
+
+fn on_servers(crash: &Crash, binary: PathBuf, folder: &Path, seed: u64) -> std::io::Result<crash::postgres::Plan> {
+    let Crash { rounds, clients, .. } = *crash;
+    // The servers may run as another user, who has to find their folders.
+    std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(crash::postgres::Plan { binary, folder: folder.to_owned(), rounds, seed, clients })
 }
 
 /// Small, so that it can be typed.

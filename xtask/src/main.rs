@@ -5,12 +5,14 @@
 //!   two PostgreSQL servers, which fail too.
 //! - `cargo xtask python wheel|test|crash|bench`: the Python package.
 //! - `cargo xtask prove`: all levels of the proof.
+//! - `cargo xtask bench`: what the library costs, beside the machine's own yardsticks.
 //! - `cargo xtask coverage`: which lines the tests run.
 //! - `cargo xtask fuzz`: the fuzz targets.
 //!
 //! Must not know the library: it runs cargo, and the test tools.
 
 mod arguments;
+mod bench;
 mod coverage;
 mod crash;
 mod documents;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Ok(Command::Prove(plan)) => prove::run(&plan),
         Ok(Command::Coverage) => coverage::run(),
         Ok(Command::Fuzz(plan)) => fuzz::run(&plan),
+        Ok(Command::Bench(plan)) => bench::run(&plan),
         Ok(Command::Python(what)) => python::run(&what),
         Err(wrong) => {
             complain(&format!("{wrong}\n\n{USAGE}"));

@@ -25,6 +25,7 @@ const COMMANDS: &[&[&str]] = &[
     &["demo", "--data", "x", "check"],
     &["demo", "check", "--data", "x"],
     &["demo", "--listen", "127.0.0.1:0", "check"],
+    &["demo", "--conflict", "--spawn-postgres", "check"],
     &["demo", "--listen", "8080"],
     &["demo", "--postgres", "dbname=orders"],
     &["demo", "--postgres", "dbname=orders", "--postgres", "dbname=orders"],

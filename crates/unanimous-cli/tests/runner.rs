@@ -6,6 +6,8 @@ mod command_line;
 mod crash;
 mod http;
 mod indoubt;
+mod indoubt_deciders;
+mod indoubt_support;
 mod log;
 mod postgres;
 mod serve;

@@ -48,6 +48,15 @@ pub trait Env: Send + Sync + 'static {
     fn random(&self) -> u64;
 }
 
+/// What the future gives, where it does within the limit; otherwise it is dropped, before this returns.
+pub(crate) async fn within<T>(env: &dyn Env, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = future => Some(done),
+        () = env.sleep(limit) => None,
+    }
+}
+
 /// There is no runtime (any more) that could run a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoRuntime;

@@ -398,35 +398,25 @@ impl Error for HookError {}
 
 /// Whether a conflict is among an error and its sources; an unknown outcome among them rules it out.
 pub(crate) fn is_conflict(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
+    let said = |error: &(dyn Error + 'static)| {
         if let Some(commit) = error.downcast_ref::<CommitError>() {
-            return commit.is_retryable();
+            return Some(commit.is_retryable());
         }
         if let Some(Cause::Hook { retryable, .. }) = error.downcast_ref() {
-            return *retryable;
+            return Some(*retryable);
         }
         if let Some(join) = error.downcast_ref::<JoinError>() {
-            return join.is_retryable();
+            return Some(join.is_retryable());
         }
-        if let Some(branch) = error.downcast_ref::<BranchError>() {
-            return branch.kind() == FailureKind::Conflict;
-        }
-        next = error.source();
-    }
-    false
+        error.downcast_ref::<BranchError>().map(|branch| branch.kind() == FailureKind::Conflict)
+    };
+    // The outermost one that says something counts.
+    sources(error).find_map(said).unwrap_or(false)
 }
 
 /// Whether an unknown outcome is among an error and its sources: it must not be repeated, whatever else it says.
 pub(crate) fn is_unknown(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if matches!(error.downcast_ref(), Some(CommitError::Unknown { .. })) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    sources(error).any(|error| matches!(error.downcast_ref(), Some(CommitError::Unknown { .. })))
 }
 
 /// A transaction that was run with attempts failed for good.
@@ -472,6 +462,11 @@ impl Error for RunError {
             RunError::Commit { source, .. } => Some(source),
         }
     }
+}
+
+/// An error, and all its sources in their order.
+pub(crate) fn sources<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 /// An error with all its sources on one line, for reports and logs.

@@ -18,7 +18,7 @@ use crate::error::RunError;
 use crate::inner::{Inner, Observer, RecoveryObserver};
 use crate::live::Live;
 use crate::outcomes::{self, KnownOutcome, Outcomes};
-use crate::recovery::{self, Doubt, InDoubt, Recovered, Recovery};
+use crate::recovery::{self, InDoubt, Recovered, Recovery};
 use crate::report::Report;
 use crate::sync::Gauge;
 use crate::synchronizer::Synchronizers;
@@ -358,11 +358,8 @@ impl TransactionManager {
     /// Whether new work is taken, and what a person should look at.
     pub fn readiness(&self) -> Readiness {
         let doubts = self.inner.recovery.in_doubt();
-        let mut unreachable: Vec<_> = doubts
-            .iter()
-            .filter(|doubt| doubt.transaction.is_none() && matches!(doubt.why, Doubt::Unreachable(_)))
-            .map(|doubt| doubt.resource.clone())
-            .collect();
+        let mut unreachable: Vec<_> =
+            doubts.iter().filter(|doubt| doubt.is_unreachable()).map(|doubt| doubt.resource.clone()).collect();
         unreachable.dedup();
         Readiness {
             closing: self.inner.is_closing(),

@@ -17,9 +17,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use unanimous_core::{Decision, HoldReason, Known, Outcome, TransactionId};
 
 use crate::dispatch::Registered;
+use crate::env;
 use crate::inner::Inner;
 use crate::live::Stage;
-use crate::recovery::{Doubt, within};
+use crate::recovery::within;
 use crate::sync::lock;
 
 /// What can be said of a transaction's outcome; [`TransactionManager::outcome`](crate::TransactionManager::outcome) tells it.
@@ -92,11 +93,7 @@ pub(crate) struct Lookups(Semaphore);
 impl Lookups {
     /// For one lookup; none where those before it take too long.
     async fn enter(&self, inner: &Inner) -> Option<SemaphorePermit<'_>> {
-        tokio::select! {
-            biased;
-            permit = self.0.acquire() => permit.ok(),
-            () = inner.env.sleep(LOOKUP_WAIT) => None,
-        }
+        env::within(&*inner.env, LOOKUP_WAIT, self.0.acquire()).await?.ok()
     }
 }
 
@@ -311,9 +308,7 @@ pub(crate) async fn outcome(inner: &Inner, id: TransactionId) -> KnownOutcome {
         return InDoubt(Waiting::Decider(silent));
     }
     // What can't be listed may have a branch of it that is prepared.
-    let unlisted =
-        doubts.iter().find(|doubt| doubt.transaction.is_none() && matches!(doubt.why, Doubt::Unreachable(_)));
-    match unlisted {
+    match doubts.iter().find(|doubt| doubt.is_unreachable()) {
         Some(doubt) if id.log == inner.owner.log && !ours => InDoubt(Waiting::Decider(Some(doubt.resource.clone()))),
         _ => NotKnown,
     }

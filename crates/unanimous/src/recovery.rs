@@ -24,7 +24,7 @@ use unanimous_core::{BranchId, Decision, DecisionRecord, HoldReason, Known, Stor
 mod together;
 
 use crate::dispatch::Registered;
-use crate::env::NoRuntime;
+use crate::env::{self, NoRuntime};
 use crate::inner::{Inner, jitter};
 use crate::live::Stage;
 use crate::sync::lock;
@@ -45,6 +45,13 @@ pub struct InDoubt {
     pub branch: Option<BranchId>,
     /// Why it is not finished.
     pub why: Doubt,
+}
+
+impl InDoubt {
+    /// Whether it says that the store could not be asked, so that nobody knows what is prepared there.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.transaction.is_none() && matches!(self.why, Doubt::Unreachable(_))
+    }
 }
 
 /// A branch that recovery has finished.
@@ -376,12 +383,9 @@ pub(crate) async fn within<T>(
     call: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
     let call = AssertUnwindSafe(call).catch_unwind();
-    tokio::select! {
-        biased;
-        answer = call => answer.unwrap_or_else(|_panic| Err(StoreError::new("its adapter panicked"))),
-        () = inner.env.sleep(inner.store_wait) => {
-            Err(StoreError::new(NoAnswer(inner.store_wait)))
-        }
+    match env::within(&*inner.env, inner.store_wait, call).await {
+        Some(answer) => answer.unwrap_or_else(|_panic| Err(StoreError::new("its adapter panicked"))),
+        None => Err(StoreError::new(NoAnswer(inner.store_wait))),
     }
 }
 

@@ -15,6 +15,7 @@ use unanimous::http::{TransactionLayer, default_commit_veto};
 use unanimous::{BranchError, JoinError, Outcome, Tx};
 
 use crate::http_support::{ABORTED, COMMITTED, Journal, Step, Store, World, work};
+use crate::support::warnings::Warnings;
 
 type Stores = (Store, Store, Journal);
 
@@ -86,34 +87,12 @@ async fn without_the_layer_the_extractor_refuses_plainly() {
     assert_eq!(world.journal.entries(), Vec::<String>::new());
 }
 
-#[test]
-fn the_refusal_tells_the_log_what_to_add() {
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Output(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Output {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    let output = Output::default();
-    let writer = output.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tracing::subscriber::with_default(subscriber, || {
-        let app = Router::new().route("/", get(async |_: Tx| "unreachable"));
-        let response = runtime.block_on(app.oneshot(request("GET", "/"))).unwrap();
-        assert_eq!(response.status(), 500);
-    });
-    let output = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
-    assert!(output.contains("ERROR"), "{output}");
-    assert!(output.contains("TransactionLayer::new(manager)"), "{output}");
+#[tokio::test]
+async fn the_refusal_tells_the_log_what_to_add() {
+    let warnings = Warnings::collect();
+    let app = Router::new().route("/", get(async |_: Tx| "unreachable"));
+    assert_eq!(app.oneshot(request("GET", "/")).await.unwrap().status(), 500);
+    assert_eq!(warnings.with(&["ERROR", "TransactionLayer::new(manager)"]).len(), 1);
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use unanimous::http::{
 use unanimous::{BoxError, BranchError, Outcome, Tx};
 
 use crate::http_support::{ABORTED, Journal, Store, World, work};
+use crate::support::warnings::Warnings;
 
 /// A store of keys in a journaling store, which keeps nothing, and fails where it is told to.
 #[derive(Clone)]
@@ -73,45 +74,26 @@ async fn text(response: Response) -> String {
     String::from_utf8(to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap()
 }
 
-#[test]
-fn outside_of_the_transaction_layer_nothing_is_executed_and_the_log_says_what_to_do() {
-    #[derive(Clone, Default)]
-    struct Output(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Output {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
+#[tokio::test]
+async fn outside_of_the_transaction_layer_nothing_is_executed_and_the_log_says_what_to_do() {
+    let warnings = Warnings::collect();
+    let world = World::new().await;
+    let transactions = TransactionLayer::new(world.manager.clone());
+    let layer = || IdempotencyLayer::new(Keys::new(&world));
+    for app in [
+        routes(&world).layer(transactions.clone()).layer(layer()),
+        routes(&world).layer(layer()).layer(transactions.clone().activate(|_| false)),
+        routes(&world).layer(layer()),
+    ] {
+        let response = order(app).await;
+        assert_eq!(response.status(), 500);
+        let text = text(response).await;
+        assert!(text.contains("#no-transaction\""), "{text}");
     }
-
-    let output = Output::default();
-    let writer = output.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tracing::subscriber::with_default(subscriber, || {
-        runtime.block_on(async {
-            let world = World::new().await;
-            let transactions = TransactionLayer::new(world.manager.clone());
-            let layer = || IdempotencyLayer::new(Keys::new(&world));
-            for app in [
-                routes(&world).layer(transactions.clone()).layer(layer()),
-                routes(&world).layer(layer()).layer(transactions.clone().activate(|_| false)),
-                routes(&world).layer(layer()),
-            ] {
-                let response = order(app).await;
-                assert_eq!(response.status(), 500);
-                let text = text(response).await;
-                assert!(text.contains("#no-transaction\""), "{text}");
-            }
-            assert_eq!(world.journal.entries(), Vec::<String>::new());
-        });
-    });
-    let output = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
-    assert_eq!(output.matches("ERROR").count(), 3, "{output}");
-    assert!(output.contains("put the IdempotencyLayer inside of a TransactionLayer"), "{output}");
+    assert_eq!(world.journal.entries(), Vec::<String>::new());
+    let errors = warnings.with(&["ERROR"]);
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    assert_eq!(warnings.with(&["put the IdempotencyLayer inside of a TransactionLayer"]), errors);
 }
 
 #[tokio::test]

@@ -48,6 +48,8 @@ mod http_outcome;
 mod http_requests;
 #[cfg(feature = "axum")]
 mod http_retry;
+#[cfg(feature = "axum")]
+mod http_retry_body;
 #[cfg(feature = "http")]
 mod http_support;
 #[cfg(all(feature = "axum", feature = "sqlite"))]

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::client::Client;
-use crate::demo::{Demo, check};
+use crate::demo::{Demo, Place};
 use crate::rng::Rng;
 use ledger::{Ledger, Stored};
 
@@ -73,12 +73,13 @@ pub struct Summary {
 ///
 /// When the demo can't be started at all, or files can't be read. What the demo does wrong is a violation and not an error.
 pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Summary, io::Error> {
+    let place = Place::new(&plan.binary, &plan.data);
     let mut rng = Rng::new(plan.seed);
     let mut summary = Summary::default();
     let mut ledger = Ledger::default();
     for round in 1..=plan.rounds {
-        let startup_kills = kill_during_startup(plan, &mut rng)?;
-        let Some((mut demo, client)) = started(plan, &mut summary)? else { break };
+        let startup_kills = kill_during_startup(&place, &mut rng)?;
+        let Some((mut demo, client)) = started(&place, &mut summary)? else { break };
         must_be_clean(&demo.check().map_err(other)?, &format!("after the restart of round {round}"), &mut summary);
         let fresh = ledger.fresh();
         let stored = read(&plan.data, &client, fresh, ledger.highest_id())?;
@@ -102,29 +103,21 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Summary, io::E
             summary.violations.len(),
         ));
     }
-    if let Some((demo, client)) = started(plan, &mut summary)? {
+    if let Some((demo, client)) = started(&place, &mut summary)? {
         must_be_clean(&demo.check().map_err(other)?, "at the end", &mut summary);
         let stored = read(&plan.data, &client, usize::MAX >> 1, 0)?;
         summary.violations.extend(ledger.settle_all(&stored));
-        match demo.stop(Signal::TERM) {
-            Ok((Some(0), _)) => {}
-            Ok((code, stderr)) => {
-                summary.violations.push(format!("SIGTERM: exit code {code:?} instead of 0: {stderr}"))
-            }
-            Err(error) => summary.violations.push(format!("SIGTERM: {error}")),
-        }
-        let at_rest = check(&plan.binary, &plan.data).map_err(other)?;
-        must_be_clean(&at_rest, "at rest, after SIGTERM", &mut summary);
+        stop(demo, &place, &mut summary)?;
     }
     ledger.count(&mut summary);
     Ok(summary)
 }
 
 /// In about half of the rounds: starts the demo and kills it before, while or just after it recovers.
-fn kill_during_startup(plan: &Plan, rng: &mut Rng) -> io::Result<u32> {
+fn kill_during_startup(place: &Place, rng: &mut Rng) -> io::Result<u32> {
     let mut kills = 0;
     while rng.chance(1, 3) && kills < 3 {
-        let mut demo = Demo::start(&plan.binary, &plan.data).map_err(other)?;
+        let mut demo = place.start().map_err(other)?;
         thread::sleep(Duration::from_millis(rng.between(1, 80)));
         demo.kill()?;
         kills += 1;
@@ -133,8 +126,8 @@ fn kill_during_startup(plan: &Plan, rng: &mut Rng) -> io::Result<u32> {
 }
 
 /// A demo that serves. That it does not is a violation: a killed one must come up again.
-fn started(plan: &Plan, summary: &mut Summary) -> io::Result<Option<(Demo, Client)>> {
-    let demo = Demo::start(&plan.binary, &plan.data).map_err(other)?;
+fn started(place: &Place, summary: &mut Summary) -> io::Result<Option<(Demo, Client)>> {
+    let demo = place.start().map_err(other)?;
     match demo.ready() {
         Ok(client) => Ok(Some((demo, client))),
         Err(error) => {
@@ -142,6 +135,17 @@ fn started(plan: &Plan, summary: &mut Summary) -> io::Result<Option<(Demo, Clien
             Ok(None)
         }
     }
+}
+
+/// Ends the demo in order, and looks at its data at rest.
+fn stop(demo: Demo, place: &Place, summary: &mut Summary) -> io::Result<()> {
+    match demo.stop(Signal::TERM) {
+        Ok((Some(0), _)) => {}
+        Ok((code, stderr)) => summary.violations.push(format!("SIGTERM: exit code {code:?} instead of 0: {stderr}")),
+        Err(error) => summary.violations.push(format!("SIGTERM: {error}")),
+    }
+    must_be_clean(&place.check().map_err(other)?, "at rest, after SIGTERM", summary);
+    Ok(())
 }
 
 fn must_be_clean(output: &std::process::Output, when: &str, summary: &mut Summary) {

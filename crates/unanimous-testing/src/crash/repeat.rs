@@ -17,12 +17,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::ledger::Ledger;
 use super::load::{FAILS, Fate, Posted};
-use super::{Summary, must_be_clean, other, read};
+use super::{Summary, must_be_clean, other, read, started, stop};
 use crate::client::{Answer, Client};
 use crate::demo::{Demo, Place};
 use crate::rng::Rng;
@@ -126,12 +125,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> io::Result<KeySummary
         let client = demo.ready().map_err(other)?;
         let stored = read(&plan.place.data, &client, usize::MAX >> 1, 0)?;
         orders.violations.extend(ledger.settle_all(&stored));
-        match demo.stop(Signal::TERM) {
-            Ok((Some(0), _)) => {}
-            Ok((code, stderr)) => orders.violations.push(format!("SIGTERM: exit code {code:?} instead of 0: {stderr}")),
-            Err(error) => orders.violations.push(format!("SIGTERM: {error}")),
-        }
-        must_be_clean(&plan.place.check().map_err(other)?, "at rest, after SIGTERM", orders);
+        stop(demo, &plan.place, orders)?;
     }
     ledger.count(orders);
     Ok(summary)
@@ -144,12 +138,9 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> io::Result<KeySummary
 /// As [`run`], and when the servers can't be started.
 #[cfg(feature = "postgres")]
 pub fn run_on_postgres(plan: &super::postgres::Plan, progress: impl FnMut(&str)) -> io::Result<KeySummary> {
-    use crate::postgres::{Cluster, Servers};
-    let super::postgres::Plan { binary, folder, rounds, seed, clients } = plan;
-    let start = |name: &str| Cluster::builder().folder(folder.join(name)).start().map_err(other);
-    let servers = Servers::new([start("postgres-1")?, start("postgres-2")?], &["orders", "invoices"]).map_err(other)?;
-    let place = Place::new(binary, folder.join("data")).postgres([servers.url(0), servers.url(1)]);
-    run(&Plan { place, rounds: *rounds, seed: *seed, clients: *clients }, progress)
+    let super::postgres::Plan { rounds, seed, clients, .. } = *plan;
+    let (_servers, place) = plan.start()?;
+    run(&Plan { place, rounds, seed, clients }, progress)
 }
 
 /// Starts, kills and starts again; the last demo runs still. None: it did not start, which ends the rounds.
@@ -161,17 +152,9 @@ fn kills(
     progress: &mut impl FnMut(&str),
 ) -> io::Result<Option<Demo>> {
     let start = |summary: &mut Summary| {
-        let demo = plan.place.start().map_err(other)?;
-        match demo.ready() {
-            Ok(client) => {
-                desk.set(Some(client));
-                Ok::<_, io::Error>(Some(demo))
-            }
-            Err(error) => {
-                summary.violations.push(format!("the demo did not start again: {error}"));
-                Ok(None)
-            }
-        }
+        let Some((demo, client)) = started(&plan.place, summary)? else { return Ok(None) };
+        desk.set(Some(client));
+        Ok::<_, io::Error>(Some(demo))
     };
     let Some(mut demo) = start(summary)? else { return Ok(None) };
     for round in 1..=plan.rounds {

@@ -45,7 +45,7 @@ pub enum Spot {
     Before,
     /// Half of the message arrives.
     Within,
-    /// The message arrives, and nothing behind it.
+    /// The message arrives, and nothing behind it; what the server answers does not arrive either.
     Behind,
 }
 
@@ -485,6 +485,10 @@ fn act(rule: &Rule, link: &Link, shared: &Shared, direction: Direction, message:
     let bytes = &message.bytes;
     match &rule.state.act {
         Act::Cut(spot) => {
+            if direction == Direction::ToServer {
+                // A quick answer could be back before the cut.
+                link.mute.store(true, Ordering::SeqCst);
+            }
             let arrives = match spot {
                 Spot::Before => 0,
                 Spot::Within => bytes.len() / 2,

@@ -17,6 +17,7 @@ use super::manifest::State as Promise;
 use super::one_phase;
 use super::path::RelPath;
 use super::prepare::{Failed, Pending, Staged, Work, look};
+use crate::error::sources;
 use crate::sync::lock;
 
 /// The part of a transaction in one folder of files.
@@ -396,14 +397,8 @@ impl Branch for FilesBranch {
     }
 
     fn is_retryable(&self, error: &(dyn Error + 'static)) -> bool {
-        let mut next = Some(error);
-        while let Some(error) = next {
-            if let Some(files) = error.downcast_ref::<FilesError>() {
-                return files.is_retryable();
-            }
-            next = error.source();
-        }
-        false
+        let mut files = sources(error).filter_map(|error| error.downcast_ref::<FilesError>());
+        files.next().is_some_and(FilesError::is_retryable)
     }
 }
 

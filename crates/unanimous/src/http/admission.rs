@@ -20,7 +20,7 @@ use tower_service::Service;
 use super::layer::RequestHook;
 use super::problem::Problem;
 use super::request::is_active;
-use crate::env::{BoxFuture, Env, TokioEnv};
+use crate::env::{BoxFuture, Env, TokioEnv, within};
 use crate::manager::TransactionManager;
 
 /// Lets a number of requests be worked on at once, lets some more wait for their turn, in order, and answers the rest at once with 503 and
@@ -60,7 +60,7 @@ pub struct AdmissionLayer {
     queue: usize,
     wait: Duration,
     retry_after: u64,
-    when: RequestHook<bool>,
+    when: Option<RequestHook<bool>>,
     drain: Option<TransactionManager>,
     env: Arc<dyn Env>,
 }
@@ -146,11 +146,8 @@ impl AdmissionLayer {
     }
 
     async fn turn(self, _waits: Waits) -> Result<OwnedSemaphorePermit, Problem> {
-        let place = tokio::select! {
-            biased;
-            place = self.gate.places.clone().acquire_owned() => place.expect("the places are never closed"),
-            () = self.env.sleep(self.wait) => return Err(OVERLOADED),
-        };
+        let turn = within(&*self.env, self.wait, self.gate.places.clone().acquire_owned()).await;
+        let place = turn.ok_or(OVERLOADED)?.expect("the places are never closed");
         if self.is_draining() { Err(SHUTTING_DOWN) } else { Ok(place) }
     }
 }

@@ -6,7 +6,6 @@
 //! Must not know how the transaction ends: it looks for what the layer left in the request, and dooms.
 
 use std::fmt;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,7 +24,7 @@ use super::ended::{Ended, is_retryable};
 use super::failed::Failed;
 use super::problem::Problem;
 use super::request::{Slot, is_active};
-use crate::env::{Env, TokioEnv};
+use crate::env::{BoxFuture, Env, TokioEnv, within};
 use crate::lazy::LazyTransaction;
 
 /// A layer that holds a response back until its body has been made, within 1 MiB and 30 s.
@@ -127,7 +126,7 @@ where
 {
     type Response = Response<HeldBody<ResBody>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = BoxFuture<'static, Result<Self::Response, S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -169,11 +168,9 @@ impl CommitAfterBodyLayer {
         B: Body<Data = Bytes>,
         B::Error: Into<BoxError>,
     {
-        let collected = tokio::select! {
-            biased;
-            collected = Limited::new(body, self.max_bytes).collect() => collected,
-            () = self.env.sleep(self.max_time) => return Err(NotHeld::TooSlow(self.max_time)),
-        };
+        let collecting = Limited::new(body, self.max_bytes).collect();
+        let collected = within(&*self.env, self.max_time, collecting).await;
+        let collected = collected.ok_or(NotHeld::TooSlow(self.max_time))?;
         let collected = collected.map_err(|error| match error.is::<LengthLimitError>() {
             true => NotHeld::TooLarge(self.max_bytes),
             false => NotHeld::Body(error),

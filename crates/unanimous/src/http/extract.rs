@@ -7,10 +7,9 @@ use std::convert::Infallible;
 use axum_core::body::Body;
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
-use http::StatusCode;
 use http::request::Parts;
 
-use super::problem::Problem;
+use super::problem::NO_TRANSACTION;
 use super::request::{NoTransaction, transaction};
 use super::retry::{Attempt, attempt};
 use crate::transaction::Tx;
@@ -54,10 +53,3 @@ impl IntoResponse for NoTransaction {
         NO_TRANSACTION.response::<Body>()
     }
 }
-
-const NO_TRANSACTION: Problem = Problem {
-    status: StatusCode::INTERNAL_SERVER_ERROR,
-    kind: "no-transaction",
-    title: "This request should run in a transaction, and has none",
-    detail: "Nothing was done. The log of the service says what to change.",
-};

@@ -11,7 +11,7 @@ use unanimous_core::{BoxError, BranchError, FailureKind, TransactionId};
 use super::ended::{AbortTransaction, Named, Retryable};
 use super::failure::{ABORTED, CONFLICT, UNKNOWN};
 use super::problem::Problem;
-use crate::error::{CommitError, JoinError, RunError, chain, is_conflict, is_unknown};
+use crate::error::{CommitError, JoinError, RunError, chain, is_conflict, is_unknown, sources};
 
 /// An error of a handler: any error turns into it by `?`, and it turns into a response.
 ///
@@ -60,14 +60,13 @@ struct Inner {
     id: Option<TransactionId>,
     /// Whether the response asks for a repetition.
     repeat: bool,
-    /// Whether it tells of another transaction than the request's.
-    anothers: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Conflict,
     Unavailable,
+    /// Another transaction's commit: the request's own comes after the handler.
     Aborted,
     Unknown(TransactionId),
     Other,
@@ -103,8 +102,7 @@ impl Failed {
     }
 
     fn new(error: BoxError, kind: Kind, id: Option<TransactionId>, repeat: bool) -> Self {
-        let anothers = is_anothers(&*error);
-        Self { inner: Box::new(Inner { error, kind, id, repeat, anothers }) }
+        Self { inner: Box::new(Inner { error, kind, id, repeat }) }
     }
 
     /// The error that it was made from.
@@ -121,11 +119,10 @@ impl Failed {
     pub fn response<B: From<String>>(&self) -> Response<B> {
         self.log();
         let mut response = match self.inner.kind {
-            Kind::Conflict if self.inner.anothers => Problem { detail: LOOK_FIRST, ..CONFLICT }.response(),
-            Kind::Aborted if self.inner.anothers => Problem { detail: LOOK_FIRST, ..ABORTED }.response(),
+            Kind::Conflict if is_anothers(&*self.inner.error) => Problem { detail: LOOK_FIRST, ..CONFLICT }.response(),
             Kind::Conflict => CONFLICT.response_after(1),
             Kind::Unavailable => UNAVAILABLE.response_after(5),
-            Kind::Aborted => ABORTED.response_after(5),
+            Kind::Aborted => Problem { detail: LOOK_FIRST, ..ABORTED }.response(),
             Kind::Unknown(id) => UNKNOWN.response_of(id),
             Kind::Other => FAILED.response(),
         };
@@ -152,14 +149,7 @@ impl Failed {
 
 /// Whether it tells of another transaction than the request's, whose commit is the layer's and comes after the handler.
 fn is_anothers(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.is::<RunError>() || error.is::<CommitError>() {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    sources(error).any(|error| error.is::<RunError>() || error.is::<CommitError>())
 }
 
 /// Whether time can cure what this error tells of: it is answered with 503 then, and with 500 where it can't.
@@ -170,24 +160,20 @@ pub(crate) fn is_temporary(error: &(dyn Error + 'static)) -> bool {
 impl Kind {
     /// Of an error that is no conflict: the first one that says something counts.
     fn of(error: &(dyn Error + 'static)) -> Self {
-        let mut next = Some(error);
-        while let Some(error) = next {
+        let said = |error: &(dyn Error + 'static)| {
             if let Some(commit) = error.downcast_ref::<CommitError>() {
-                return match commit {
+                return Some(match commit {
                     CommitError::Aborted { .. } => Kind::Aborted,
                     CommitError::Unknown { id, .. } => Kind::Unknown(*id),
-                };
+                });
             }
             let unavailable = match error.downcast_ref::<JoinError>() {
                 Some(join) => join.is_temporary(),
                 None => error.downcast_ref::<BranchError>().is_some_and(|branch| branch.kind() == FailureKind::Lost),
             };
-            if unavailable {
-                return Kind::Unavailable;
-            }
-            next = error.source();
-        }
-        Kind::Other
+            unavailable.then_some(Kind::Unavailable)
+        };
+        sources(error).find_map(said).unwrap_or(Kind::Other)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::manager::TransactionManager;
 use crate::transaction::Options;
 
 /// What a layer asks of a request's head.
-pub(crate) type RequestHook<T> = Option<Arc<dyn Fn(&Parts) -> T + Send + Sync>>;
+pub(crate) type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 
 /// Runs each request in a transaction. See the [module](super).
 #[derive(Clone)]
@@ -27,12 +27,12 @@ pub(crate) type RequestHook<T> = Option<Arc<dyn Fn(&Parts) -> T + Send + Sync>>;
 pub struct TransactionLayer<F = DefaultOnCommitFailure> {
     pub(crate) manager: TransactionManager,
     pub(crate) veto: Option<Arc<Veto>>,
-    pub(crate) activate: RequestHook<bool>,
-    pub(crate) user: RequestHook<Option<String>>,
-    pub(crate) route: RequestHook<Option<String>>,
-    pub(crate) trace_id: RequestHook<Option<String>>,
-    pub(crate) options: RequestHook<Options>,
-    pub(crate) time_limit: RequestHook<Option<Duration>>,
+    pub(crate) activate: Option<RequestHook<bool>>,
+    pub(crate) user: Option<RequestHook<Option<String>>>,
+    pub(crate) route: Option<RequestHook<Option<String>>>,
+    pub(crate) trace_id: Option<RequestHook<Option<String>>>,
+    pub(crate) options: Option<RequestHook<Options>>,
+    pub(crate) time_limit: Option<RequestHook<Option<Duration>>>,
     pub(crate) transaction_header: Option<HeaderName>,
     pub(crate) on_commit_failure: F,
 }

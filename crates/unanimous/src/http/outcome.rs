@@ -4,9 +4,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -17,6 +15,7 @@ use tower_service::Service;
 use unanimous_core::TransactionId;
 
 use super::problem::{Problem, json, not_a_read, without_body};
+use crate::env::BoxFuture;
 use crate::manager::TransactionManager;
 use crate::outcomes::KnownOutcome;
 
@@ -82,7 +81,7 @@ where
 {
     type Response = Response<B>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + Send>>;
+    type Future = BoxFuture<'static, Result<Response<B>, Infallible>>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))

@@ -59,6 +59,14 @@ pub(crate) const REQUEST_BODY_TOO_SLOW: Problem = Problem {
     detail: "Nothing was done. The request may be repeated.",
 };
 
+/// The answer where a request runs in no transaction and should: it is the service's fault.
+pub(crate) const NO_TRANSACTION: Problem = Problem {
+    status: StatusCode::INTERNAL_SERVER_ERROR,
+    kind: "no-transaction",
+    title: "This request should run in a transaction, and has none",
+    detail: "Nothing was done. The log of the service says what to change.",
+};
+
 /// A JSON document that nobody may keep.
 pub(crate) fn json(status: StatusCode, document: String) -> Response<String> {
     let mut response = Response::new(document);

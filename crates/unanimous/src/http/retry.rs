@@ -23,7 +23,7 @@ use super::layer::RequestHook;
 use super::problem::REQUEST_BODY_TOO_SLOW;
 use super::request::is_active;
 use super::retry_body::RequestBody;
-use crate::env::{Env, TokioEnv};
+use crate::env::{BoxFuture, Env, TokioEnv, within};
 use crate::inner::jitter;
 
 /// Which run of its request a handler is in: [`attempt`] finds it in the request's extensions, axum's handlers extract it.
@@ -109,7 +109,7 @@ struct Config {
     most: Duration,
     max_body: usize,
     max_body_time: Duration,
-    when: RequestHook<bool>,
+    when: Option<RequestHook<bool>>,
     env: Arc<dyn Env>,
 }
 
@@ -254,7 +254,7 @@ where
 /// The response of a [`RetryService`]: the last attempt's.
 #[must_use = "futures do nothing unless polled"]
 pub struct RetryFuture<R, E> {
-    run: Pin<Box<dyn Future<Output = Result<R, E>> + Send>>,
+    run: BoxFuture<'static, Result<R, E>>,
 }
 
 impl<R, E> Future for RetryFuture<R, E> {
@@ -279,17 +279,15 @@ where
 {
     let (mut parts, body) = request.into_parts();
     let body = if config.may_repeat(&parts) {
-        tokio::select! {
-            biased;
-            read = RequestBody::read(body, config.max_body) => read.inspect_err(|_| {
-                let (method, path) = (&parts.method, parts.uri.path());
-                tracing::debug!(%method, path, most = config.max_body, "tried once: the body is too long to be kept, or broke off");
-            }),
-            () = config.env.sleep(config.max_body_time) => {
-                tracing::debug!(limit = ?config.max_body_time, "a request's body did not arrive in time");
-                return Ok(REQUEST_BODY_TOO_SLOW.response());
-            }
-        }
+        let reading = RequestBody::read(body, config.max_body);
+        let Some(read) = within(&*config.env, config.max_body_time, reading).await else {
+            tracing::debug!(limit = ?config.max_body_time, "a request's body did not arrive in time");
+            return Ok(REQUEST_BODY_TOO_SLOW.response());
+        };
+        read.inspect_err(|_| {
+            let (method, path) = (&parts.method, parts.uri.path());
+            tracing::debug!(%method, path, most = config.max_body, "tried once: the body is too long to be kept, or broke off");
+        })
     } else {
         Err(RequestBody::untouched(body))
     };

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio_postgres::error::{Severity, SqlState};
 use unanimous_core::{BranchError, FailureKind};
 
+use crate::error::sources;
+
 /// An error of a PostgreSQL store: of a branch, of recovery, or of the store's set-up.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -275,16 +277,8 @@ pub(super) fn kind(error: &tokio_postgres::Error) -> FailureKind {
 /// Whether an error among the sources of `error` is a conflict, for which the transaction is worth repeating: a serialization failure,
 /// a deadlock, a lock that was not to be had in time.
 pub(super) fn is_retryable(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<tokio_postgres::Error>()
-            && kind(error) == FailureKind::Conflict
-        {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    let mut drivers = sources(error).filter_map(|error| error.downcast_ref::<tokio_postgres::Error>());
+    drivers.any(|error| kind(error) == FailureKind::Conflict)
 }
 
 /// A pool of the application's: its connections fail with the driver's errors.

@@ -211,6 +211,15 @@ impl PostgresLog {
     fn usable(&self) -> Result<(), StoreError> {
         self.own().and_then(|()| self.shared().usable()).map_err(StoreError::new)
     }
+
+    /// Waits while a decision of this transaction is under way here: however it ends, the rows say it.
+    async fn settled(&self, transaction: TransactionId) -> Result<&Shared, StoreError> {
+        loop {
+            self.usable()?;
+            let Some(ended) = self.shared().wait(transaction) else { return Ok(self.shared()) };
+            let _ = ended.await;
+        }
+    }
 }
 
 impl fmt::Debug for PostgresLog {
@@ -224,13 +233,7 @@ impl Decider for PostgresLog {
     /// A transaction without a decision is fenced by an Abort row, under the node's row: what another process could still write for it, it
     /// can't any more.
     async fn lookup(&self, transaction: TransactionId) -> Result<Known, StoreError> {
-        let shared = self.shared();
-        loop {
-            self.usable()?;
-            let Some(ended) = shared.wait(transaction) else { break };
-            // However it ended, the rows say it.
-            let _ = ended.await;
-        }
+        let shared = self.settled(transaction).await?;
         let Owner { log, incarnation } = shared.node.owner;
         let its = transaction.incarnation;
         if transaction.log != log {
@@ -254,13 +257,7 @@ impl Decider for PostgresLog {
 
     /// Of any node's transaction whose log is in this database.
     async fn decided(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {
-        let shared = self.shared();
-        loop {
-            self.usable()?;
-            let Some(ended) = shared.wait(transaction) else { break };
-            // However it ended, the rows say it.
-            let _ = ended.await;
-        }
+        let shared = self.settled(transaction).await?;
         decided(&shared.control, transaction, shared.lock_timeout).await.map_err(StoreError::new)
     }
 

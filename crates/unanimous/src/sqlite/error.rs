@@ -11,6 +11,8 @@ use std::time::Duration;
 use rusqlite::ErrorCode;
 use unanimous_core::{SavepointId, StoreId, TransactionId};
 
+use crate::error::sources;
+
 /// The file at the database's path is not the one that was opened. Everything that is still open would be written into
 /// a file that nobody can find any more, so nothing is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -531,14 +533,8 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 
 /// Whether an error, or one of its sources, is worth repeating the whole transaction for.
 pub(super) fn is_retryable(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.downcast_ref::<rusqlite::Error>().is_some_and(is_busy)
+    sources(error).any(|error| {
+        error.downcast_ref::<rusqlite::Error>().is_some_and(is_busy)
             || matches!(error.downcast_ref(), Some(BeginError::LockTimeout { .. }))
-        {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    })
 }

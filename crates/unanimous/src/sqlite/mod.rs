@@ -97,7 +97,6 @@ use std::time::Duration;
 
 pub use branch::{SqliteBranch, SqliteOptions};
 pub use error::{BeginError, Broken, DecisionError, EndError, Ended, FileChanged, Holder, OpenError, SqliteError};
-use futures_util::future::{Either, select};
 #[cfg(feature = "http")]
 pub use keys::SqliteKeys;
 /// The SQLite driver, whose connection the application's work is given.
@@ -113,7 +112,7 @@ use self::connection::{Init, Opener};
 use self::guard::Life;
 use self::store::{Control, Finished, Store};
 use self::worker::{Lease, Pool, Waits};
-use crate::env::{Env, TokioEnv};
+use crate::env::{Env, TokioEnv, within};
 
 /// How many connections wait for their next branch at most.
 const IDLE_CONNECTIONS: usize = 8;
@@ -311,13 +310,12 @@ impl Sqlite {
         if let Ok(permit) = Arc::clone(semaphore).try_acquire_owned() {
             return Ok((permit, bound));
         }
-        let acquired = std::pin::pin!(Arc::clone(semaphore).acquire_owned());
-        match select(acquired, env.sleep(bound)).await {
-            Either::Left((permit, _)) => {
+        match within(&**env, bound, Arc::clone(semaphore).acquire_owned()).await {
+            Some(permit) => {
                 let permit = permit.expect("these semaphores are never closed");
                 Ok((permit, bound.saturating_sub(waited())))
             }
-            Either::Right(_) => Err(waited()),
+            None => Err(waited()),
         }
     }
 

@@ -206,26 +206,29 @@ pub(super) fn ask(
     let outcome = outcome(conn, &id).map_err(failed("reading the decision row"))?;
     conn.execute("UPDATE main.unanimous_decision SET asked = asked + 1 WHERE transaction_id = ?1", [&id])
         .map_err(failed("writing the decision row again"))?;
-    match outcome.as_deref() {
-        Some("abort") => Ok(Known::Abort),
-        Some("commit") => record(conn, transaction).map(Known::Commit),
-        other => Err(DecisionError::Damaged { transaction: id, what: format!("its outcome is {other:?}") }),
-    }
+    known(conn, transaction, outcome.as_deref())
 }
 
 /// What the row of a transaction says, whichever log's it is; fences nothing where there is none. Durable when the caller has committed.
 pub(super) fn decided(conn: &Connection, transaction: TransactionId) -> Result<Option<Known>, DecisionError> {
-    let id = transaction.to_string();
-    let outcome =
-        outcome(conn, &id).map_err(|source| DecisionError::Sqlite { doing: "reading the decision row", source })?;
-    let known = match outcome.as_deref() {
-        None => return Ok(None),
-        Some("abort") => Known::Abort,
-        Some("commit") => record(conn, transaction).map(Known::Commit)?,
-        other => return Err(DecisionError::Damaged { transaction: id, what: format!("its outcome is {other:?}") }),
-    };
+    let outcome = outcome(conn, &transaction.to_string())
+        .map_err(|source| DecisionError::Sqlite { doing: "reading the decision row", source })?;
+    let Some(outcome) = outcome else { return Ok(None) };
+    let known = known(conn, transaction, Some(&outcome))?;
     touch(conn).map_err(|source| DecisionError::Sqlite { doing: "forcing the decision that was read", source })?;
     Ok(Some(known))
+}
+
+/// What the outcome of a transaction's row says. Another one than these two, or none where there must be a row, is damage.
+fn known(conn: &Connection, transaction: TransactionId, outcome: Option<&str>) -> Result<Known, DecisionError> {
+    match outcome {
+        Some("abort") => Ok(Known::Abort),
+        Some("commit") => record(conn, transaction).map(Known::Commit),
+        other => {
+            let what = format!("its outcome is {other:?}");
+            Err(DecisionError::Damaged { transaction: transaction.to_string(), what })
+        }
+    }
 }
 
 /// Whether there is a row of a transaction, of either outcome. Only a look.

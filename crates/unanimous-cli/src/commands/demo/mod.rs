@@ -82,16 +82,15 @@ impl Demo {
                 Failure::new("`--conflict` needs stores whose transactions can meet: SQLite has one writer at a time");
             return Err(failure.hint("add --spawn-postgres, or --postgres URL --postgres URL"));
         }
-        match (self.command, listen) {
-            (None, listen) => serve::run(listen.as_deref().unwrap_or(LISTEN), &data, &chosen, conflict),
-            (Some(Command::Check(Check {})), None) if conflict => {
+        match self.command {
+            None => serve::run(listen.as_deref().unwrap_or(LISTEN), &data, &chosen, conflict),
+            Some(Command::Check(Check {})) => {
+                let serving = [("--listen", listen.is_some()), ("--conflict", conflict)];
+                let Some((option, _)) = serving.into_iter().find(|(_, given)| *given) else {
+                    return check::run(&data, &chosen);
+                };
                 let failure =
-                    Failure::new("`--conflict` is for a demo that serves; `check` reads the data folder only");
-                Err(failure.hint(format!("unanimous demo check --data {}", data.display())))
-            }
-            (Some(Command::Check(Check {})), None) => check::run(&data, &chosen),
-            (Some(Command::Check(Check {})), Some(_)) => {
-                let failure = Failure::new("`--listen` is for a demo that serves; `check` reads the data folder only");
+                    Failure::new(format!("`{option}` is for a demo that serves; `check` reads the data folder only"));
                 Err(failure.hint(format!("unanimous demo check --data {}", data.display())))
             }
         }

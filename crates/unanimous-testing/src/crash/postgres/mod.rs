@@ -20,10 +20,8 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use super::ledger::Ledger;
-use super::{Summary, load, other, read};
+use super::{Summary, load, other, read, started, stop};
 use crate::client::Client;
 use crate::demo::{Demo, Place};
 use crate::postgres::{Cluster, Servers};
@@ -49,6 +47,17 @@ pub struct Plan {
     pub seed: u64,
     /// How many clients post at the same time.
     pub clients: usize,
+}
+
+impl Plan {
+    /// The servers, and where the demo works with them.
+    pub(super) fn start(&self) -> io::Result<(Servers, Place)> {
+        let start = |name: &str| Cluster::builder().folder(self.folder.join(name)).start().map_err(other);
+        let servers = Servers::new([start("postgres-1")?, start("postgres-2")?], &DATABASES).map_err(other)?;
+        let urls = [servers.url(0), servers.url(1)];
+        let place = Place::new(&self.binary, self.folder.join("data")).postgres(urls);
+        Ok((servers, place))
+    }
 }
 
 /// What came of it.
@@ -98,11 +107,8 @@ struct Rounds<'p> {
 
 impl<'p> Rounds<'p> {
     fn new(plan: &'p Plan) -> io::Result<Self> {
-        let start = |name: &str| Cluster::builder().folder(plan.folder.join(name)).start().map_err(other);
-        let clusters = [start("postgres-1")?, start("postgres-2")?];
-        let servers = Servers::new(clusters, &DATABASES).map_err(other)?.sparing(LISTENER);
-        let urls = [servers.url(0), servers.url(1)];
-        let place = Place::new(&plan.binary, plan.folder.join("data")).postgres(urls);
+        let (servers, place) = plan.start()?;
+        let servers = servers.sparing(LISTENER);
         let mut summary = PostgresSummary::default();
         let demo = started(&place, &mut summary.orders)?;
         let mut ledger = Ledger::default();
@@ -186,29 +192,11 @@ impl<'p> Rounds<'p> {
             let stored = read(&self.place.data, &client, usize::MAX >> 1, 0)?;
             orders.violations.extend(self.ledger.settle_all(&stored));
             orders.violations.extend(self.delivered.judge_all(&stored.ids()));
-            match demo.stop(Signal::TERM) {
-                Ok((Some(0), _)) => {}
-                Ok((code, stderr)) => {
-                    orders.violations.push(format!("SIGTERM: exit code {code:?} instead of 0: {stderr}"));
-                }
-                Err(error) => orders.violations.push(format!("SIGTERM: {error}")),
-            }
-            super::must_be_clean(&self.place.check().map_err(other)?, "at rest, after SIGTERM", orders);
+            stop(demo, &self.place, orders)?;
         }
         self.ledger.count(orders);
         (self.summary.heard, self.summary.unheard) = self.delivered.counts();
         Ok(self.summary)
-    }
-}
-
-fn started(place: &Place, summary: &mut Summary) -> io::Result<Option<(Demo, Client)>> {
-    let demo = place.start().map_err(other)?;
-    match demo.ready() {
-        Ok(client) => Ok(Some((demo, client))),
-        Err(error) => {
-            summary.violations.push(format!("the demo did not start again: {error}"));
-            Ok(None)
-        }
     }
 }
 

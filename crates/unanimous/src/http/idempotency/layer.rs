@@ -18,6 +18,7 @@ use super::key::RequestKey;
 use super::service::IdempotencyService;
 use super::{KeyStore, Lifetime};
 use crate::env::{Env, TokioEnv};
+use crate::http::layer::RequestHook;
 use crate::transaction::Tx;
 
 /// The headers that are kept where nothing else is said.
@@ -26,8 +27,6 @@ const KEPT: [HeaderName; 9] =
 
 /// The shortest time for which a response is kept.
 const SHORTEST: Duration = Duration::from_secs(60);
-
-type RequestHook<T> = Arc<dyn Fn(&Parts) -> T + Send + Sync>;
 
 /// Executes a request that carries an `Idempotency-Key` once, however often it is sent: the key and the first response are stored in
 /// the request's own transaction, and a repeat gets that response again, also after a crash and from another process.

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, REQUEST_BODY_TOO_SLOW};
 
 /// A problem as a response with any body that can be whole.
 pub(super) fn answer<B: From<Bytes>>(problem: Problem) -> Response<B> {
@@ -46,10 +46,8 @@ pub(super) const TOO_LARGE: Problem = Problem {
 };
 
 pub(super) const TOO_SLOW: Problem = Problem {
-    status: StatusCode::REQUEST_TIMEOUT,
-    kind: "request-body-too-slow",
-    title: "The request body took too long to come",
     detail: "Nothing was done. The request may be repeated with the same Idempotency-Key.",
+    ..REQUEST_BODY_TOO_SLOW
 };
 
 pub(super) const IN_FLIGHT: Problem = Problem {
@@ -64,13 +62,6 @@ pub(super) const OTHER_REQUEST: Problem = Problem {
     kind: "idempotency-key-reused",
     title: "This Idempotency-Key was used for another request",
     detail: "Nothing was done. A repeat has the same method, path, query, content type and body; another request needs another key.",
-};
-
-pub(super) const CONFLICT: Problem = Problem {
-    status: StatusCode::CONFLICT,
-    kind: "commit-conflict",
-    title: "Another request changed the same data at the same time",
-    detail: "Nothing was stored. The request may be repeated.",
 };
 
 pub(super) const UNAVAILABLE: Problem = Problem {
@@ -92,11 +83,4 @@ pub(super) const NOT_KEPT: Problem = Problem {
     kind: "response-not-kept",
     title: "The response could not be kept for its Idempotency-Key",
     detail: "Nothing was stored. The response is too large, is a stream, or broke off.",
-};
-
-pub(super) const NO_TRANSACTION: Problem = Problem {
-    status: StatusCode::INTERNAL_SERVER_ERROR,
-    kind: "no-transaction",
-    title: "This request should run in a transaction, and has none",
-    detail: "Nothing was done. The log of the service says what to change.",
 };

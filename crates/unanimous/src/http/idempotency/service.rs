@@ -13,7 +13,6 @@
 
 use std::error::Error;
 use std::future::Ready;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -32,10 +31,12 @@ use super::layer::IdempotencyLayer;
 use super::problems::{self, answer, answer_after};
 use super::stored::StoredResponse;
 use super::{Found, KeyStore, REPLAYED_HEADER};
+use crate::env::{BoxFuture, within};
 use crate::error::chain;
 use crate::http::ended::{AbortTransaction, Replay, Retryable, Unnamed, aborts};
 use crate::http::failed::is_temporary;
-use crate::http::problem::{Problem, id_value};
+use crate::http::failure::CONFLICT;
+use crate::http::problem::{NO_TRANSACTION, Problem, id_value};
 use crate::http::request::{Seen, Slot, transaction};
 use crate::transaction::Tx;
 
@@ -64,7 +65,6 @@ impl<S, K> IdempotencyService<S, K> {
 }
 
 type Answer<B, E> = Result<Response<B>, E>;
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<S, K, ReqBody, ResBody> Service<Request<ReqBody>> for IdempotencyService<S, K>
 where
@@ -79,7 +79,8 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Either<S::Future, Either<Ready<Answer<ResBody, S::Error>>, BoxFuture<Answer<ResBody, S::Error>>>>;
+    type Future =
+        Either<S::Future, Either<Ready<Answer<ResBody, S::Error>>, BoxFuture<'static, Answer<ResBody, S::Error>>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -127,12 +128,8 @@ where
         return Ok(no_transaction(&parts));
     };
     // Before the transaction begins: a slow client must not hold a connection of a store.
-    let read = tokio::select! {
-        biased;
-        read = read(body, layer.max_request_body) => read,
-        () = layer.env.sleep(layer.max_request_time) => Err(problems::TOO_SLOW),
-    };
-    let body = match read {
+    let read = within(&*layer.env, layer.max_request_time, read(body, layer.max_request_body)).await;
+    let body = match read.unwrap_or(Err(problems::TOO_SLOW)) {
         Ok(body) => body,
         Err(problem) => return Ok(answer(problem)),
     };
@@ -307,7 +304,7 @@ fn refused<B: From<Bytes>>(tx: &Tx, key: &RequestKey, error: &BoxError) -> Respo
     let (id, reason) = (tx.id(), chain(error));
     if tx.is_retryable(error) {
         tracing::info!(transaction = %id, key = key.key(), "a conflict over an Idempotency-Key: {reason}");
-        let mut response = answer_after(problems::CONFLICT, IN_FLIGHT_WAIT);
+        let mut response = answer_after(CONFLICT, IN_FLIGHT_WAIT);
         response.extensions_mut().insert(Retryable);
         response
     } else if is_temporary(error) {
@@ -323,5 +320,5 @@ fn no_transaction<B: From<Bytes>>(parts: &Parts) -> Response<B> {
     tracing::error!(method = %parts.method, path = parts.uri.path(),
         "a request with an Idempotency-Key runs in no transaction, and is refused; put the IdempotencyLayer inside of a TransactionLayer \
          (axum: add `.layer(TransactionLayer::new(manager))` after it), and look whether that one's `activate` leaves this request out");
-    answer(problems::NO_TRANSACTION)
+    answer(NO_TRANSACTION)
 }
