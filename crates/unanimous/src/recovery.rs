@@ -6,6 +6,8 @@
 //!
 //! Must not know drivers, nor what a store does to list and finish.
 
+mod together;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -20,8 +22,6 @@ use futures_util::future::join_all;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use unanimous_core::recovery::{Ask, Lists, Verdict, is_finished, verdict, whom_to_ask};
 use unanimous_core::{BranchId, Decision, DecisionRecord, HoldReason, Known, StoreError, StoreId, TransactionId};
-
-mod together;
 
 use crate::dispatch::Registered;
 use crate::env::{self, NoRuntime};
