@@ -216,6 +216,33 @@ async fn a_participant_that_cannot_be_listed_keeps_the_others_prepared() {
     assert_eq!(manager.outcome(not).await, KnownOutcome::Aborted);
 }
 
+/// One is missing, and another one's store was never reached: the record could not say whom to wait for, so that it waits.
+#[tokio::test(start_paused = true)]
+async fn an_abort_is_recorded_when_all_its_stores_are_known() {
+    let mut world = World::new();
+    let (a, b, c) = (world.two_phase("a"), world.two_phase("b"), world.two_phase("c"));
+    let id = world.disk.open().owner().transaction(1);
+    let branches = ids(id, &[&a, &b, &c]);
+    a.plant(&branches[0], "never");
+    b.plant(&branches[1], "never");
+    b.set_down(true);
+    let (builder, _log) = world.builder();
+    let manager = builder.build().await.unwrap();
+    assert!(world.journal.acts().is_empty(), "{:?}", world.journal.acts());
+    assert_eq!(a.prepared(), branches[..1]);
+    b.set_down(false);
+    manager.recover().await;
+    assert_eq!(world.journal.acts()[0], "log.conclude-abort! [a b c]");
+    assert!(a.prepared().is_empty() && b.prepared().is_empty());
+    // Known by now, it may be down: the one that is missing is enough.
+    let id = world.disk.open().owner().transaction(1);
+    a.plant(&ids(id, &[&a, &b, &c])[0], "never");
+    b.set_down(true);
+    manager.recover().await;
+    assert!(a.prepared().is_empty() && a.keys().is_empty());
+    assert_eq!(world.disk.unfinished_aborts(), [id], "b's list is still to come");
+}
+
 /// A list that is older than the end of a transaction's driver does not count: it may have missed a prepare that was acknowledged since.
 #[tokio::test(start_paused = true)]
 async fn a_list_of_before_does_not_count() {
