@@ -234,6 +234,8 @@ async fn an_abort_is_recorded_when_all_its_stores_are_known() {
     manager.recover().await;
     assert_eq!(world.journal.acts()[0], "log.conclude-abort! [a b c]");
     assert!(a.prepared().is_empty() && b.prepared().is_empty());
+    manager.recover().await;
+    assert!(world.disk.unfinished_aborts().is_empty(), "all lists have confirmed it");
     // Known by now, it may be down: the one that is missing is enough.
     let id = world.disk.open().owner().transaction(1);
     a.plant(&ids(id, &[&a, &b, &c])[0], "never");
