@@ -96,6 +96,9 @@ pub enum Event {
     RolledBack(usize, Result<(), FailureKind>),
     /// A limit of time has passed: votes that are out count as lost. Changes nothing once the decision is on its way.
     GiveUp,
+    /// The log was given up, or takes no decisions: nothing may be acknowledged by it any more. Changes nothing but where the early path's
+    /// answer is still to come.
+    Disowned,
     /// The caller has waited long enough for phase two.
     WaitElapsed,
 }
@@ -240,7 +243,7 @@ enum Stage {
     RecordingAbort(Cause),
     PhaseTwo,
     Aborting(Cause),
-    /// Early: the log took no record, so that recovery concludes from what the participants list.
+    /// Early: the log took no record, or was given up, so that recovery concludes from what the participants list.
     Left,
     /// The outcome is unknown and nobody here may act.
     Held,
@@ -307,6 +310,11 @@ impl Protocol {
             Event::GiveUp => {
                 if matches!(self.stage, Stage::Flushing | Stage::Voting) {
                     self.give_up(Cause::TimeLimit, out);
+                }
+            }
+            Event::Disowned => {
+                if self.stage == Stage::Voting && self.path == Some(Path::Early) {
+                    self.leave(out);
                 }
             }
             Event::WaitElapsed => self.wait_elapsed(out),

@@ -93,6 +93,7 @@ const REACHED: &[&str] = &[
     "RecordingAbort: voted, lost",
     "RecordingAbort: voted, no",
     "RecordingAbort: voted, ok",
+    "Voting, early: log given up",
     "Voting: reader ended, lost",
     "Voting: reader ended, no",
     "Voting: reader ended, ok",
@@ -117,11 +118,12 @@ const UNREACHED: &[(&str, &str)] = &[
     ("Over: waited", "its driver has ended"),
     ("RecordingAbort: waited", "nothing has started the wait"),
     ("Voting: waited", "nothing has started the wait"),
+    ("elsewhere: log given up", "it changes nothing there"),
 ];
 
 /// Every event that a driver of so many branches could hand in.
 fn events(count: usize) -> Vec<Event> {
-    let mut events = vec![Event::Commit, Event::Abort, Event::GiveUp, Event::WaitElapsed];
+    let mut events = vec![Event::Commit, Event::Abort, Event::GiveUp, Event::Disowned, Event::WaitElapsed];
     events.extend([DecisionAnswer::Forced, DecisionAnswer::Refused, DecisionAnswer::Unknown].map(Event::Decided));
     events.extend([Some(Decision::Commit), Some(Decision::Abort), None].map(Event::Resolved));
     // One branch too many: there is no such branch.
@@ -150,7 +152,7 @@ fn is_waited_for(protocol: &Protocol, count: usize, event: Event) -> bool {
         Event::Resolved(_) => stage == "Asking",
         Event::Committed(i, _) => is(i, "Committing"),
         Event::RolledBack(i, _) => is(i, "RollingBack") || is(i, "RollingBackPrepared"),
-        Event::GiveUp | Event::WaitElapsed => true,
+        Event::GiveUp | Event::Disowned | Event::WaitElapsed => true,
     }
 }
 
@@ -191,6 +193,9 @@ fn pair(protocol: &Protocol, event: Event) -> String {
             format!("{stage}, {}, {}: rolled back, not yet", protocol.state_name(i).0, also(i))
         }
         Event::GiveUp => format!("{stage}: time limit"),
+        // No driver says it but where it is about to answer early; elsewhere it changes nothing.
+        Event::Disowned if (stage, path) == ("Voting", "early") => "Voting, early: log given up".to_owned(),
+        Event::Disowned => "elsewhere: log given up".to_owned(),
         Event::WaitElapsed => format!("{stage}: waited"),
     }
 }

@@ -22,13 +22,15 @@ use tracing::Instrument;
 use unanimous_core::protocol::{self, Action, Answer, DecisionAnswer, End, Event, Path, Protocol};
 use unanimous_core::xid::{Roster, StoreTag};
 use unanimous_core::{
-    BranchError, BranchId, DecideError, DeciderId, Decision, DecisionRecord, FailureKind, Known, Outcome, Participant,
+    BoxError, BranchError, BranchId, DecideError, DeciderId, Decision, DecisionRecord, FailureKind, Known, Outcome,
+    Participant,
 };
 
 use crate::commit::{Answered, Committed, Reply};
 use crate::ending::{After, Ended};
 use crate::env::{BoxFuture, NoRuntime};
 use crate::error::{Cause, CommitError};
+use crate::inner::Deciding;
 use crate::recovery;
 use crate::report::{BranchReport, Report};
 use crate::transaction::{Home, Shared, Slot};
@@ -168,6 +170,26 @@ impl Driver {
     }
 
     fn handle(&mut self, event: Event) {
+        let _deciding = self.protocol.is_acknowledged_by(event).then(|| self.acknowledging());
+        self.feed(event);
+    }
+
+    /// For an answer that comes before the decision is recorded: while it is there the log is not given up. Where it was, its next owner may have
+    /// concluded abort already; and one that takes no decisions leaves what was acknowledged in doubt for as long.
+    fn acknowledging(&mut self) -> Option<Deciding> {
+        let manager = self.shared.manager.clone();
+        let deciding = manager.deciding().map_err(BoxError::from);
+        match deciding.and_then(|deciding| manager.log.ready().map(|()| deciding)) {
+            Ok(deciding) => Some(deciding),
+            Err(error) => {
+                self.log_failure = Some(DecideError::Refused(error));
+                self.feed(Event::Disowned);
+                None
+            }
+        }
+    }
+
+    fn feed(&mut self, event: Event) {
         let mut actions = Vec::new();
         if let Err(error) = self.protocol.handle(event, &mut actions) {
             tracing::error!(transaction = %self.shared.id, %error, "a bug in the driver; the event is ignored");

@@ -49,7 +49,7 @@ pub(crate) struct Inner {
     pub(crate) sequence: AtomicU64,
     pub(crate) closing: AtomicBool,
     pub(crate) given_up: AtomicBool,
-    /// Commits of a branch that are a decision themselves.
+    /// Commits of a branch that are a decision themselves, and answers that come before one.
     pub(crate) deciding: Gauge,
 }
 
@@ -70,7 +70,7 @@ impl Inner {
         self.given_up.load(Ordering::Acquire)
     }
 
-    /// For a branch whose commit is the decision.
+    /// For a branch whose commit is the decision, or an answer before it is recorded.
     pub(crate) fn deciding(self: &Arc<Self>) -> Result<Deciding, BranchError> {
         // Counted before the look, as shutdown looks before it counts: one of the two sees the other.
         self.deciding.add();

@@ -377,6 +377,57 @@ async fn a_shutdown_waits_for_what_was_acknowledged() {
     assert_eq!(acts[acts.len() - 4..], ["a.commit!", "b.commit!", "log.forget", "log.close"]);
 }
 
+/// A vote that outlives the shutdown's deadline: the log is another's by then, which has concluded abort of what was not all prepared.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_acknowledged_by_a_log_that_was_given_up() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, _log) = start(&world).await;
+    let tx = wrote(&manager, &[&a, &b]).await;
+    let id = tx.id();
+    let prepare = b.hold(Call::Prepare);
+    let commit = tx.commit();
+    prepare.reached().await;
+    eventually("a is prepared", || a.prepared().len() == 1).await;
+    manager.shutdown(Duration::from_secs(1)).await.unwrap_err();
+    let (builder, _log_of_the_next) = world.builder();
+    let next = builder.build().await.unwrap();
+    assert_eq!(world.disk.unfinished_aborts(), [id], "b is missing");
+    prepare.release();
+    assert!(!unknown(ended(commit).await).is_retryable());
+    eventually("b is prepared", || b.prepared().len() == 1).await;
+    next.recover().await;
+    assert!(a.keys().is_empty() && b.keys().is_empty() && b.prepared().is_empty());
+    assert_eq!(next.outcome(id).await, KnownOutcome::Aborted);
+}
+
+/// Nor by one that takes no decisions any more: what all participants list is left to the next start.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_acknowledged_by_a_poisoned_log() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, log) = start(&world).await;
+    let tx = wrote(&manager, &[&a, &b]).await;
+    let id = tx.id();
+    let prepare = b.hold(Call::Prepare);
+    let commit = tx.commit();
+    prepare.reached().await;
+    let other = manager.begin();
+    other.join(&a).await.unwrap().put("other").unwrap();
+    other.join(&b).await.unwrap().put("other").unwrap();
+    log.fail(Fault::Lost);
+    ended(other.commit()).await.unwrap();
+    eventually("the log is poisoned", || manager.readiness().log.is_some()).await;
+    prepare.release();
+    unknown(ended(commit).await);
+    assert!(matches!(manager.outcome(id).await, KnownOutcome::InDoubt(_)));
+    drop((manager, log));
+    let (builder, _log) = world.builder();
+    let manager = builder.build().await.unwrap();
+    assert_eq!(manager.outcome(id).await, KnownOutcome::Committed);
+    assert_eq!([a.keys(), b.keys()], [["other", "row"], ["other", "row"]]);
+}
+
 /// A log that does not record aborts.
 struct Plain(KeptLog);
 

@@ -5,7 +5,7 @@
 //!
 //! Must not know what the ids list, nor what recovery concludes.
 
-use super::{Action, Answer, Cause, DecisionAnswer, Path, Protocol, Stage};
+use super::{Action, Answer, Cause, DecisionAnswer, Event, Path, Protocol, Stage};
 use crate::branch::Capability;
 
 impl Protocol {
@@ -14,6 +14,15 @@ impl Protocol {
     #[must_use]
     pub fn acknowledging_early(self, most: usize) -> Self {
         Self { early: most, ..self }
+    }
+
+    /// Whether this event brings "committed" before the decision is recorded. Who drives it keeps the log from being given up meanwhile, or says
+    /// [`Event::Disowned`] instead: the log's next owner concludes abort of what is not all prepared by then.
+    pub fn is_acknowledged_by(&self, event: Event) -> bool {
+        matches!(event, Event::Voted(_, Ok(())) | Event::OnePhase(_, Ok(())))
+            && self.stage == Stage::Voting
+            && self.path == Some(Path::Early)
+            && self.members.iter().filter(|member| member.state.is_out()).count() == 1
     }
 
     /// Every participant can be listed and finished by others, and a list of them fits their ids.

@@ -1,6 +1,6 @@
 //! What the driver, the stores and the faults do.
 
-use unanimous_core::protocol::{DecisionAnswer, Event, Protocol};
+use unanimous_core::protocol::{DecisionAnswer, Event, Path, Protocol};
 use unanimous_core::{Capability, Decision, FailureKind, Known, Outcome, Work};
 
 use super::{Again, Call, Deciding, Kept, Live, NO, Planted, Recovering, Row, Store, Told, World, Written};
@@ -50,6 +50,10 @@ impl World {
         // The time limit passes at any moment, also when nothing may come of it any more.
         if self.told.is_none() {
             take(("time limit", 0), self.clone(), Some(Event::GiveUp));
+        }
+        // The same for a log that is given up, or takes no decisions any more.
+        if self.told.is_none() && protocol.path() == Some(Path::Early) && protocol.stage_name() == "Voting" {
+            take(("log given up", 0), self.clone(), Some(Event::Disowned));
         }
         if self.waiting {
             take(("waited", 0), self.with(|world| world.waiting = false), Some(Event::WaitElapsed));
