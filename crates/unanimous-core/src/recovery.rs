@@ -57,7 +57,8 @@ pub enum Conclusion {
 }
 
 /// What follows from lists of the participants that were read **after** the transaction was seen not to be live, and the log to have no record: by
-/// then its own driver tells nobody anything any more, and an earlier list may have missed a prepare that came after it.
+/// then its own driver tells nobody anything any more, and an earlier list may have missed a prepare that came after it. And they are
+/// [durable](crate::ResourceManager::durably_in_doubt): a branch that is listed and can still be lost was not acknowledged, and does not count as prepared.
 ///
 /// `prepared` gives the list of the store with this tag; none where it can't be had, or more than one store has the tag.
 pub fn conclude<'l>(

@@ -74,6 +74,19 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// is not in it: with early acknowledgement recovery aborts a transaction of which one is missing that had promised to commit.
     fn in_doubt(&self) -> impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send;
 
+    /// The same list, once what it holds is as durable as [`Branch::prepare`] promises: where a branch may be listed before its prepare can be
+    /// acknowledged (it waits for a disk, or for replicas), a real write after the list is forced as a prepare is, to the same server, and the list is
+    /// given when that was confirmed. With early acknowledgement recovery concludes Commit from such lists only (rule 3).
+    ///
+    /// By default [`in_doubt`](Self::in_doubt): for a store that lists a branch only once it is durable. Whoever wraps a resource manager passes it on.
+    ///
+    /// # Errors
+    ///
+    /// As [`in_doubt`](Self::in_doubt), and when the write is not confirmed now. Nothing follows then.
+    fn durably_in_doubt(&self) -> impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send {
+        self.in_doubt()
+    }
+
     /// Commits a prepared branch, from wherever it was prepared. Idempotent; repeated until it is absent from
     /// [`in_doubt`](Self::in_doubt), since no error code ends a branch (rule 8).
     ///

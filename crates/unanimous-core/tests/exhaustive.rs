@@ -60,6 +60,7 @@ fn planted_bugs_of_early_acknowledgement_are_caught() {
         (Planted::UnlistedIsMissing, Violation::AcknowledgedLost),
         (Planted::UnlistedIsPrepared, Violation::Torn),
         (Planted::ListsBeforeLive, Violation::AcknowledgedLost),
+        (Planted::UnsureIsPrepared, Violation::Torn),
         (Planted::AbortLeavesNoFloor, Violation::ReportedAbortedCommitted),
         (Planted::TouchLive, Violation::AcknowledgedLost),
     ] {

@@ -191,6 +191,10 @@ impl<R: ResourceManager> ResourceManager for Disturbed<R> {
         self.shared.look(Call::List, self.resource.in_doubt()).await
     }
 
+    async fn durably_in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        self.shared.look(Call::DurableList, self.resource.durably_in_doubt()).await
+    }
+
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
         self.shared.call(Call::RecoveredCommit, self.resource.commit(id)).await
     }

@@ -87,6 +87,7 @@ impl<B: Branch> DynBranch for B {
 pub(crate) trait DynResource: Send + Sync {
     fn identity(&self) -> BoxFuture<'_, Result<StoreId, StoreError>>;
     fn in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>>;
+    fn durably_in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>>;
     fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn rollback<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn decision(&self, transaction: TransactionId, owner: Owner) -> BoxFuture<'_, Result<Known, StoreError>>;
@@ -102,6 +103,10 @@ impl<R: ResourceManager> DynResource for R {
 
     fn in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>> {
         Box::pin(ResourceManager::in_doubt(self))
+    }
+
+    fn durably_in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>> {
+        Box::pin(ResourceManager::durably_in_doubt(self))
     }
 
     fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>> {

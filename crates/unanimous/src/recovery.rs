@@ -230,7 +230,7 @@ async fn whole_pass(inner: &Inner) {
 
     let aborts = unfinished_aborts(&pass).await;
     let unfinished = unfinished(&pass, &mut doubts).await;
-    let mut listed = list(&pass, &mut doubts).await;
+    let mut listed = list(&pass, Durably::No, &mut doubts).await;
     let live = inner.live.snapshot();
     pass.undecided = together::conclude_all(&pass, &listed, &live).await;
     let inner = &pass;
@@ -436,11 +436,22 @@ async fn unfinished_aborts(inner: &Pass<'_>) -> Vec<DecisionRecord> {
 
 type Listed = BTreeMap<StoreId, (Arc<Registered>, Vec<BranchId>)>;
 
-async fn list(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Listed {
+/// Whether what is listed must be certain to stay: for a conclusion, and not for what is recorded anyway.
+#[derive(Clone, Copy)]
+enum Durably {
+    Yes,
+    No,
+}
+
+async fn list(inner: &Pass<'_>, durably: Durably, doubts: &mut Vec<InDoubt>) -> Listed {
     let asked = join_all(inner.resources.values().map(|registered| async move {
         let answer = inner.within(Some(&registered.name), async {
             let store = registered.identity().await?.clone();
-            Ok((store, registered.resource.in_doubt().await?))
+            let branches = match durably {
+                Durably::Yes => registered.resource.durably_in_doubt().await?,
+                Durably::No => registered.resource.in_doubt().await?,
+            };
+            Ok((store, branches))
         });
         (registered, answer.await)
     }));

@@ -272,6 +272,26 @@ async fn a_list_of_before_does_not_count() {
     assert!(world.disk.unfinished_aborts().is_empty());
 }
 
+/// A branch that is listed and not certain to stay (no replica has confirmed it) is not taken for prepared; nor for missing.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_not_durable_does_not_count() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let id = world.disk.open().owner().transaction(1);
+    for (store, branch) in [&a, &b].into_iter().zip(ids(id, &[&a, &b])) {
+        store.plant(&branch, "row");
+    }
+    b.fail(Call::DurableList, Fault::Lost);
+    let (builder, _log) = world.builder();
+    let manager = builder.build().await.unwrap();
+    assert!(world.journal.acts().is_empty(), "{:?}", world.journal.acts());
+    let why: Vec<_> = manager.in_doubt().into_iter().map(|doubt| doubt.why).collect();
+    assert_eq!(why, [(); 2].map(|()| Doubt::Held(HoldReason::Unlisted(tag(&b)))));
+    assert!(manager.recover().await.is_empty());
+    assert_eq!(world.journal.acts()[0], "log.conclude-commit! [a b]");
+    assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
+}
+
 /// A vote that is lost may be prepared: the abort is recorded before anything is rolled back, and before anybody is told.
 #[tokio::test(start_paused = true)]
 async fn a_lost_vote_is_recorded_before_it_is_told() {

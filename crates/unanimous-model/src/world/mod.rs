@@ -73,6 +73,8 @@ pub struct Branch {
     pub carries: bool,
     /// A pass of recovery has found it absent from its store's list.
     pub confirmed: bool,
+    /// It is prepared, listed, and neither durable nor acknowledged: its store's failure loses it.
+    pub unsure: bool,
 }
 
 /// A decision's way to the disk.
@@ -172,6 +174,8 @@ pub enum Planted {
     UnlistedIsPrepared,
     /// Recovery lists the participants before it looks at the live table.
     ListsBeforeLive,
+    /// Recovery concludes from a prepare that is listed and not durable (rule 3).
+    UnsureIsPrepared,
     /// An abort is forgotten, and no floor is left, once no store lists a branch of it.
     AbortLeavesNoFloor,
 }
@@ -233,6 +237,7 @@ impl World {
             listed: false,
             carries: false,
             confirmed: false,
+            unsure: false,
         };
         let mut branches = [branch(Capability::TwoPhase); MOST];
         for (place, spec) in branches[..specs.len()].iter_mut().zip(specs) {

@@ -190,7 +190,9 @@ impl World {
         for (i, branch) in self.branches().iter().enumerate().filter(|(i, _)| listed & 1 << i == 0) {
             let found = u8::from(branch.store == Store::Prepared) << i;
             let again = Again::Listing { listed: listed | 1 << i, prepared: prepared | found };
-            if branch.listed {
+            // The list comes when what it holds is durable.
+            let sure = !branch.unsure || self.planted == Planted::UnsureIsPrepared;
+            if branch.listed && sure {
                 out.push((("participant listed again", i), Ok(self.with(|world| world.again = again))));
             }
         }
@@ -406,7 +408,7 @@ impl World {
     /// third of them change nothing. What is late counts as lost.
     pub(super) fn settled(&self) -> Result<(), Violation> {
         let over = self.protocol.as_ref().is_none_or(|protocol| protocol.is_over()) && self.again == Again::No;
-        let quiet = |branch: &Branch| branch.out.is_none() && branch.recovering == Recovering::No;
+        let quiet = |branch: &Branch| branch.out.is_none() && !branch.unsure && branch.recovering == Recovering::No;
         if !over || self.deciding != Deciding::Nobody || self.forgetting || !self.branches().iter().all(quiet) {
             return Ok(());
         }

@@ -119,6 +119,7 @@ impl World {
             (Call::Rollback, Store::Active | Store::Prepared | Store::Gone) => branch.store = Store::Gone,
             _ => return Err(FailureKind::Refused),
         }
+        branch.unsure = false;
         Ok(())
     }
 
@@ -152,6 +153,18 @@ impl World {
                 }
             }
             return;
+        }
+        if call == Call::Prepare && branch.unsure {
+            let sure = returned.with(|world| world.branches[i].unsure = false);
+            take(("prepare durable", i), sure, Some(call.answered(i, Ok(()))));
+            if self.faults.losses > 0 {
+                take(("its answer lost", i), lost(&returned), Some(call.answered(i, Err(FailureKind::Lost))));
+            }
+            return;
+        }
+        if call == Call::Prepare && self.early && answer.is_ok() {
+            let unsure = done.with(|world| (world.branches[i].unsure, world.branches[i].out) = (true, Some(call)));
+            take(("listed, not durable", i), unsure, None);
         }
         if call == Call::Carry && answer.is_ok() {
             // Between the write and its sync: seen by others, lost by a power cut, not yet answered.
@@ -205,6 +218,18 @@ impl World {
             }
             world.branches[i].late &= !call.bit();
             take(("late one executed", i), world, None);
+        }
+        if branch.unsure {
+            if branch.out.is_none() {
+                take(("durable after all", i), self.with(|world| world.branches[i].unsure = false), None);
+            }
+            if self.faults.losses > 0 {
+                let failed = self.with(|world| {
+                    world.faults.losses -= 1;
+                    (world.branches[i].store, world.branches[i].unsure) = (Store::Gone, false);
+                });
+                take(("store fails, prepare lost", i), failed, None);
+            }
         }
         let orphaned = self.protocol.is_none() || (branch.out.is_none() && branch.late != 0);
         if branch.store == Store::Active && orphaned {

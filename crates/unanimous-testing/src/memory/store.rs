@@ -307,6 +307,11 @@ impl ResourceManager for MemoryStore {
         Ok(if self.disk().hiding { Vec::new() } else { self.prepared() })
     }
 
+    async fn durably_in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        self.look(Call::DurableList, "durable-list").await?;
+        Ok(if self.disk().hiding { Vec::new() } else { self.prepared() })
+    }
+
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
         let reply = self.enter(Call::RecoveredCommit, "recovered-commit!".to_owned()).await?;
         let mut disk = self.disk();

@@ -416,6 +416,12 @@ impl ResourceManager for Postgres {
         Ok(prepared.into_iter().map(|prepared| prepared.branch).collect())
     }
 
+    /// A prepare is listed while it waits for synchronous replicas (PostgreSQL's `EndPrepare`).
+    async fn durably_in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        let prepared = self.store.control.list_durably().await.map_err(StoreError::new)?;
+        Ok(prepared.into_iter().map(|prepared| prepared.branch).collect())
+    }
+
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
         let control = &self.store.control;
         control.finish(id, Finish::Commit).await.map_err(PostgresError::into_branch)?;

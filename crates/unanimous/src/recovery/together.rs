@@ -11,7 +11,7 @@ use unanimous_core::{
     BranchId, Decision, DecisionRecord, HoldReason, Note, Participant, StoreError, StoreId, TransactionId,
 };
 
-use super::{Listed, Pass, list};
+use super::{Durably, Listed, Pass, list};
 use crate::live::Stage;
 
 /// Concludes and records for all of them; gives those for which nothing follows now, and why.
@@ -25,8 +25,13 @@ pub(super) async fn conclude_all(
     if open.is_empty() {
         return undecided;
     }
-    // The lists of before may have missed a prepare of a transaction that was live then, and was acknowledged since.
-    let again = list(inner, &mut Vec::new()).await;
+    // The lists of before may have missed a prepare of a transaction that was live then, and was acknowledged since; and they may hold one that
+    // no replica has confirmed, which can still be lost.
+    let mut silent = Vec::new();
+    let again = list(inner, Durably::Yes, &mut silent).await;
+    for doubt in silent {
+        tracing::warn!(resource = %doubt.resource, "what it lists is not certain to stay, so that nothing is concluded from it: {}", doubt.why);
+    }
     let prepared = again.into_iter().map(|(store, (_, branches))| (store, branches.into_iter().collect()));
     let prepared: BTreeMap<StoreId, BTreeSet<BranchId>> = prepared.collect();
     for (branch, roster) in open {

@@ -337,6 +337,10 @@ impl<R: ResourceManager> ResourceManager for Gated<R> {
         self.inner.in_doubt().await
     }
 
+    async fn durably_in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        self.inner.durably_in_doubt().await
+    }
+
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
         self.inner.commit(id).await
     }

@@ -1,19 +1,22 @@
 //! Early acknowledgement with real databases and a log in files: the process is killed between the answer and the record, and the next one
 //! commits what was acknowledged. A test starts itself again as a child, which an environment variable tells what to do.
 
+use std::error::Error;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use unanimous::log::FileLog;
-use unanimous::postgres::Postgres;
+use unanimous::postgres::{Postgres, PostgresError};
 use unanimous::{
-    BoxError, DecideError, Decider, DecisionLog, DecisionRecord, Known, KnownOutcome, Owner, StoreError, TransactionId,
-    TransactionManager,
+    BoxError, BranchId, DecideError, Decider, DeciderId, DecisionLog, DecisionRecord, Incarnation, Known, KnownOutcome,
+    LogId, Owner, ResourceManager, Roster, StoreError, StoreTag, TransactionId, TransactionManager,
 };
+use unanimous_testing::postgres::Cluster;
 use unanimous_testing::process::Program;
 
-use super::{Pair, prepared};
+use super::decisions::until;
+use super::{Pair, TABLE, connect, prepared};
 
 const CHILD: &str = "UNANIMOUS_TEST_EARLY_CHILD";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -177,4 +180,46 @@ async fn an_operators_rollback_before_the_record_loses_it() {
     let view = unanimous::log::read(folder.path()).unwrap();
     assert_eq!(view.history().recorded(id), Some(Known::Abort));
     manager.shutdown(PATIENCE).await.unwrap();
+}
+
+/// A PREPARE that waits for a replica is listed already. No conclusion comes from that before the replica has it, nor from a wait that was canceled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepare_that_no_replica_has_confirmed_is_not_concluded_from() {
+    let mut cluster = Cluster::start().unwrap();
+    cluster.create_database("orders").unwrap();
+    cluster.psql("orders", TABLE).unwrap();
+    let store = Postgres::from_url("orders", &cluster.url("orders")).unwrap();
+    let owner = Owner { log: LogId(7), incarnation: Incarnation { counter: 3, nonce: 11 } };
+    let roster = Roster::new([(0, StoreTag::of(&store.identity().await.unwrap()))]).unwrap();
+    let id = BranchId { transaction: owner.transaction(1), decider: DeciderId::Together(roster), number: 0 };
+    cluster.set("synchronous_standby_names", "nobody").unwrap();
+    let session = connect(&cluster.url("orders")).await;
+    let waiting = "select pid from pg_stat_activity where wait_event = 'SyncRep'";
+    let watch = connect(&cluster.url("postgres")).await;
+    let waits = async |count: usize| watch.query(waiting, &[]).await.unwrap().len() == count;
+    // The setting reaches each session when it is next told something.
+    let set = async || session.simple_query("show synchronous_standby_names").await;
+    until("the setting", async || format!("{:?}", set().await.unwrap()).contains("nobody")).await;
+    let gid = id.to_string();
+    let preparing = tokio::spawn(async move {
+        let sql = format!("begin; insert into t (v) values ('row'); prepare transaction '{gid}'");
+        session.batch_execute(&sql).await
+    });
+    until("the prepare waits", async || waits(1).await).await;
+    assert_eq!(store.in_doubt().await.unwrap(), [id.clone()], "it is listed");
+    let listing = |store: Postgres| tokio::spawn(async move { store.durably_in_doubt().await });
+    let list = listing(store.clone());
+    until("its list waits too", async || waits(2).await).await;
+    let cancel = "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep' and query like '%emit_message%'";
+    assert_eq!(watch.query(cancel, &[]).await.unwrap().len(), 1);
+    let error = list.await.unwrap().unwrap_err();
+    let source = error.source().and_then(|source| source.downcast_ref());
+    assert!(matches!(source, Some(PostgresError::NotReplicated(_))), "{error:?}");
+    let list = listing(store.clone());
+    until("its list waits again", async || waits(2).await).await;
+    cluster.set("synchronous_standby_names", "").unwrap();
+    assert_eq!(list.await.unwrap().unwrap(), [id.clone()]);
+    preparing.await.unwrap().unwrap();
+    store.rollback(&id).await.unwrap();
+    assert_eq!(store.durably_in_doubt().await.unwrap(), []);
 }
