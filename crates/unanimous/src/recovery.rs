@@ -248,10 +248,14 @@ async fn whole_pass(inner: &Inner) {
                         continue;
                     }
                     Some(Stage::Held) => Err(Doubt::Undecided),
-                    Some(Stage::Aborted) => end(inner, &registered, &branch, Verdict::Rollback).await,
+                    Some(Stage::Aborted) => end(inner, &registered, &branch, Verdict::Rollback, Decision::Abort).await,
                     None => {
                         let known = ask(inner, &branch).await;
-                        end(inner, &registered, &branch, verdict(&branch, &known)).await
+                        let decided = match known {
+                            Known::Commit(_) => Decision::Commit,
+                            Known::Abort | Known::Hold(_) => Decision::Abort,
+                        };
+                        end(inner, &registered, &branch, verdict(&branch, &known), decided).await
                     }
                 };
                 if let Err(why) = result {
@@ -514,7 +518,14 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
     })
 }
 
-async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdict: Verdict) -> Result<(), Doubt> {
+/// Ends a branch as its verdict says, and remembers what is decided of its transaction: a reader is rolled back whatever that is.
+async fn end(
+    inner: &Pass<'_>,
+    registered: &Registered,
+    branch: &BranchId,
+    verdict: Verdict,
+    decided: Decision,
+) -> Result<(), Doubt> {
     let who = Some(registered.name.as_str());
     let (done, decision) = match verdict {
         Verdict::Hold(reason) => return Err(Doubt::Held(reason)),
@@ -537,7 +548,7 @@ async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdi
                 Decision::Abort => "rolled back",
             };
             tracing::info!(%branch, resource = %registered.name, "recovery {did} the branch");
-            inner.outcomes.recovered(branch.transaction, decision);
+            inner.outcomes.recovered(branch.transaction, decided);
             if let Some(observer) = &inner.recovery_observer {
                 observer(&Recovered { resource: registered.name.clone(), branch: branch.clone(), decision });
             }

@@ -150,6 +150,23 @@ async fn acknowledged_and_refused_by_the_log_is_recorded_by_recovery() {
     assert_eq!(manager.readiness().log, None);
 }
 
+/// A reader that was found in the middle of its end is rolled back, which says nothing of its transaction.
+#[tokio::test(start_paused = true)]
+async fn a_readers_rollback_is_not_the_outcome() {
+    let mut world = World::new();
+    let (a, b, c) = (world.two_phase("a"), world.two_phase("b"), world.two_phase("c"));
+    let id = world.disk.open().owner().transaction(1);
+    let branches = ids(id, &[&a, &b]);
+    a.plant(&branches[0], "row");
+    b.plant(&branches[1], "row");
+    c.plant(&BranchId { number: 2, ..branches[0].clone() }, "read");
+    let (builder, _log) = world.builder();
+    let manager = builder.build().await.unwrap();
+    assert!(c.prepared().is_empty() && c.keys().is_empty());
+    assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
+    assert_eq!(manager.outcome(id).await, KnownOutcome::Committed);
+}
+
 /// One participant is missing: the abort is recorded before the rollback, and kept until every list confirms it.
 #[tokio::test(start_paused = true)]
 async fn one_that_is_missing_is_recorded_as_an_abort_before_anything_is_rolled_back() {

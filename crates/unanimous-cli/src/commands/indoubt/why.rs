@@ -276,6 +276,15 @@ fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen], ro
 }
 
 fn decided(branch: &BranchId, record: &DecisionRecord, log: &Log) -> Finding {
+    if let DeciderId::Together(roster) = &branch.decider
+        && !roster.lists(branch.number)
+    {
+        return finding(
+            Decision::Commit { at: record.decided_at, note: record.note.to_string() },
+            "its transaction has committed; this branch had only read, and was in the middle of its end",
+            repeats(log, "rolls it back, which changes nothing"),
+        );
+    }
     if !lists(record, branch) {
         return not_listed();
     }
