@@ -1,8 +1,10 @@
 //! Early acknowledgement (docs/protocol.md): the answer comes when all participants are prepared, and what follows is recorded before any of
 //! their branches is touched, by the driver and by recovery alike.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use unanimous::env::{BoxFuture, Env, NoRuntime, TokioEnv};
 use unanimous::{
     BoxError, BranchId, BuildError, Capability, Cause, CommitError, Decider, DeciderId, DecisionLog, DecisionRecord,
     Doubt, HoldReason, Known, KnownOutcome, Options, Owner, Roster, StoreError, StoreTag, Transaction, TransactionId,
@@ -463,6 +465,89 @@ async fn nothing_is_acknowledged_by_a_poisoned_log() {
     let manager = builder.build().await.unwrap();
     assert_eq!(manager.outcome(id).await, KnownOutcome::Committed);
     assert_eq!([a.keys(), b.keys()], [["other", "row"], ["other", "row"]]);
+}
+
+/// Two stores that an id can't tell apart: who writes there takes the ordinary path, and recovery takes neither for a participant.
+#[tokio::test(start_paused = true)]
+async fn two_stores_of_one_tag_are_not_told_apart() {
+    let mut world = World::new();
+    // The hashes of `store-241491` and `store-313038` agree in the 40 bits that an id holds.
+    let (a, one, two) = (world.two_phase("a"), world.two_phase("241491"), world.two_phase("313038"));
+    assert_eq!(tag(&one), tag(&two));
+    let id = world.disk.open().owner().transaction(1);
+    for (store, branch) in [&a, &two].into_iter().zip(ids(id, &[&a, &two])) {
+        store.plant(&branch, "planted");
+    }
+    let (manager, _log) = start(&world).await;
+    let why: Vec<_> = manager.in_doubt().into_iter().map(|doubt| doubt.why).collect();
+    assert_eq!(why, [(); 2].map(|()| Doubt::Held(HoldReason::Unlisted(tag(&two)))));
+    assert!(world.disk.unfinished_aborts().is_empty());
+    for store in [&one, &two] {
+        let tx = wrote(&manager, &[&a, store]).await;
+        assert_eq!(ended(tx.commit()).await.unwrap().pending, 0, "after its commits");
+    }
+}
+
+/// Nothing is prepared for a log that could not record it.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_prepared_for_a_full_log() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, log) = start(&world).await;
+    let tx = wrote(&manager, &[&a, &b]).await;
+    log.set_full(true);
+    aborted(ended(tx.commit()).await);
+    assert_eq!(world.journal.count("a.prepare!") + world.journal.count("b.prepare!"), 0);
+}
+
+/// Runs tasks as tokio does, and keeps the last one's handle, to end it.
+struct Ending(Arc<dyn Env>, Mutex<Option<tokio::task::AbortHandle>>);
+
+impl Env for Ending {
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn wall_clock(&self) -> u64 {
+        self.0.wall_clock()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        self.0.sleep(duration)
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> Result<(), NoRuntime> {
+        *self.1.lock().unwrap() = Some(tokio::spawn(task).abort_handle());
+        Ok(())
+    }
+
+    fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime> {
+        self.0.blocking(job)
+    }
+
+    fn random(&self) -> u64 {
+        self.0.random()
+    }
+}
+
+/// A driver that ends between the answer and the record wakes recovery, which does not wait for its next round.
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_ends_after_its_answer_wakes_recovery() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (builder, log) = world.builder();
+    let env = Arc::new(Ending(TokioEnv::shared(), Mutex::default()));
+    let interval = Duration::from_secs(3600);
+    let builder = builder.early_acknowledgement(true).env(env.clone()).recovery_interval(interval);
+    let manager = builder.build().await.unwrap();
+    let tx = wrote(&manager, &[&a, &b]).await;
+    let record = log.hold();
+    ended(tx.commit()).await.unwrap();
+    record.reached().await;
+    let began = tokio::time::Instant::now();
+    env.1.lock().unwrap().take().unwrap().abort();
+    eventually("both are committed", || [a.keys(), b.keys()] == [["row"], ["row"]]).await;
+    assert!(began.elapsed() < interval / 2, "{:?}", began.elapsed());
 }
 
 /// A log that does not record aborts.
