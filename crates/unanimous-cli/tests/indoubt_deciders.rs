@@ -5,6 +5,7 @@ use unanimous::postgres::PostgresLog;
 use unanimous::sqlite::{Sqlite, rusqlite};
 use unanimous::{
     Branch as _, BranchContext, BranchId, DeciderId, DecisionLog as _, DecisionRecord, Note, ResourceManager as _,
+    Roster, StoreTag,
 };
 
 use crate::indoubt_support::{
@@ -81,6 +82,32 @@ fn a_branch_in_files_that_a_sqlite_database_decides() {
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
     assert_eq!(out, format!("committed {id} in \"receipts\"\nfinished 1, in doubt 0\n"));
     assert_eq!(std::fs::read_to_string(root.join("7.json")).unwrap(), "tea");
+}
+
+/// Early acknowledgement: whoever finishes one branch by hand makes recovery abort the rest, which is said before it is done.
+#[test]
+fn an_early_branch_is_not_to_be_finished_by_hand() {
+    let place = Place::new();
+    let (one, two) = (database(), database());
+    let transaction = place.incarnation().transaction(1);
+    let tags =
+        [("orders", &one), ("billing", &two)].map(|(name, database)| StoreTag::of(&identity(&store(name, database))));
+    let decider = DeciderId::Together(Roster::new((0..).zip(tags)).unwrap());
+    let ids = [0, 1].map(|number| BranchId { transaction, decider: decider.clone(), number });
+    prepare(&one, &ids[0]);
+    prepare(&two, &ids[1]);
+    let stores = [postgres("orders", &one), postgres("billing", &two)];
+    let stores = [stores[0].as_str(), stores[1].as_str()];
+    let lines = place.branch(&stores, &ids[0]);
+    assert!(lines.iter().any(|line| line.ends_with("finish nothing by hand, neither way")), "{lines:?}");
+    for (act, says) in [("commit", "tears it"), ("rollback", "loses the transaction")] {
+        let (_, out, err) = place.run(&["indoubt", act, &ids[0].to_string()], &stores);
+        assert!(out.contains(says) && out.contains("recovery will abort the rest"), "{out}");
+        assert!(err.contains("nothing was done"), "{err}");
+    }
+    let (code, out, err) = place.run(&["recover"], &stores);
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    assert_eq!([values(&one), values(&two)], ["0", "1"]);
 }
 
 /// A branch that a PostgreSQL database decides, on a server that can't prepare; its rows are asked, and by the role that may.

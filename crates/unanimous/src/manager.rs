@@ -87,7 +87,8 @@ impl Builder {
     /// - A store that is down keeps the branches in the other stores prepared, with their locks, until it is back: without its list nobody can
     ///   tell whether the transaction was acknowledged. The same for one that is not registered any more.
     /// - An operator who rolls a branch back, a failover to a replica that lacks it, and a store restored from a backup lose a transaction
-    ///   that was acknowledged.
+    ///   that was acknowledged. One who commits a branch by hand tears it: recovery finds that branch missing, and rolls back the others. So finish
+    ///   nothing by hand.
     ///
     /// And always: who reads right after the answer may not see yet what was written, [`Committed::pending`](crate::Committed::pending) counts all
     /// branches that wrote, after-hooks run at the answer, and an abort for another reason than a branch's own refusal costs a forced write. A

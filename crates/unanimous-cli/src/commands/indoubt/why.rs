@@ -225,14 +225,14 @@ fn by_log_or_participants(branch: &BranchId, log: &Log) -> Finding {
         return finding(
             Decision::Unknown,
             "not recorded, and perhaps acknowledged: it has committed if all of its participants are prepared",
-            format!("{RECOVER}, with all of its stores; roll nothing back by hand"),
+            format!("{RECOVER}, with all of its stores; finish nothing by hand, neither way"),
         );
     };
     finding(
         Decision::None,
         "not recorded yet, and perhaps acknowledged: it has committed if all of its participants are prepared",
         format!(
-            "leave it to {}, which records it once it can list all of its stores; roll nothing back by hand",
+            "leave it to {}, which records it once it can list all of its stores; finish nothing by hand, neither way",
             who(holder)
         ),
     )
