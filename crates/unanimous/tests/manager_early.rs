@@ -169,6 +169,27 @@ async fn a_readers_rollback_is_not_the_outcome() {
     assert_eq!(manager.outcome(id).await, KnownOutcome::Committed);
 }
 
+/// What follows for several transactions is handed to the log at the same time, which forces it together.
+#[tokio::test(start_paused = true)]
+async fn conclusions_are_recorded_together() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let owner = world.disk.open().owner();
+    for id in [owner.transaction(1), owner.transaction(2)] {
+        for (store, branch) in [&a, &b].into_iter().zip(ids(id, &[&a, &b])) {
+            store.plant(&branch, &format!("row {}", id.sequence));
+        }
+    }
+    let (builder, log) = world.builder();
+    let record = log.hold();
+    let building = tokio::spawn(builder.build());
+    record.reached().await;
+    eventually("both are handed in", || world.journal.count("log.conclude-commit! [a b]") == 2).await;
+    record.release();
+    let _manager = ended(building).await.unwrap().unwrap();
+    assert_eq!([a.keys(), b.keys()], [["row 1", "row 2"], ["row 1", "row 2"]]);
+}
+
 /// One participant is missing: the abort is recorded before the rollback, and kept until every list confirms it.
 #[tokio::test(start_paused = true)]
 async fn one_that_is_missing_is_recorded_as_an_abort_before_anything_is_rolled_back() {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::join_all;
 use unanimous_core::recovery::{Ask, Conclusion, conclude, whom_to_ask};
 use unanimous_core::xid::{Roster, StoreTag};
 use unanimous_core::{
@@ -34,8 +35,10 @@ pub(super) async fn conclude_all(
     }
     let prepared = again.into_iter().map(|(store, (_, branches))| (store, branches.into_iter().collect()));
     let prepared: BTreeMap<StoreId, BTreeSet<BranchId>> = prepared.collect();
-    for (branch, roster) in open {
-        if let Err(reason) = record(inner, &branch, &roster, &prepared).await {
+    // At the same time, so that the log forces them together.
+    let recorded = join_all(open.iter().map(|(branch, roster)| record(inner, branch, roster, &prepared))).await;
+    for ((branch, _), result) in open.iter().zip(recorded) {
+        if let Err(reason) = result {
             undecided.insert(branch.transaction, reason);
         }
     }

@@ -206,7 +206,7 @@ async fn a_prepare_that_no_replica_has_confirmed_is_not_concluded_from() {
         session.batch_execute(&sql).await
     });
     until("the prepare waits", async || waits(1).await).await;
-    assert_eq!(store.in_doubt().await.unwrap(), [id.clone()], "it is listed");
+    assert_eq!(store.in_doubt().await.unwrap(), std::slice::from_ref(&id), "it is listed");
     let listing = |store: Postgres| tokio::spawn(async move { store.durably_in_doubt().await });
     let list = listing(store.clone());
     until("its list waits too", async || waits(2).await).await;
@@ -218,7 +218,7 @@ async fn a_prepare_that_no_replica_has_confirmed_is_not_concluded_from() {
     let list = listing(store.clone());
     until("its list waits again", async || waits(2).await).await;
     cluster.set("synchronous_standby_names", "").unwrap();
-    assert_eq!(list.await.unwrap().unwrap(), [id.clone()]);
+    assert_eq!(list.await.unwrap().unwrap(), std::slice::from_ref(&id));
     preparing.await.unwrap().unwrap();
     store.rollback(&id).await.unwrap();
     assert_eq!(store.durably_in_doubt().await.unwrap(), []);
