@@ -1,11 +1,12 @@
 //! `unanimous indoubt` and `recover`, where something else than a log in files decides: a store that takes part, a node's log in a database.
 
 use unanimous::files::Files;
+use unanimous::log::FileLog;
 use unanimous::postgres::PostgresLog;
 use unanimous::sqlite::{Sqlite, rusqlite};
 use unanimous::{
-    Branch as _, BranchContext, BranchId, DeciderId, DecisionLog as _, DecisionRecord, Note, ResourceManager as _,
-    Roster, StoreTag,
+    Branch as _, BranchContext, BranchId, DeciderId, Decision, DecisionLog as _, DecisionRecord, Note,
+    ResourceManager as _, Roster, StoreTag,
 };
 
 use crate::indoubt_support::{
@@ -90,6 +91,7 @@ fn an_early_branch_is_not_to_be_finished_by_hand() {
     let place = Place::new();
     let (one, two) = (database(), database());
     let transaction = place.incarnation().transaction(1);
+    let participants = participants(&[("orders", &one), ("billing", &two)]);
     let tags =
         [("orders", &one), ("billing", &two)].map(|(name, database)| StoreTag::of(&identity(&store(name, database))));
     let decider = DeciderId::Together(Roster::new((0..).zip(tags)).unwrap());
@@ -108,6 +110,20 @@ fn an_early_branch_is_not_to_be_finished_by_hand() {
     let (code, out, err) = place.run(&["recover"], &stores);
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
     assert_eq!([values(&one), values(&two)], ["0", "1"]);
+
+    // One whose abort is recorded is said to be decided.
+    let transaction = place.incarnation().transaction(1);
+    let id = BranchId { transaction, ..ids[0].clone() };
+    runtime().block_on(async {
+        let log = FileLog::open(place.log()).await.unwrap();
+        let record = DecisionRecord { transaction, participants, decided_at: 1, note: Note::default() };
+        log.conclude(record, Decision::Abort).await.unwrap();
+        log.close().await;
+    });
+    prepare(&one, &id);
+    let lines = place.branch(&stores, &id);
+    assert_eq!(lines[1..3], ["decision    abort", "in doubt    decided to abort, and its store has not finished it"]);
+    one.psql(&format!("rollback prepared '{id}'")).unwrap();
 }
 
 /// A branch that a PostgreSQL database decides, on a server that can't prepare; its rows are asked, and by the role that may.

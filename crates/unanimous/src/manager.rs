@@ -91,7 +91,8 @@ impl Builder {
     ///   nothing by hand.
     ///
     /// And always: who reads right after the answer may not see yet what was written, [`Committed::pending`](crate::Committed::pending) counts all
-    /// branches that wrote, after-hooks run at the answer, and an abort for another reason than a branch's own refusal costs a forced write. A
+    /// branches that wrote, after-hooks run at the answer, a request that is
+    /// repeated with its `Idempotency-Key` right after the answer is told that the first one is still in progress until its branches have committed, and an abort for another reason than a branch's own refusal costs a forced write. A
     /// process that ends should [shut down](TransactionManager::shutdown) first, which waits for the rest.
     pub fn early_acknowledgement(mut self, early: bool) -> Self {
         self.early = early;

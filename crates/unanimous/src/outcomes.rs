@@ -28,7 +28,8 @@ use crate::sync::lock;
 /// Deliberately exhaustive: who matches on it has thought of all four.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum KnownOutcome {
-    /// It has committed: the decision is durable, and every branch has committed or will. Final.
+    /// It has committed: the decision is durable (or, with [early acknowledgement](crate::Builder::early_acknowledgement), all branches that wrote are
+    /// prepared, which is one), and every branch has committed or will. Final.
     Committed,
     /// It can never commit any more, anywhere. Final. (A one-phase branch that was let in beside others by name may have committed all
     /// the same: that is what the opt-in says.)

@@ -144,7 +144,7 @@ async fn restored(path: &Path) -> Result<ExitCode, Failure> {
     ));
     for transaction in &log.opened().unproven {
         say(format!(
-            "not believed: the decision to commit {transaction}, the log's last write, which may have been copied before it was durable"
+            "not believed: the decision about {transaction}, the log's last write, which may have been copied before it was durable"
         ));
     }
     Ok(ExitCode::SUCCESS)

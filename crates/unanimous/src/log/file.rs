@@ -267,7 +267,7 @@ impl Opened {
         }
         for transaction in &self.unproven {
             tracing::warn!(path = %path.display(), %transaction,
-                "the decision to commit it is the restored log's last write, and is not believed: it may have been copied before it was durable");
+                "the decision about it is the restored log's last write, and is not believed: it may have been copied before it was durable");
         }
         for damage in &self.repaired {
             tracing::warn!(path = %path.display(), %damage, "believed a single copy, and wrote it anew");

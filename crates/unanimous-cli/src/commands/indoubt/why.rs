@@ -218,8 +218,13 @@ fn by_log(branch: &BranchId, log: &Log) -> Finding {
 
 /// Nothing is presumed where the log has no record: its application may have been told that it has committed.
 fn by_log_or_participants(branch: &BranchId, log: &Log) -> Finding {
-    if !log.view.verify().is_sound() || log.view.history().recorded(branch.transaction).is_some() {
-        return by_log(branch, log);
+    match log.view.history().recorded(branch.transaction) {
+        Some(Known::Abort) if log.view.verify().is_sound() => {
+            let why = "decided to abort, and its store has not finished it";
+            return finding(Decision::Abort, why, repeats(log, "rolls it back"));
+        }
+        None if log.view.verify().is_sound() => {}
+        _ => return by_log(branch, log),
     }
     let Some(holder) = log.holder else {
         return finding(
