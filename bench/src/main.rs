@@ -5,12 +5,23 @@
 //!
 //! - [`rounds`]: sides that take turns.
 //! - [`row`]: a row, its target, and whether it was reached.
+//! - [`cost`]: nanoseconds and allocations of what only computes.
 //! - [`report`]: the rows as text, as JSON, and as docs/performance.md.
+//! - [`servers`]: the groups on PostgreSQL servers.
 //! - The groups of rows, each a module: see [`GROUPS`].
 
+mod cost;
+mod empty;
+mod layer;
+mod live;
+mod log;
+mod memory;
+mod recovery;
 mod report;
 mod rounds;
 mod row;
+mod servers;
+mod startup;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,11 +41,31 @@ pub(crate) struct Options {
     pub(crate) report: Option<PathBuf>,
 }
 
+impl Options {
+    /// How many rounds are run of so many, at least three.
+    fn rounds(&self, all: usize) -> usize {
+        if self.quick { (all / 5).max(3) } else { all }
+    }
+}
+
 /// A group's rows.
 type Group = fn(&Options) -> Result<Vec<Row>, Error>;
 
 /// By name, the cheap ones first.
-const GROUPS: &[(&str, Group)] = &[];
+const GROUPS: &[(&str, Group)] = &[
+    ("empty", empty::run),
+    ("memory", memory::run),
+    ("layer", layer::run),
+    ("live", live::run),
+    ("log", log::run),
+    ("startup", startup::run),
+    ("recovery", recovery::run),
+    ("postgres", servers::postgres),
+    ("row", servers::row),
+    ("http", servers::http),
+    ("ancestors", servers::ancestors),
+    ("in_doubt", servers::in_doubt),
+];
 
 const USAGE: &str = "usage: bench [--quick] [--group NAME] [--report FILE]";
 
@@ -47,6 +78,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A folder for what is measured, on the disk that this program is on: the usual place for temporary files may be in memory.
+fn folder() -> Result<tempfile::TempDir, Error> {
+    let program = std::env::current_exe()?;
+    Ok(tempfile::tempdir_in(program.parent().unwrap_or(&program))?)
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options, Error> {

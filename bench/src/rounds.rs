@@ -21,6 +21,17 @@ impl Rounds {
         self.values.push(value);
     }
 
+    /// By how much it is more than another side, round by round.
+    ///
+    /// # Panics
+    ///
+    /// When they don't have the same number of rounds.
+    pub(crate) fn less(&self, other: &Self, name: impl Into<String>) -> Self {
+        assert_eq!(self.values.len(), other.values.len(), "{} and {} took turns", self.name, other.name);
+        let values = self.values.iter().zip(&other.values).map(|(value, other)| value - other).collect();
+        Self { name: name.into(), unit: self.unit, values }
+    }
+
     /// By itself.
     pub(crate) fn row(&self) -> Row {
         Row {
@@ -46,15 +57,15 @@ impl Rounds {
     }
 }
 
+/// A side: where its values go, and what gives the next one.
+pub(crate) type Side<'s, E> = (&'s mut Rounds, &'s mut dyn FnMut() -> Result<f64, E>);
+
 /// Runs each side once in each round, the first of a round in turn, after one round that warms up.
 ///
 /// # Errors
 ///
 /// The first error of a side.
-pub(crate) fn alternate<E>(
-    rounds: usize,
-    sides: &mut [(&mut Rounds, &mut dyn FnMut() -> Result<f64, E>)],
-) -> Result<(), E> {
+pub(crate) fn alternate<E>(rounds: usize, sides: &mut [Side<'_, E>]) -> Result<(), E> {
     let count = sides.len();
     for round in 0..=rounds {
         for turn in 0..count {

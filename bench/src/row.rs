@@ -40,6 +40,11 @@ pub(crate) enum Target {
 }
 
 impl Row {
+    /// With what is hoped for of it.
+    pub(crate) fn target(self, target: Target) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
     /// None where nothing was hoped for.
     pub(crate) fn reached(&self) -> Option<bool> {
         let ratio = self.beside.as_ref().map(|beside| beside.ratio);

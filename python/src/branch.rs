@@ -26,13 +26,23 @@ use unanimous::{Branch, BranchError, BranchId, Capability, FailureKind, Work};
 use crate::phases::Phases;
 use crate::resource::Resource;
 
+/// Where a data manager's branch is, when it can be finished from elsewhere.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) resource: Resource,
+    /// Of the id that was reserved for it.
+    pub(crate) number: Option<u16>,
+}
+
 /// The data managers of one commit.
 pub(crate) struct Group {
     transaction: Py<PyAny>,
     /// In their order.
     managers: Py<PyList>,
-    /// Where the branch of each is, when it can be finished from elsewhere; empty where none can.
-    resources: Vec<Option<Resource>>,
+    /// Those that can be finished from elsewhere; empty where none can.
+    places: Vec<Option<Place>>,
+    /// Branches may vote, and commit, at the same time.
+    side_by_side: bool,
     state: Mutex<State>,
 }
 
@@ -40,6 +50,8 @@ pub(crate) struct Group {
 struct State {
     /// `tpc_begin` was called on all.
     begun: bool,
+    /// They know that the decision is to commit.
+    decided: bool,
     /// Their commits were started.
     committing: bool,
     /// They were told to give up.
@@ -67,17 +79,19 @@ enum Stage {
 }
 
 impl Group {
-    /// `resources` is as long as `managers`, or empty where none has any.
+    /// `places` is as long as `managers`, or empty where none has any.
     pub(crate) fn new(
         transaction: Bound<'_, PyAny>,
         managers: Bound<'_, PyList>,
-        resources: Vec<Option<Resource>>,
+        places: Vec<Option<Place>>,
+        side_by_side: bool,
     ) -> Arc<Self> {
         let state = State { stages: vec![Stage::Open; managers.len()], ..State::default() };
         Arc::new(Self {
             transaction: transaction.unbind(),
             managers: managers.unbind(),
-            resources,
+            places,
+            side_by_side,
             state: Mutex::new(state),
         })
     }
@@ -91,9 +105,13 @@ impl Group {
         self.state().stages.len()
     }
 
+    fn place(&self, index: usize) -> Option<&Place> {
+        self.places.get(index)?.as_ref()
+    }
+
     /// The configured resource that this one's branch is in.
-    pub(crate) fn resource(&self, index: usize) -> Option<&Resource> {
-        self.resources.get(index)?.as_ref()
+    fn resource(&self, index: usize) -> Option<&Resource> {
+        self.place(index).map(|place| &place.resource)
     }
 
     fn manager<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyAny>> {
@@ -160,6 +178,24 @@ impl Group {
         phases.begin(py, &self.transaction, &self.managers)
     }
 
+    /// Lets those that want to know it know that they must commit, once and before any of them is told to: whatever comes up from here on, also an
+    /// interrupt, an abort of the program's must not roll one of them back (rule 7). Nothing of Python's runs for it.
+    fn decide(&self, py: Python<'_>) {
+        if std::mem::replace(&mut self.state().decided, true) {
+            return;
+        }
+        let name = intern!(py, "unanimous_decided");
+        for index in 0..self.len() {
+            let told = self.manager(py, index).and_then(|manager| match manager.getattr_opt(name)? {
+                Some(_) => manager.setattr(name, true),
+                None => Ok(()),
+            });
+            if let Err(error) = told {
+                self.log(py, "%s can't be told that it must commit", index, error);
+            }
+        }
+    }
+
     /// Tells all to give up, once: those that have not voted first. Errors are logged, and change nothing.
     pub(crate) fn clean_up(&self, py: Python<'_>) {
         if std::mem::replace(&mut self.state().cleaned, true) {
@@ -196,7 +232,7 @@ impl Group {
 
     /// Nobody knows the outcome: recoverable data managers leave their branches to recovery, also when the program aborts now.
     pub(crate) fn forget(&self, py: Python<'_>) {
-        for index in 0..self.resources.len() {
+        for index in 0..self.places.len() {
             if self.resource(index).is_some() {
                 self.forget_one(py, index);
             }
@@ -232,8 +268,12 @@ pub(crate) struct ManagerBranch {
 }
 
 impl ManagerBranch {
-    /// Where it is prepared, and the member that prepares it.
-    pub(crate) fn resource(&self) -> Option<&Resource> {
+    /// Where the member that is a branch by itself is prepared.
+    pub(crate) fn place(&self) -> Option<&Place> {
+        self.group.place(self.members.start)
+    }
+
+    fn resource(&self) -> Option<&Resource> {
         self.group.resource(self.members.start)
     }
 
@@ -245,26 +285,33 @@ impl ManagerBranch {
         self.group.state().stages[self.members.start].clone()
     }
 
-    /// Those from this one on that wait for their servers too, up to the next that is called here and may use their connections.
+    /// Those from this one on that can be called side by side: they wait for their servers too, up to the next that is called here and may
+    /// use their connections.
     fn neighbours(&self) -> Range<usize> {
         let start = self.members.start;
+        if !self.group.side_by_side {
+            return start..start + 1;
+        }
         let last = (start..self.group.len()).find(|&index| self.group.resource(index).is_none());
         start..last.unwrap_or(self.group.len())
     }
 
-    /// Lets this one and its neighbours vote at the same time, where there are several; they are asked for the answers in their order.
+    /// Lets this one and its neighbours vote at the same time, where there are several and their ids are known; they are asked for the answers in
+    /// their order.
     fn start_prepares(&self, py: Python<'_>, id: &BranchId) -> PyResult<()> {
         let neighbours = self.neighbours();
         if neighbours.len() < 2 || matches!(self.stage(), Stage::Asked(_)) {
             return Ok(());
         }
-        for index in neighbours {
-            // Each of them is a branch, and branches are numbered in this order.
-            let further =
-                u16::try_from(index - self.members.start).expect("a transaction has fewer branches than numbers");
-            let id = BranchId { number: id.number + further, ..id.clone() };
+        let numbers: Option<Vec<_>> =
+            neighbours.clone().map(|index| self.group.place(index).and_then(|place| place.number)).collect();
+        for (index, number) in neighbours.zip(numbers.unwrap_or_default()) {
+            let id = BranchId { number, ..id.clone() };
             self.group.set_stage(index, Stage::Asked(id.clone()));
-            self.group.start(py, index, "start_prepare", (id.to_string(),))?;
+            // Its own is called here, which needs no thread.
+            if index > self.members.start {
+                self.group.start(py, index, "start_prepare", (id.to_string(),))?;
+            }
         }
         Ok(())
     }
@@ -275,7 +322,7 @@ impl ManagerBranch {
         if neighbours.len() < 2 || std::mem::replace(&mut self.group.state().committing, true) {
             return;
         }
-        for index in neighbours {
+        for index in neighbours.skip(1) {
             if let Err(error) = self.group.start(py, index, "start_commit", ()) {
                 self.group.log(py, "start_commit() of %s failed", index, error);
             }
@@ -356,6 +403,7 @@ impl Branch for ManagerBranch {
 
     async fn commit(&self) -> Result<(), BranchError> {
         let group = &self.group;
+        Python::attach(|py| group.decide(py));
         let (resource, id, told) = match (self.resource(), self.stage()) {
             (Some(resource), Stage::Prepared(id)) => (resource, id, false),
             (Some(resource), Stage::Told(id)) => (resource, id, true),

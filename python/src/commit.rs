@@ -2,17 +2,18 @@
 //!
 //! Must not know the ancestors' hooks, savepoints or synchronizers.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use unanimous::{CommitError, JoinError, Options, Transaction, thread};
 
-use crate::branch::Group;
+use crate::branch::{Group, Place};
 use crate::engine::{self, Engine, told, wait_detached};
 use crate::files::{self, Gathered};
-use crate::resource::Resource;
+use crate::ids::Ids;
 
 /// Commits `managers` in this order. What one of them raises before the decision is raised here, as it is; what the first `tpc_finish` that
 /// fails raises is returned: it is committed then.
@@ -23,17 +24,19 @@ pub(crate) fn commit<'py>(
     managers: Bound<'py, PyList>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let engine = engine::get(py)?;
+    let committing = Committing::enter(&engine);
     let found = files::gathered(&engine, managers.clone())
-        .and_then(|(others, gathered)| Ok((resources_of(&engine, &others)?, others, gathered)));
-    let (resources, managers, gathered) = match found {
+        .and_then(|(others, gathered)| Ok((places_of(&engine, &others)?, others, gathered)));
+    let ((mut places, ids), managers, gathered) = match found {
         Ok(found) => found,
         Err(error) => {
-            Group::new(transaction, managers, Vec::new()).clean_up(py);
+            Group::new(transaction, managers, Vec::new(), false).clean_up(py);
             return Err(error);
         }
     };
-    let group = Group::new(transaction, managers, resources);
-    let tx = match join_all(py, &engine, &group, &gathered) {
+    let tx = begin(&engine, ids, &mut places);
+    let group = Group::new(transaction, managers, places, !committing.is_crowded());
+    let tx = match join_all(py, tx, &group, &gathered) {
         Ok(tx) => tx,
         Err(error) => {
             group.clean_up(py);
@@ -59,9 +62,38 @@ pub(crate) fn commit<'py>(
     }
 }
 
-/// The configured resource that each data manager says that its branch is in; empty where none does.
-fn resources_of(engine: &Engine, managers: &Bound<'_, PyList>) -> PyResult<Vec<Option<Resource>>> {
-    let mut resources = Vec::new();
+/// Counts the commits that are under way.
+struct Committing<'e> {
+    all: &'e AtomicUsize,
+    others: usize,
+}
+
+impl<'e> Committing<'e> {
+    fn enter(engine: &'e Engine) -> Self {
+        Self { others: engine.committing.fetch_add(1, Ordering::Relaxed), all: &engine.committing }
+    }
+
+    /// Every processor has another transaction that ends already: threads would only take turns.
+    fn is_crowded(&self) -> bool {
+        static PROCESSORS: OnceLock<usize> = OnceLock::new();
+        let processors =
+            PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get));
+        self.others >= *processors
+    }
+}
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One for each data manager, or none; and whence their numbers are.
+type Places<'py> = (Vec<Option<Place>>, Option<Bound<'py, Ids>>);
+
+/// The configured resource that each data manager says that its branch is in; empty where none does. And the ids that were reserved for them.
+fn places_of<'py>(engine: &Engine, managers: &Bound<'py, PyList>) -> PyResult<Places<'py>> {
+    let (mut places, mut ids) = (Vec::new(), None::<Bound<'_, Ids>>);
     for (index, manager) in managers.iter().enumerate() {
         let name = manager.getattr_opt(intern!(manager.py(), "unanimous_resource"))?;
         let Some(name) = name.and_then(|name| name.extract::<String>().ok()) else { continue };
@@ -72,26 +104,46 @@ fn resources_of(engine: &Engine, managers: &Bound<'_, PyList>) -> PyResult<Vec<O
             );
             return Err(raise(manager.py(), "TransactionError", &message));
         };
-        resources.resize(managers.len(), None);
-        resources[index] = Some(resource.clone());
+        let branch = manager.getattr_opt(intern!(manager.py(), "unanimous_branch"))?;
+        let number =
+            branch.and_then(|branch| branch.extract::<(Bound<'_, Ids>, u16)>().ok()).and_then(|(its, number)| {
+                let first = ids.get_or_insert_with(|| its.clone());
+                first.is(&its).then_some(number)
+            });
+        places.resize(managers.len(), None);
+        places[index] = Some(Place { resource: resource.clone(), number });
     }
-    Ok(resources)
+    Ok((places, ids))
 }
 
-fn join_all(py: Python<'_>, engine: &Engine, group: &Arc<Group>, gathered: &[Gathered]) -> PyResult<Transaction> {
-    let tx = thread::begin(&engine.manager, Options::default());
+/// Begins under the ids that were reserved, where they are this manager's; else the branches get other ones.
+fn begin(engine: &Engine, ids: Option<Bound<'_, Ids>>, places: &mut [Option<Place>]) -> Transaction {
+    if let Some(tx) = ids.and_then(|ids| ids.get().begin(engine)) {
+        return tx;
+    }
+    for place in places.iter_mut().flatten() {
+        place.number = None;
+    }
+    thread::begin(&engine.manager, Options::default())
+}
+
+fn join_all(py: Python<'_>, tx: Transaction, group: &Arc<Group>, gathered: &[Gathered]) -> PyResult<Transaction> {
     for (place, branch) in group.branches(py).into_iter().enumerate() {
         // Branches are called in the order of their names.
         let name = format!("python {place:04}");
-        let resource = branch.resource().cloned();
-        let joined = match resource {
+        let place = branch.place().cloned();
+        let joined = match place {
             None => {
                 // Nobody could finish it after a crash: it is let in here, as the ancestors do (rule 10).
                 tx.allow(&name);
                 tx.join_branch(&name, branch).map(drop)
             }
-            Some(resource) => {
+            Some(Place { resource, number: None }) => {
                 let join = tx.join_foreign(resource.name(), &name, branch);
+                wait_detached(py, resource.entered(join)).map(drop)
+            }
+            Some(Place { resource, number: Some(number) }) => {
+                let join = tx.join_foreign_as(resource.name(), &name, branch, number);
                 wait_detached(py, resource.entered(join)).map(drop)
             }
         };
@@ -145,5 +197,5 @@ pub(crate) fn raise(py: Python<'_>, class: &str, message: &str) -> PyErr {
 /// Tells data managers to give up, none of which has voted: `abort` on all, then `tpc_abort` on all. Errors are logged.
 #[pyfunction]
 pub(crate) fn clean_up<'py>(py: Python<'py>, transaction: Bound<'py, PyAny>, managers: Bound<'py, PyList>) {
-    Group::new(transaction, managers, Vec::new()).clean_up(py);
+    Group::new(transaction, managers, Vec::new(), false).clean_up(py);
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub(crate) struct Engine {
     background: Background,
     /// Where its log is; none for one in memory.
     log: Option<PathBuf>,
+    /// How many commits are under way.
+    pub(crate) committing: AtomicUsize,
     /// Ends before the rest.
     adoption: Option<Adoption>,
 }
@@ -111,13 +114,21 @@ impl Configuration {
         let Some(folder) = &self.log else {
             let manager = background
                 .build(self.builder(TransactionManager::builder(MemoryLog::with_env(background.env())), &resources))?;
-            return Ok(Engine { manager, resources, background, log: None, adoption: None });
+            return Ok(Engine {
+                manager,
+                resources,
+                background,
+                log: None,
+                committing: AtomicUsize::new(0),
+                adoption: None,
+            });
         };
         let log = self.first_free(folder, &background)?;
         let path = log.path().to_owned();
         let manager = background.build(self.builder(TransactionManager::builder(log), &resources))?;
         let adoption = Adoption::start(self.clone(), path.clone())?;
-        Ok(Engine { manager, resources, background, log: Some(path), adoption: Some(adoption) })
+        let committing = AtomicUsize::new(0);
+        Ok(Engine { manager, resources, background, log: Some(path), committing, adoption: Some(adoption) })
     }
 
     /// Each process has a log of its own: the folder itself, or the first of its `worker-` folders that nobody has open.

@@ -8,6 +8,7 @@ mod branch;
 mod commit;
 mod engine;
 mod files;
+mod ids;
 mod logging;
 mod phases;
 mod postgres;
@@ -22,8 +23,10 @@ mod _core {
     #[pymodule_export]
     use crate::engine::{close, forget, is_open, open, open_log, recover};
     #[pymodule_export]
+    use crate::ids::Ids;
+    #[pymodule_export]
     use crate::postgres::{
-        postgres_deliver_sql, postgres_ensure_outbox, postgres_mark_sql, postgres_resource, postgres_vote_sql,
-        postgres_who_sql,
+        postgres_deliver_sql, postgres_ensure_outbox, postgres_mark_sql, postgres_notifications_sql,
+        postgres_replicates, postgres_resource, postgres_vote_sql, postgres_who_sql,
     };
 }

@@ -34,6 +34,13 @@ pub(crate) fn postgres_vote_sql(mark: &str, gid: &str, notifications: Vec<(Strin
     sql.map_err(|error| PyValueError::new_err(told(&error)))
 }
 
+/// What keeps a branch's notifications in the outbox, as the last statement of its work.
+#[pyfunction]
+pub(crate) fn postgres_notifications_sql(gid: &str, notifications: Vec<(String, String)>) -> PyResult<String> {
+    let sql = ForeignBranch::notifications_sql(gid, &notifications);
+    sql.map_err(|error| PyValueError::new_err(told(&error)))
+}
+
 /// What delivers a committed branch's notifications from the outbox; one message, outside of a transaction.
 #[pyfunction]
 pub(crate) fn postgres_deliver_sql(gid: &str) -> String {
@@ -52,8 +59,8 @@ pub(crate) fn postgres_resource(py: Python<'_>, system: &str, database: &str, ro
     let engine = engine::get(py)?;
     let (reached, others): (Vec<_>, Vec<_>) = engine.resources.postgres.values().partition(|one| one.is_reached());
     for resource in reached {
-        let asked = wait_detached(py, resource.entered(resource.postgres.leads_here(system, database, role)));
-        if asked.map_err(|error| failed(&error))? {
+        let here = resource.postgres.is_known_to_lead_here(system, database, role);
+        if here.map_err(|error| failed(&error))? {
             return Ok(Some(resource.name().to_owned()));
         }
     }
@@ -115,9 +122,21 @@ pub(crate) fn postgres_resource(py: Python<'_>, system: &str, database: &str, ro
 /// Makes the outbox in a resource's database where it is missing.
 #[pyfunction]
 pub(crate) fn postgres_ensure_outbox(py: Python<'_>, resource: &str) -> PyResult<()> {
-    let engine = engine::get(py)?;
-    let named = engine.resources.postgres.get(resource);
-    let resource = named.ok_or_else(|| PyValueError::new_err(format!("no resource is named {resource:?}")))?;
+    let resource = named(py, resource)?;
     let ensured = resource.entered(resource.postgres.ensure_outbox());
     wait_detached(py, ensured).map_err(|error| failed(&error))
+}
+
+/// Whether a resource's server has replicas that a vote must reach.
+#[pyfunction]
+pub(crate) fn postgres_replicates(py: Python<'_>, resource: &str) -> PyResult<bool> {
+    let resource = named(py, resource)?;
+    let asked = resource.entered(resource.postgres.replicates());
+    wait_detached(py, asked).map_err(|error| failed(&error))
+}
+
+fn named(py: Python<'_>, resource: &str) -> PyResult<Resource> {
+    let engine = engine::get(py)?;
+    let named = engine.resources.postgres.get(resource);
+    named.cloned().ok_or_else(|| PyValueError::new_err(format!("no resource is named {resource:?}")))
 }

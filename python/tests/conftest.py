@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+import unanimous_tm
 from unanimous_tm import transaction
 
 HERE = Path(__file__).parent
@@ -77,6 +78,19 @@ def nothing_is_left():
     """No test hands its transaction to the next one."""
     yield
     transaction.abort()
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """Configures this process for a test; afterwards it is as before."""
+
+    def configure(resources, log=tmp_path / "decisions"):
+        unanimous_tm.configure(log=log, resources=resources)
+
+    yield configure
+    unanimous_tm.shutdown()
+    unanimous_tm._configuration._log = None
+    unanimous_tm._configuration._resources = {}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 
+import psycopg
 import psycopg2
 import pytest
 
@@ -57,19 +58,6 @@ def until(true, within=30.0):
     while not (found := true()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
-
-
-@pytest.fixture
-def configured(tmp_path):
-    """Configures this process for a test; afterwards it is as before."""
-
-    def configure(resources, log=tmp_path / "decisions"):
-        unanimous_tm.configure(log=log, resources=resources)
-
-    yield configure
-    unanimous_tm.shutdown()
-    unanimous_tm._configuration._log = None
-    unanimous_tm._configuration._resources = {}
 
 
 @pytest.mark.parametrize(
@@ -461,10 +449,12 @@ def test_a_resource_alone_that_does_not_prepare_has_aborted(configured, orders, 
     assert orders.values() == [] and orders.prepared() == []
 
 
-def test_a_connection_is_given_back_once_where_its_rollback_fails(configured, orders):
-    """Somebody has rolled back what was prepared: the connection is still the application's."""
+@pytest.mark.parametrize("driver", [psycopg2, psycopg], ids=["psycopg2", "psycopg3"])
+def test_a_connection_is_given_back_once_where_its_rollback_fails(configured, orders, driver):
+    """Somebody has rolled back what was prepared: psycopg 3's connection is still the application's; psycopg2's is closed, as it
+    would only send the same again."""
     configured({"orders": orders.url})
-    with contextlib.closing(psycopg2.connect(orders.url)) as conn:
+    with contextlib.closing(driver.connect(orders.url)) as conn:
         unanimous_tm.psycopg2.join(conn)
         orders.insert(conn, 1)
         (manager,) = transaction.get()._resources
@@ -479,6 +469,9 @@ def test_a_connection_is_given_back_once_where_its_rollback_fails(configured, or
         with pytest.raises(ValueError, match="no"):
             transaction.commit()
         transaction.abort()
+        if driver is psycopg2:
+            assert conn.closed
+            return
         orders.insert(conn, 2)
         conn.commit()
     assert orders.values() == [2]
@@ -512,12 +505,45 @@ def test_a_resource_alone_is_tried_again_after_a_serialization_failure_of_its_vo
     assert orders.values() == [1, 2, 10, 20] and orders.prepared() == []
 
 
+def test_a_warned_vote_is_a_no_where_the_server_replicates_by_then(configured, orders):
+    """The connection was asked when it joined first, and can't be asked again behind its vote; its resource is."""
+    configured({"orders": orders.url})
+    warns = "begin raise warning 'the work''s own'; return new; end"
+    orders.execute(f"create function f{orders.table}() returns trigger language plpgsql as $$ {warns} $$")
+    orders.execute(
+        f"create constraint trigger later after insert on {orders.table} deferrable initially deferred for each row"
+        f" execute function f{orders.table}()"
+    )
+    # It does not wait for the replica that is not there.
+    local = psycopg2.extensions.make_dsn(orders.url, options="-c synchronous_commit=local")
+    with contextlib.closing(psycopg2.connect(local)) as conn:
+        unanimous_tm.psycopg2.join(conn)
+        orders.insert(conn, 1)
+        transaction.commit()
+        assert orders.values() == [1]
+        unanimous_tm.psycopg2.join(conn)
+        orders.insert(conn, 2)
+        orders.execute("alter system set synchronous_standby_names = 'nobody'")
+        try:
+            orders.execute("select pg_reload_conf()")
+            assert until(lambda: _core.postgres_replicates("orders"))
+            with pytest.raises(unanimous_tm.psycopg2.BranchError, match="the work's own"):
+                transaction.commit()
+            transaction.abort()
+        finally:
+            orders.execute("alter system reset synchronous_standby_names")
+            orders.execute("select pg_reload_conf()")
+    assert orders.values() == [1] and orders.prepared() == []
+
+
 # The second phase.
 
 
-def test_an_interrupt_in_the_second_phase_is_raised_when_all_is_committed(configured, orders, billing, monkeypatch):
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupt_in_the_second_phase_is_raised_when_all_is_committed(configured, orders, billing, monkeypatch, count):
+    """It comes before the branch itself knows that it must commit; the abort behind it must not roll it back."""
     configured({"orders": orders.url, "billing": billing.url})
-    for database in (orders, billing):
+    for database in (orders, billing)[:count]:
         database.insert(unanimous_tm.psycopg2.join(database.url), 1)
 
     def interrupt():
@@ -527,7 +553,7 @@ def test_an_interrupt_in_the_second_phase_is_raised_when_all_is_committed(config
     with pytest.raises(KeyboardInterrupt):
         transaction.commit()
     transaction.abort()
-    assert orders.values() == billing.values() == [1]
+    assert orders.values() == [1] and billing.values() == [1] * (count - 1)
     assert orders.prepared() == billing.prepared() == []
 
 

@@ -4,11 +4,12 @@ import contextlib
 
 import psycopg
 import psycopg2
+import psycopg2.extensions
 import pytest
 
 import unanimous_tm.psycopg
 import unanimous_tm.psycopg2
-from unanimous_tm import transaction
+from unanimous_tm import _postgres, transaction
 from unanimous_tm._notify import notifications
 from unanimous_tm.psycopg2 import BranchError
 
@@ -25,7 +26,24 @@ class Psycopg3:
     kind = psycopg.Connection
 
 
-@pytest.fixture(params=[Psycopg2, Psycopg3], ids=["psycopg2", "psycopg3"])
+class Unreported(psycopg2.extensions.connection):
+    """As behind a pooler, or of a server before PostgreSQL 14, that does not report what its settings become."""
+
+    def get_parameter_status(self, name):
+        return None if name == "default_transaction_read_only" else super().get_parameter_status(name)
+
+
+class Psycopg2Unreported(Psycopg2):
+    @staticmethod
+    def connect(url):
+        return psycopg2.connect(url, connection_factory=Unreported)
+
+    @classmethod
+    def join(cls, conn, trans=None, notify=None):
+        return _postgres.join(cls.connect, conn, trans, notify)
+
+
+@pytest.fixture(params=[Psycopg2, Psycopg2Unreported, Psycopg3], ids=["psycopg2", "unreported", "psycopg3"])
 def driver(request):
     return request.param
 
@@ -146,10 +164,13 @@ def test_two_connections_to_one_database_are_two_branches(driver, orders):
     assert orders.values() == [0, 1]
 
 
-def test_a_failed_statement_that_nobody_saw_is_a_no(driver, orders, billing):
-    """PostgreSQL answers the PREPARE TRANSACTION of a failed transaction without an error, and prepares nothing."""
+@pytest.mark.parametrize("before", ["select 1", "savepoint s"])
+def test_a_failed_statement_that_nobody_saw_is_a_no(driver, orders, billing, before):
+    """PostgreSQL answers the PREPARE TRANSACTION of a failed transaction without an error, and prepares nothing. Within a savepoint, what
+    was set before it stays."""
     one, other = driver.join(orders.url), driver.join(billing.url)
     orders.insert(one, 1)
+    execute(one, before)
     billing.insert(other, 1)
     with contextlib.suppress(psycopg.errors.DivisionByZero, psycopg2.errors.DivisionByZero):
         execute(one, "select 1/0")
@@ -419,15 +440,12 @@ def test_the_drivers_notices_are_left_as_they_were(orders):
 
 def test_a_warning_of_the_vote_is_seen_whatever_the_application_does_with_notices(orders, monkeypatch):
     """As when a replica was not waited for; the driver keeps the last fifty notices only."""
-    from unanimous_tm._drivers import Psycopg2 as Driver
-
     raises = "raise warning 'the vote''s own'; for n in 1 .. 5 loop raise notice '%', n; end loop; return new;"
     orders.execute(f"create function f{orders.table}() returns trigger language plpgsql as $$ begin {raises} end $$")
     orders.execute(
         f"create constraint trigger later after insert on {orders.table} deferrable initially deferred for each row"
         f" execute function f{orders.table}()"
     )
-    run = Driver.run
     with contextlib.closing(psycopg2.connect(orders.url)) as conn:
         # Where there are no replicas, it is the work's own.
         unanimous_tm.psycopg2.join(conn)
@@ -437,7 +455,7 @@ def test_a_warning_of_the_vote_is_seen_whatever_the_application_does_with_notice
         transaction.commit()
         assert conn.notices is kept
         assert orders.values() == [1]
-        monkeypatch.setattr(Driver, "run", lambda self, sql: [("one",)] if sql.startswith("SHOW sync") else run(self, sql))
+        monkeypatch.setitem(_postgres._known, conn, (*_postgres._known[conn][:3], "one"))
         unanimous_tm.psycopg2.join(conn)
         orders.insert(conn, 2)
         conn.notices = []

@@ -1,19 +1,34 @@
 """psycopg2 and psycopg 3, as far as a branch needs them.
 
-Both keep a connection that has begun a two-phase transaction from being committed or rolled back by the application. Neither takes the
-branch's id later than at the begin, nor the vote's guard; so the statements of both phases are sent as they are.
+Both keep a connection that has begun a two-phase transaction from being committed or rolled back by the application.
+
+psycopg 3 sees by itself that a transaction was prepared, so that the statements of both phases are sent as they are. psycopg2 only believes its own
+calls: ``tpc_prepare`` and ``tpc_commit`` take the id from the begin, and send a bare PREPARE TRANSACTION. What would keep that from lying (the
+mark, see ``_postgres``) is looked at without a message then: the server reports a setting whenever it changes, and
+``SET LOCAL`` undoes itself with the transaction, whoever ends it.
 
 Must not know transactions.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
+from collections.abc import Callable
 from typing import Any, Optional
 
 # libpq's PGTransactionStatusType.
 _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3
+
+# It is reported from PostgreSQL 14 on, and means nothing to a transaction that has begun.
+_REPORTED = "default_transaction_read_only"
+
+
+def literal(text: str) -> str:
+    """A string literal, whatever ``standard_conforming_strings`` says (PostgreSQL 15, 4.1.2.2)."""
+    quoted = text.replace("'", "''")
+    return " E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
 
 
 def driver_of(conn: Any) -> Driver:
@@ -44,6 +59,9 @@ _drivers: weakref.WeakKeyDictionary[type, type[Driver]] = weakref.WeakKeyDiction
 class Driver:
     """A connection. What it raises is the driver's own."""
 
+    #: A vote's warning is certainly about replicas.
+    tells_warnings = False
+
     def __init__(self, conn: Any) -> None:
         self.conn = conn
 
@@ -68,9 +86,13 @@ class Driver:
             if not self.conn.closed:
                 self.conn.autocommit = False
 
-    def begin(self, name: str) -> None:
-        """Begins a transaction in which the driver refuses `commit` and `rollback`."""
-        self.conn.tpc_begin(name)
+    def begin(self, gid: str) -> None:
+        """Begins a transaction in which the driver refuses `commit` and `rollback`; it is most likely prepared under this id."""
+        self.conn.tpc_begin(gid)
+
+    def mark(self, sql: Callable[[], str]) -> None:
+        """Marks what has begun, by this statement or in the driver's own way."""
+        self.run(sql())
 
     def run(self, sql: str) -> list[tuple]:
         """One message, in the transaction. The rows of its last statement, if it gives any."""
@@ -79,6 +101,10 @@ class Driver:
     def run_outside(self, sql: str) -> None:
         """The same when the server's transaction was prepared."""
         raise NotImplementedError
+
+    def finish(self, how: str, gid: str) -> None:
+        """`COMMIT` or `ROLLBACK` of what the vote has prepared."""
+        self.run_outside(f"{how} PREPARED {literal(gid)}")
 
     def run_alone(self, sql: str) -> None:
         """The same on a connection that has begun nothing."""
@@ -96,8 +122,9 @@ class Driver:
     def close(self) -> None:
         self.conn.close()
 
-    def vote(self, sql: str) -> Optional[str]:
-        """Prepares, in one message. Why the server thinks that this may not have reached a replica that it must reach, if it does."""
+    def vote(self, gid: str, sql: Callable[[], str], outbox: Optional[str]) -> Optional[str]:
+        """Prepares, by this message or in the driver's own way, which sends the notifications' statement before. A warning of the server's
+        which may say that this has not reached a replica, if there is one."""
         raise NotImplementedError
 
     def is_open(self) -> bool:
@@ -121,45 +148,119 @@ class Driver:
 class Psycopg2(Driver):
     """What it has begun it sends statements in as they are, until it is told to end."""
 
+    _gid = ""
+    #: What the reported setting is within the transaction; None where it was marked by a statement that only the server can look at.
+    _marked: Optional[str] = None
+    #: It has prepared by its own call, and waits for the end of that.
+    _waits = False
+    #: It has ended that, and is in no transaction.
+    _ended = False
+
+    def begin(self, gid: str) -> None:
+        super().begin(gid)
+        self._gid = gid
+
+    def mark(self, sql: Callable[[], str]) -> None:
+        was = self.conn.get_parameter_status(_REPORTED)
+        if was is not None:
+            marked = "off" if was == "on" else "on"
+            self.run(f"SET LOCAL {_REPORTED} = {marked}")
+            # A pooler may keep such reports to itself.
+            if self.conn.get_parameter_status(_REPORTED) == marked:
+                self._marked = marked
+                return
+        self.run(sql())
+
     @property
     def dsn(self) -> str:
         return self.conn.dsn
 
     def run(self, sql: str) -> list[tuple]:
-        from psycopg2.extensions import cursor
-
-        with self.conn.cursor(cursor_factory=cursor) as made:
+        with self.conn.cursor(cursor_factory=_plain_cursor()) as made:
             made.execute(sql)
             return made.fetchall() if made.description else []
 
     def run_outside(self, sql: str) -> None:
-        self.run(sql)
+        if not self._ended:
+            self.run(sql)
+            return
+        try:
+            self.run_alone(sql)
+        finally:
+            if not self.conn.closed:
+                self.conn.autocommit = False
+
+    def finish(self, how: str, gid: str) -> None:
+        if not self._waits:
+            super().finish(how, gid)
+            return
+        if how == "COMMIT":
+            self.conn.tpc_commit()
+        else:
+            self.conn.tpc_rollback()
+        self._waits, self._ended = False, True
 
     def reset(self) -> None:
+        if self._ended:
+            return
+        if self._waits:
+            # Its only other way out is to send the opposite of what was decided.
+            raise RuntimeError("psycopg2 can't be told that what it has prepared has ended elsewhere")
         # It thinks that the transaction is open; a rollback of none would be a warning in the server's log.
         self.run("BEGIN")
         self.conn.tpc_rollback()
 
-    def vote(self, sql: str) -> Optional[str]:
+    def vote(self, gid: str, sql: Callable[[], str], outbox: Optional[str]) -> Optional[str]:
+        conn = self.conn
         # The application may have a list of its own there, and the driver forgets all but the last fifty.
-        kept = self.conn.notices
+        kept = conn.notices
         heard: list[str] = []
-        self.conn.notices = heard
+        conn.notices = heard
         try:
-            self.run(sql)
+            if not self._is_marked():
+                # Where the driver has marked it, this fails, and the server says why.
+                self.run(sql())
+            else:
+                if outbox is not None:
+                    self.run(outbox)
+                if gid == self._gid:
+                    conn.tpc_prepare()
+                    self._waits = True
+                    # It takes in what the server has said beside its answer; nothing is sent.
+                    conn.poll()
+                else:
+                    self.run(f"PREPARE TRANSACTION {literal(gid)}")
         finally:
-            self.conn.notices = kept
+            conn.notices = kept
             for text in heard:
                 kept.append(text)
-        # Their severity is translated, and where they come from is not told: what does not say that it is harmless may be it.
-        warning = next((text for text in heard if not text.startswith(("NOTICE", "INFO", "LOG", "DEBUG"))), None)
-        if warning is not None and not self.run("SHOW synchronous_standby_names")[0][0]:
+        if not heard:
             return None
-        return warning
+        # Their severity is translated, and where they come from is not told: what does not say that it is harmless may be it.
+        return next((text for text in heard if not text.startswith(("NOTICE", "INFO", "LOG", "DEBUG"))), None)
+
+    def _is_marked(self) -> bool:
+        """Whether the server has answered last within the transaction that was marked, and nothing in it has failed."""
+        conn = self.conn
+        return (
+            self._marked is not None
+            and conn.get_transaction_status() == _IN_TRANSACTION
+            and conn.get_parameter_status(_REPORTED) == self._marked
+        )
+
+
+@functools.cache
+def _plain_cursor() -> type:
+    """Whatever the connection makes for the application."""
+    from psycopg2.extensions import cursor
+
+    return cursor
 
 
 class Psycopg3(Driver):
     """What it has begun it takes for ended when the server says so."""
+
+    tells_warnings = True
 
     _begun = False
     _warning: Optional[str] = None
@@ -168,8 +269,8 @@ class Psycopg3(Driver):
     def dsn(self) -> str:
         return self.conn.info.dsn
 
-    def begin(self, name: str) -> None:
-        super().begin(name)
+    def begin(self, gid: str) -> None:
+        super().begin(gid)
         self._begun = True
 
     def run(self, sql: str) -> list[tuple]:
@@ -200,10 +301,10 @@ class Psycopg3(Driver):
             # Sends nothing, as the server has ended the transaction.
             self.conn.tpc_rollback()
 
-    def vote(self, sql: str) -> Optional[str]:
+    def vote(self, gid: str, sql: Callable[[], str], outbox: Optional[str]) -> Optional[str]:
         self.conn.add_notice_handler(self._noticed)
         try:
-            self.run(sql)
+            self.run(sql())
         finally:
             self.conn.remove_notice_handler(self._noticed)
         return self._warning

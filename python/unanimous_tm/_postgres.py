@@ -6,11 +6,11 @@
     BEGIN                   by the driver, so that its own commit() and rollback() refuse until the end
     the mark                which tells this transaction from any other on the connection
     the application's statements
-    the vote                one message, which fails where the transaction has failed, or is another one
+    the vote                one message, not sent or not obeyed where the transaction has failed, or is another one
     COMMIT PREPARED gid     the second phase; then what delivers the notifications
 
-PostgreSQL answers PREPARE TRANSACTION in a failed transaction with the tag ROLLBACK and no error, and neither driver tells: hence the mark. The
-statements are the core's.
+PostgreSQL answers PREPARE TRANSACTION in a failed transaction with the tag ROLLBACK and no error, and neither driver tells: hence the mark. A
+resource's branch has its id from the begin on, as psycopg2 can't be told later; nothing is prepared under it before the core asks for it.
 
 Must not know the protocol, nor other branches.
 """
@@ -21,13 +21,12 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import threading
 import time
 import weakref
 from typing import Any, Callable, Optional
 
 from . import _core, transaction
-from ._drivers import Driver, driver_of
+from ._drivers import Driver, driver_of, literal
 from ._notify import Notification, notifications
 from .transaction.interfaces import TransactionError
 
@@ -44,12 +43,6 @@ _OPEN, _VOTING, _PREPARED, _COMMITTED, _ENDED = "open", "voting", "prepared", "c
 
 class BranchError(TransactionError):
     """A connection's part of the transaction can't be committed, since its work failed, or ended the transaction by itself."""
-
-
-def literal(text: str) -> str:
-    """A string literal, whatever ``standard_conforming_strings`` says (PostgreSQL 15, 4.1.2.2)."""
-    quoted = text.replace("'", "''")
-    return " E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
 
 
 class DataManager:
@@ -72,22 +65,24 @@ class DataManager:
         self.transaction_manager = getattr(trans, "_manager", None)
         #: The configured resource whose branch this is; None where nobody could finish it after a crash.
         self.unanimous_resource: Optional[str] = None
+        #: The transaction's reserved ids, and this branch's number among them.
+        self.unanimous_branch: Optional[tuple[_core.Ids, int]] = None
         self.notifies: list[Notification] = []
-        self.mark = os.urandom(16).hex()
+        self._mark: Optional[str] = None
         self._driver: Driver = driver_of(conn)
         self._on_complete = on_complete
         self._reopen = reopen
         self._state = _OPEN
-        self._decided = False
+        #: It must commit. Also set by who calls it, for all of a transaction before the first of them is called.
+        self.unanimous_decided = False
         self._released = False
         self._gid = ""
         self._savepoints = 0
-        self._planned: Optional[tuple[Callable[..., None], tuple[Any, ...]]] = None
         self._started: Optional[concurrent.futures.Future] = None
         self._look()
-        self._driver.begin(self.mark)
+        self._driver.begin(self._reserve(trans))
         try:
-            self._driver.run(_core.postgres_mark_sql(self.mark))
+            self._driver.mark(self._mark_sql)
             trans.join(self)
         except BaseException:
             self._give_up()
@@ -106,7 +101,7 @@ class DataManager:
 
     def tpc_vote(self, trans: Any) -> None:
         """Prepares, under an id of its own: nothing that recovers knows of it."""
-        self.prepare_branch(f"unanimous-volatile-{self.mark}")
+        self.prepare_branch(self._own_id())
 
     def tpc_finish(self, trans: Any) -> None:
         """Commits what is prepared; where its connection breaks and a connection string is known, on another one."""
@@ -147,35 +142,30 @@ class DataManager:
 
         :raises BranchError: the work has failed or has ended its transaction.
         """
-        with _Ending():
-            self._begin_planned()
-            if self._started is None:
-                self._prepare(gid)
-            else:
-                self._wait()
+        if self._started is None:
+            self._prepare(gid)
+        else:
+            self._wait()
 
     def commit_branch(self) -> None:
         """Commits what is prepared, and delivers its notifications. An error leaves open which of it is done."""
-        self._decided = True
-        with _Ending():
-            self._begin_planned()
-            try:
-                if self._started is None:
-                    self._commit()
-                else:
-                    self._wait()
-                self._state = _ENDED
-            finally:
-                self._release()
+        self.unanimous_decided = True
+        try:
+            if self._started is None:
+                self._commit()
+            else:
+                self._wait()
+            self._state = _ENDED
+        finally:
+            self._release()
 
     def rollback_branch(self) -> None:
         """Rolls back what is open or prepared. An error leaves open whether it is prepared."""
-        if self._decided or self._state == _ENDED:
+        if self.unanimous_decided or self._state == _ENDED:
             # Also after-commit hooks are followed by an abort of all.
             return
         if self._released:
             raise BranchError("the branch could not be rolled back by its connection, which was given back")
-        self._planned = None
         if self._started is not None:
             try:
                 self._wait()
@@ -187,7 +177,7 @@ class DataManager:
         try:
             if self._state == _VOTING:
                 raise BranchError("the vote's answer was lost: the branch may be prepared, now or later")
-            self._driver.run_outside(f"ROLLBACK PREPARED {literal(self._gid)}")
+            self._driver.finish("ROLLBACK", self._gid)
             self._state = _ENDED
         finally:
             self._release()
@@ -198,14 +188,13 @@ class DataManager:
         self._release()
 
     def start_prepare(self, gid: str) -> None:
-        """Says that :meth:`prepare_branch` follows: it is done meanwhile where another one's is called first. Nothing may use the connection
-        until then."""
-        self._plan(self._prepare, gid)
+        """Begins what :meth:`prepare_branch` waits for then, in a thread of its own: another one's is called first. Nothing may use the
+        connection until then."""
+        self._start(self._prepare, gid)
 
     def start_commit(self) -> None:
         """The same for :meth:`commit_branch`."""
-        self._decided = True
-        self._plan(self._commit)
+        self._start(self._commit)
 
     # Savepoints, which the ancestor has not got.
 
@@ -227,6 +216,33 @@ class DataManager:
             system, database, role, _replicas = who
             self.unanimous_resource = _core.postgres_resource(system, database, role)
 
+    def _reserve(self, trans: Any) -> str:
+        """The id that the vote will ask for, if the transaction is committed by the manager that is configured now."""
+        if self.unanimous_resource is None or not isinstance(trans, transaction.Transaction):
+            return self._own_id()
+        ids = trans._ids
+        if ids is None:
+            ids = trans._ids = _core.Ids()
+        reserved = ids.branch()
+        if reserved is None:
+            return self._own_id()
+        number, gid = reserved
+        self.unanimous_branch = ids, number
+        return gid
+
+    def _own_id(self) -> str:
+        return f"unanimous-volatile-{self.mark}"
+
+    @property
+    def mark(self) -> str:
+        """What tells this branch from all others, where a driver needs it."""
+        if self._mark is None:
+            self._mark = os.urandom(16).hex()
+        return self._mark
+
+    def _mark_sql(self) -> str:
+        return _core.postgres_mark_sql(self.mark)
+
     def notify(self, asked: list[Notification]) -> None:
         """Notifies when the transaction has committed."""
         if asked and self.unanimous_resource is not None:
@@ -238,12 +254,12 @@ class DataManager:
 
     def _prepare(self, gid: str) -> None:
         kept = self.notifies if self.unanimous_resource is not None else []
-        vote = _core.postgres_vote_sql(self.mark, gid, kept)
+        outbox = _core.postgres_notifications_sql(gid, kept) if kept else None
         self._gid = gid
         if not self.conn.closed:
             self._state = _VOTING
         try:
-            warning = self._driver.vote(vote)
+            warning = self._driver.vote(gid, lambda: _core.postgres_vote_sql(self.mark, gid, kept), outbox)
         except BaseException as error:
             code = self._driver.sqlstate(error)
             if self._driver.is_open() or (code is not None and not self._driver.is_lost(error)):
@@ -252,17 +268,25 @@ class DataManager:
                 raise BranchError("a statement of the work in this connection failed, so that it can only be aborted") from error
             if code == "22012":
                 raise BranchError(
-                    "the work in this connection has ended its transaction (COMMIT, ROLLBACK, BEGIN); leave that to the"
-                    " transaction that it has joined"
+                    "the work in this connection has ended its transaction (COMMIT, ROLLBACK, BEGIN), or has set"
+                    " default_transaction_read_only, which shows that; leave both to the transaction that it has joined"
                 ) from error
             raise
         self._state = _PREPARED
-        if warning is not None:
+        if warning is not None and (self._driver.tells_warnings or self._replicates()):
             raise BranchError(f"the vote may not be on a replica that it must be on: {warning}")
+
+    def _replicates(self) -> bool:
+        """Whether a warning of the vote's may be about a replica. The connection can't be asked any more."""
+        who = _known.get(self.conn)
+        if who is None or who[3]:
+            return True
+        # What it was when the connection joined first may have changed; where nobody recovers the branch, that is all that is known.
+        return self.unanimous_resource is not None and _core.postgres_replicates(self.unanimous_resource)
 
     def _commit(self) -> None:
         if self._state == _PREPARED:
-            self._driver.run_outside(f"COMMIT PREPARED {literal(self._gid)}")
+            self._driver.finish("COMMIT", self._gid)
             self._state = _COMMITTED
         if self.notifies:
             recoverable = self.unanimous_resource is not None
@@ -272,26 +296,12 @@ class DataManager:
         sent = (f"pg_catalog.pg_notify({literal(channel)}, {literal(payload)})" for channel, payload in self.notifies)
         return f"SELECT {', '.join(sent)}"
 
-    def _plan(self, function: Callable[..., None], *arguments: Any) -> None:
-        self._planned = (function, arguments)
-        _plans.__dict__.setdefault("all", []).append(self)
-
-    def _begin_planned(self) -> None:
-        """Begins what others have planned, each in a thread of its own; one's own is done here, which needs none. Where every processor has a
-        transaction that ends already, threads would only take turns: then each is done in its turn."""
-        self._planned = None
-        plans = _plans.__dict__.get("all")
-        crowded = len(_ending) > _PROCESSORS
-        while plans:
-            branch = plans.pop()
-            planned, branch._planned = branch._planned, None
-            if planned is not None and not crowded:
-                function, arguments = planned
-                try:
-                    branch._started = _threads().submit(function, *arguments)
-                except RuntimeError:
-                    # The interpreter ends and has no threads any more: it is done in its turn.
-                    _log.debug("no thread could be started", exc_info=True)
+    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._started = _threads().submit(function, *arguments)
+        except RuntimeError:
+            # The interpreter ends and has no threads any more: it is done in its turn.
+            _log.debug("no thread could be started", exc_info=True)
 
     def _wait(self) -> None:
         started = self._started
@@ -421,25 +431,6 @@ _known: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDiction
 # The databases, by system and number, that have an outbox.
 _outboxes: set[tuple[str, ...]] = set()
 
-# Of each thread: the branches that have planned a step, whose turn comes.
-_plans = threading.local()
-
-# The threads whose transactions are just being prepared or committed.
-_ending: set[int] = set()
-
-_PROCESSORS = os.cpu_count() or 1
-
-
-class _Ending:
-    """While it is entered, its thread is one of those."""
-
-    def __enter__(self) -> None:
-        _ending.add(threading.get_ident())
-
-    def __exit__(self, *raised: Any) -> None:
-        _ending.discard(threading.get_ident())
-
-
 _pool: Optional[concurrent.futures.ThreadPoolExecutor] = None
 
 
@@ -454,7 +445,6 @@ def _forked() -> None:
     # A child has none of its parent's threads.
     global _pool
     _pool = None
-    _ending.clear()
 
 
 os.register_at_fork(after_in_child=_forked)

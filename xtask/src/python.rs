@@ -44,6 +44,13 @@ pub(crate) fn run(what: &Python) -> Result<(), String> {
     }
 }
 
+/// What the bench needs to run the ancestors' stack: an interpreter with gunicorn and psycopg2, and the ancestors' source distributions.
+pub(crate) fn ancestors() -> Result<(PathBuf, PathBuf), String> {
+    let place = Place::new(&workspace()?)?;
+    place.environment()?;
+    Ok((place.interpreter(), place.ancestors()?))
+}
+
 /// Where things are.
 struct Place {
     /// `python/tests`.
@@ -63,10 +70,14 @@ impl Place {
         Ok(Self { tests: python.join("tests"), made, wheels, manifest: python.join("Cargo.toml") })
     }
 
-    /// The virtual environment's interpreter.
+    fn interpreter(&self) -> PathBuf {
+        self.made.join("venv/bin/python")
+    }
+
+    /// The virtual environment's interpreter, with arguments.
     fn python<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Run {
         // Warnings of pip about its own version say nothing about the package.
-        let run = Run::new(self.made.join("venv/bin/python"), arguments).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+        let run = Run::new(self.interpreter(), arguments).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
         // What is compiled would be left beside the sources.
         run.env("PYTHONDONTWRITEBYTECODE", "1")
     }
@@ -76,13 +87,18 @@ impl Place {
         let wheel = self.wheel()?;
         self.python(["-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", "--no-index", text(&wheel)?])
             .show()?;
+        self.ancestors()?;
+        self.once("libraries", "libraries.txt", |folder, list| {
+            self.python(["-m", "pip", "install", "--quiet", "--target", folder, "-r", list]).show()
+        })
+    }
+
+    fn ancestors(&self) -> Result<PathBuf, String> {
         self.once("ancestors", "ancestors.txt", |folder, list| {
             let all = ["--quiet", "--no-deps", "--no-binary", ":all:", "--require-hashes"];
             self.python(["-m", "pip", "download"].into_iter().chain(all).chain(["-d", folder, "-r", list])).show()
         })?;
-        self.once("libraries", "libraries.txt", |folder, list| {
-            self.python(["-m", "pip", "install", "--quiet", "--target", folder, "-r", list]).show()
-        })
+        Ok(self.made.join("ancestors"))
     }
 
     fn environment(&self) -> Result<(), String> {

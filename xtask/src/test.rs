@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::arguments::{Crash, Prove, Python, Stores};
 use crate::metadata::{Workspace, workspace};
 use crate::run::{Run, cargo};
-use crate::{crash, documents, packages, prove, python, runners, say, tools};
+use crate::{bench, crash, documents, packages, prove, python, runners, say, tools};
 
 /// Few, since the full number is a command of its own; enough to see that the machinery works and that nothing is badly broken.
 const CRASH_ROUNDS: u32 = 5;
@@ -18,7 +18,9 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
     let mut steps = Steps { only: only.unwrap_or_default().into(), done: Vec::new() };
     steps.step("tools", "cargo xtask test tools", tools::prepare)?;
     steps.cargo("format", &cargo(["fmt", "--all", "--", "--check"]))?;
-    steps.cargo("format", &cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--", "--check"]))?;
+    for apart in ["fuzz/Cargo.toml", bench::MANIFEST] {
+        steps.cargo("format", &cargo(["fmt", "--manifest-path", apart, "--", "--check"]))?;
+    }
     steps.step("runners: no test file is forgotten", "cargo xtask test runners", || {
         runners::check(&workspace.packages)
     })?;
@@ -29,6 +31,9 @@ pub(crate) fn run(only: Option<&str>) -> Result<(), String> {
         "clippy",
         &cargo(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
     )?;
+    let apart = bench::target(&workspace);
+    let clippy = ["clippy", "--locked", "--manifest-path", bench::MANIFEST, "--target-dir", &apart, "--all-targets"];
+    steps.cargo("clippy", &cargo(clippy.into_iter().chain(["--", "-D", "warnings"])))?;
     for combination in feature_combinations(&workspace) {
         steps.cargo("features", &combination)?;
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use unanimous_core::Note;
 
 use crate::sync::lock;
-use crate::transaction::Tx;
+use crate::transaction::{Shared, Tx};
 
 /// What a transaction says of itself.
 #[derive(Clone, Debug, Default)]
@@ -34,12 +34,30 @@ impl Annotations {
             (false, false) => Note::new(format!("by {user}: {note}")),
         }
     }
+}
 
-    /// A span for the transaction's end; only what was said is in it.
-    pub(crate) fn span(&self, id: unanimous_core::TransactionId) -> tracing::Span {
-        let said = |text: &str| (!text.is_empty()).then(|| tracing::field::display(text.to_owned()));
-        let extended_info = (!self.extended_info.is_empty()).then(|| tracing::field::debug(&self.extended_info));
-        tracing::info_span!("transaction", %id, user = said(&self.user), note = said(&self.note), extended_info)
+impl Shared {
+    pub(crate) fn annotations(&self) -> Annotations {
+        lock(&self.state).annotations.clone()
+    }
+
+    /// What the record of the decision says.
+    pub(crate) fn decision_note(&self) -> Note {
+        lock(&self.state).annotations.decision_note()
+    }
+
+    /// A span for the transaction's end; only what was said is in it. Nothing is copied where nobody listens.
+    pub(crate) fn span(&self) -> tracing::Span {
+        let said = |text: fn(&Annotations) -> &String| {
+            let text = text(&lock(&self.state).annotations).clone();
+            (!text.is_empty()).then(|| tracing::field::display(text))
+        };
+        let extended_info = || {
+            let info = lock(&self.state).annotations.extended_info.clone();
+            (!info.is_empty()).then(|| tracing::field::debug(info))
+        };
+        tracing::info_span!("transaction", id = %self.id, user = said(|said| &said.user), note = said(|said| &said.note),
+            extended_info = extended_info())
     }
 }
 

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 #[cfg(feature = "http")]
-use crate::lazy::LazyTransaction;
+use crate::lazy::Lazy;
 use crate::transaction::Tx;
 
 tokio::task_local! {
@@ -21,7 +21,7 @@ tokio::task_local! {
 enum Current {
     Begun(Tx),
     #[cfg(feature = "http")]
-    Lazy(Arc<LazyTransaction>),
+    Lazy(Arc<dyn Lazy>),
 }
 
 /// The current task's transaction: the one that [`scope`], [`TransactionManager::run`](crate::TransactionManager::run) or an HTTP
@@ -63,6 +63,6 @@ pub(crate) fn begun() -> Option<Tx> {
 
 /// Runs a piece of a future with a transaction that begins lazily as the current one.
 #[cfg(feature = "http")]
-pub(crate) fn enter<R>(lazy: &Arc<LazyTransaction>, piece: impl FnOnce() -> R) -> R {
-    CURRENT.sync_scope(Current::Lazy(lazy.clone()), piece)
+pub(crate) fn enter<R>(lazy: Arc<dyn Lazy>, piece: impl FnOnce() -> R) -> R {
+    CURRENT.sync_scope(Current::Lazy(lazy), piece)
 }

@@ -123,7 +123,7 @@ impl Driver {
             After::Abort => Event::Abort,
         };
         let shared = self.shared.clone();
-        let span = shared.annotations().span(shared.id);
+        let span = shared.span();
         shared.spawn(Box::pin(self.run(event).instrument(span)))
     }
 
@@ -363,21 +363,21 @@ impl Driver {
             Some(Path::Early) => DeciderId::Together(self.roster().clone()),
             _ => DeciderId::Log,
         };
-        BranchId { transaction: self.shared.id, decider, number: number(i) }
+        BranchId { transaction: self.shared.id, decider, number: self.slots[i].number() }
     }
 
     fn roster(&mut self) -> &Roster {
         let Self { roster, protocol, slots, .. } = self;
         roster.get_or_insert_with(|| {
             let tag = |i: usize| slots[i].store().map(StoreTag::of).expect("early needs the identities of all stores");
-            let listed = protocol.participants().map(|i| (number(i), tag(i)));
+            let listed = protocol.participants().map(|i| (slots[i].number(), tag(i)));
             Roster::new(listed).expect("there are participants, and each has a number of its own")
         })
     }
 
     fn decision(&mut self) -> DecisionRecord {
         let participants = self.protocol.participants().map(|i| Participant {
-            number: number(i),
+            number: self.slots[i].number(),
             // Recovery looks for the store, whatever a foreign branch is called.
             resource: self.slots[i]
                 .registered
@@ -390,7 +390,7 @@ impl Driver {
             transaction: self.shared.id,
             participants: participants.collect(),
             decided_at: self.shared.manager.env.wall_clock(),
-            note: self.shared.annotations().decision_note(),
+            note: self.shared.decision_note(),
         };
         self.record = Some(record.clone());
         record
@@ -582,10 +582,6 @@ impl Drop for Driver {
         }
         self.count_out();
     }
-}
-
-fn number(i: usize) -> u16 {
-    u16::try_from(i).expect("a transaction has fewer than 65536 branches")
 }
 
 /// Whether it answers a call of a branch.

@@ -11,6 +11,7 @@
 //!
 //! Must not know the protocol's steps, nor any store.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
@@ -123,6 +124,7 @@ impl Shared {
         }
         // Stable: joins of the same key keep their order.
         slots.sort_by(|a, b| (&a.sort_key, &a.name).cmp(&(&b.sort_key, &b.name)));
+        number(&mut slots);
         let specs =
             slots.iter().map(|slot| Spec { capability: slot.capability, allowed: options.allow.contains(&slot.name) });
         let protocol = Protocol::new(specs, options.ask_single).acknowledging_early(self.early_most(&slots));
@@ -136,7 +138,9 @@ impl Shared {
         let known = |slot: &Slot| slot.store().is_some_and(|store| self.manager.is_told_by_its_tag(store));
         let two_phase = |slot: &&Slot| slot.capability == Capability::TwoPhase;
         let early = self.manager.early && self.home == Home::Runtime && slots.iter().filter(two_phase).all(known);
-        if early { Roster::most(slots.len()) } else { 0 }
+        // Reserved numbers may be longer than the branches are many.
+        let numbers = slots.iter().map(|slot| usize::from(slot.number()) + 1).max();
+        if early { Roster::most(numbers.unwrap_or(0)) } else { 0 }
     }
 
     /// The end of a transaction that nothing has joined.
@@ -206,6 +210,15 @@ impl State {
         } else {
             self.savepoints.failed.clone().map(|error| Cause::Savepoint(Box::new(error)))
         }
+    }
+}
+
+/// Gives each branch that has no reserved number the first that is free, in their order.
+fn number(slots: &mut [Slot]) {
+    let reserved: BTreeSet<u16> = slots.iter().filter_map(|slot| slot.number).collect();
+    let mut free = (0..=u16::MAX).filter(|number| !reserved.contains(number));
+    for slot in slots.iter_mut().filter(|slot| slot.number.is_none()) {
+        slot.number = Some(free.next().expect("a transaction has fewer than 65536 branches"));
     }
 }
 

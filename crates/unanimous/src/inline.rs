@@ -1,7 +1,8 @@
 //! Runs futures on the calling thread: what a plain thread has instead of a runtime.
 //!
 //! [`wait`] polls its future, and the tasks that are [spawned](spawn) from within, on the thread that called it. Tasks that have not
-//! ended when the future has are given a thread of their own.
+//! ended when the future has are given a thread of their own. A job that blocks, and for which the thread would only wait, can be
+//! [lent](lend) its time.
 //!
 //! Must not know transactions, nor any runtime.
 
@@ -22,9 +23,22 @@ struct Task {
     future: BoxFuture<'static, ()>,
 }
 
+/// A job that blocks, and who can run it elsewhere.
+struct Job {
+    env: Arc<dyn Env>,
+    run: Box<dyn FnOnce() + Send>,
+}
+
+/// What a [`wait`] was given from within and has not begun.
+#[derive(Default)]
+struct Given {
+    tasks: Vec<Task>,
+    jobs: Vec<Job>,
+}
+
 thread_local! {
-    /// What was spawned and not polled yet, for each [`wait`] of this thread; the innermost is the last.
-    static SPAWNED: RefCell<Vec<Vec<Task>>> = const { RefCell::new(Vec::new()) };
+    /// For each [`wait`] of this thread; the innermost is the last.
+    static GIVEN: RefCell<Vec<Given>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs a future to its end on this thread, and gives what it gives.
@@ -58,7 +72,7 @@ pub fn wait_around<F: Future>(future: F, mut around: impl FnMut(Park<'_>)) -> F:
         if let Poll::Ready(output) = polled {
             return output;
         }
-        if !parker.was_woken() {
+        if !parker.was_woken() || was_lent() {
             around(Park { parker: &parker });
         }
     }
@@ -74,7 +88,17 @@ pub struct Park<'w> {
 impl Park<'_> {
     /// Blocks until there is something to do. To be called on the thread that waits.
     pub fn park(self) {
-        self.parker.park();
+        let lent = GIVEN.with_borrow_mut(|all| all.last_mut().map(|given| std::mem::take(&mut given.jobs)));
+        let lent = lent.unwrap_or_default();
+        if lent.is_empty() {
+            self.parker.park();
+        }
+        for Job { run, .. } in lent {
+            // Who waits for a job that panics is told by its guard, as on a thread of its own.
+            if std::panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
+                tracing::error!("a job panicked on the thread that waits for it");
+            }
+        }
     }
 }
 
@@ -86,12 +110,33 @@ impl Park<'_> {
 pub(crate) fn spawn(env: &Arc<dyn Env>, future: BoxFuture<'static, ()>) -> Result<(), NoRuntime> {
     let mut task = Some(Task { env: env.clone(), future });
     // Where the thread is ending there is no list any more.
-    let _ = SPAWNED.try_with(|lists| {
-        if let Some(list) = lists.borrow_mut().last_mut() {
-            list.extend(task.take());
+    let _ = GIVEN.try_with(|all| {
+        if let Some(given) = all.borrow_mut().last_mut() {
+            given.tasks.extend(task.take());
         }
     });
     task.map_or(Ok(()), elsewhere)
+}
+
+/// Runs a job that blocks on this thread as soon as the [`wait`] that it is in has nothing else to do: no other thread is woken, and this one need
+/// not be. Outside of any wait it is run as [`Env::blocking`] does. Only for what the thread waits for: timers are not heard meanwhile.
+///
+/// # Errors
+///
+/// As [`Env::blocking`]; the job was dropped then.
+pub(crate) fn lend(env: &Arc<dyn Env>, run: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime> {
+    let mut job = Some(Job { env: env.clone(), run });
+    let _ = GIVEN.try_with(|all| {
+        if let Some(given) = all.borrow_mut().last_mut() {
+            given.jobs.extend(job.take());
+        }
+    });
+    job.map_or(Ok(()), |Job { env, run }| env.blocking(run))
+}
+
+/// Whether the wait that this thread is in was lent a job. Others may wait for that too: nothing that could block comes before it.
+fn was_lent() -> bool {
+    GIVEN.with_borrow(|all| all.last().is_some_and(|given| !given.jobs.is_empty()))
 }
 
 fn elsewhere(Task { env, future }: Task) -> Result<(), NoRuntime> {
@@ -105,16 +150,19 @@ struct Tasks {
 
 impl Tasks {
     fn enter() -> Self {
-        SPAWNED.with_borrow_mut(|lists| lists.push(Vec::new()));
+        GIVEN.with_borrow_mut(|all| all.push(Given::default()));
         Self { tasks: Vec::new() }
     }
 
-    /// Polls all of them once, those included that are spawned meanwhile.
+    /// Polls all of them once, those included that are spawned meanwhile; up to the first that lends a job.
     fn poll(&mut self, cx: &mut Context<'_>) {
         let mut polled = 0;
-        loop {
-            self.tasks
-                .append(&mut SPAWNED.with_borrow_mut(|lists| lists.last_mut().map(std::mem::take)).unwrap_or_default());
+        while !was_lent() {
+            GIVEN.with_borrow_mut(|all| {
+                if let Some(given) = all.last_mut() {
+                    self.tasks.append(&mut given.tasks);
+                }
+            });
             let Some(task) = self.tasks.get_mut(polled) else { return };
             let future = task.future.as_mut();
             // A task that panics ends alone, as on a runtime.
@@ -133,10 +181,15 @@ impl Tasks {
 impl Drop for Tasks {
     /// Also where the future panics: what has started is not ended by that.
     fn drop(&mut self) {
-        let spawned = SPAWNED.with_borrow_mut(Vec::pop).unwrap_or_default();
-        for task in self.tasks.drain(..).chain(spawned) {
+        let given = GIVEN.with_borrow_mut(Vec::pop).unwrap_or_default();
+        for task in self.tasks.drain(..).chain(given.tasks) {
             if let Err(error) = elsewhere(task) {
                 tracing::error!(%error, "a task that its thread did not wait for is dropped");
+            }
+        }
+        for Job { env, run } in given.jobs {
+            if let Err(error) = env.blocking(run) {
+                tracing::error!(%error, "a job that its thread did not wait for is dropped");
             }
         }
     }
@@ -277,5 +330,53 @@ mod tests {
             polled
         }));
         assert_eq!(heard, Ok(outer));
+    }
+
+    /// Says on which thread it ran.
+    fn job() -> (Box<dyn FnOnce() + Send>, oneshot::Receiver<ThreadId>) {
+        let (say, hear) = oneshot::channel();
+        let job = Box::new(move || {
+            let _ = say.send(thread::current().id());
+        });
+        (job, hear)
+    }
+
+    #[test]
+    fn a_job_that_is_waited_for_runs_on_the_thread_that_waits_within_what_is_around_it() {
+        let env = Background::start().unwrap().env();
+        let mut parked = 0;
+        let waited = wait_around(
+            async {
+                let (job, ran) = job();
+                lend(&env, job).unwrap();
+                ran.await.unwrap()
+            },
+            |park| {
+                parked += 1;
+                park.park();
+            },
+        );
+        assert_eq!((waited, parked), (thread::current().id(), 1));
+    }
+
+    #[test]
+    fn a_job_that_nobody_waits_for_runs_elsewhere() {
+        let env = Background::start().unwrap().env();
+        let (outside, ran) = job();
+        lend(&env, outside).unwrap();
+        assert_ne!(wait(ran).unwrap(), thread::current().id());
+        let (late, ran) = job();
+        wait(async { lend(&env, late).unwrap() });
+        assert_ne!(wait(ran).unwrap(), thread::current().id(), "the wait that it was lent had ended");
+    }
+
+    #[test]
+    fn a_job_that_panics_ends_alone() {
+        let env = Background::start().unwrap().env();
+        wait(async {
+            let (told, gone) = oneshot::channel::<()>();
+            lend(&env, Box::new(move || panic!("a test's own panic, {}", told.is_closed()))).unwrap();
+            assert!(gone.await.is_err());
+        });
     }
 }

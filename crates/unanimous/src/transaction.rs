@@ -81,6 +81,8 @@ pub(crate) struct Slot {
     pub(crate) branch: Arc<dyn DynBranch>,
     typed: Arc<dyn Any + Send + Sync>,
     pub(crate) registered: Option<Arc<Registered>>,
+    /// Of its id, where it was reserved before it joined; the others get theirs when the end begins.
+    pub(crate) number: Option<u16>,
     /// The last savepoint that had begun when it joined.
     pub(crate) savepoint: u64,
 }
@@ -143,6 +145,11 @@ impl Slot {
     pub(crate) fn store(&self) -> Option<&StoreId> {
         self.registered.as_ref().and_then(|registered| registered.known_identity())
     }
+
+    /// Its branch's number in the transaction's end.
+    pub(crate) fn number(&self) -> u16 {
+        self.number.expect("branches are numbered when their end begins")
+    }
 }
 
 /// What the owner, its handles, its guards and its driver share.
@@ -164,10 +171,6 @@ impl Shared {
             Home::Runtime => self.manager.env.spawn(task),
             Home::Thread => inline::spawn(&self.manager.env, task),
         }
-    }
-
-    pub(crate) fn annotations(&self) -> Annotations {
-        lock(&self.state).annotations.clone()
     }
 
     /// Runs the callbacks, outside of any lock; one that panics is reported and changes nothing.
@@ -258,6 +261,7 @@ impl Shared {
         name: &str,
         branch: B,
         registered: Option<Arc<Registered>>,
+        number: Option<u16>,
     ) -> Result<Arc<B>, JoinError> {
         let branch = Arc::new(branch);
         let slot = Slot {
@@ -267,6 +271,7 @@ impl Shared {
             branch: branch.clone(),
             typed: branch.clone(),
             registered,
+            number,
             savepoint: 0,
         };
         if let Err(error) = self.add_slot(slot) {
@@ -280,7 +285,8 @@ impl Shared {
     fn add_slot(self: &Arc<Self>, mut slot: Slot) -> Result<(), JoinError> {
         let mut state = lock(&self.state);
         self.check_open(&state)?;
-        if state.slots.iter().any(|other| other.name == slot.name) {
+        let taken = |other: &Slot| other.name == slot.name || (slot.number.is_some() && other.number == slot.number);
+        if state.slots.iter().any(taken) {
             return Err(JoinError::Duplicate { resource: slot.name });
         }
         check_second(&state.slots, &slot.name, slot.capability)?;
@@ -517,7 +523,7 @@ impl Tx {
             registered.identity().await.map_err(|error| store(BranchError::refused(error)))?;
         }
         let branch = resource.begin(&BranchContext::new(shared.id), options).await.map_err(store)?;
-        let branch = shared.add(name, branch, Some(registered))?;
+        let branch = shared.add(name, branch, Some(registered), None)?;
         Ok(Joined { branch, lease, tx: self })
     }
 
@@ -537,7 +543,7 @@ impl Tx {
             return Err(JoinError::Duplicate { resource: name.to_owned() });
         }
         shared.check_second(name, capability)?;
-        let branch = shared.add(name, branch, None)?;
+        let branch = shared.add(name, branch, None, None)?;
         Ok(Joined { branch, lease, tx: self })
     }
 
@@ -561,6 +567,35 @@ impl Tx {
         name: &str,
         branch: B,
     ) -> Result<Joined<'_, B>, JoinError> {
+        self.join_foreign_numbered(resource, name, branch, None).await
+    }
+
+    /// The same for a branch whose id was [reserved](crate::thread::Reserved::branch) before: it has this number. Where a carrier decides, the
+    /// id that the branch is asked to prepare under is another one all the same, since it names the carrier; with [early
+    /// acknowledgement](crate::Builder::early_acknowledgement) too, since it lists the participants.
+    ///
+    /// Cancel safety: as [`join_foreign`](Self::join_foreign).
+    ///
+    /// # Errors
+    ///
+    /// As [`join_foreign`](Self::join_foreign); [`JoinError::Duplicate`] also where another branch has this number.
+    pub async fn join_foreign_as<B: Branch>(
+        &self,
+        resource: &str,
+        name: &str,
+        branch: B,
+        number: u16,
+    ) -> Result<Joined<'_, B>, JoinError> {
+        self.join_foreign_numbered(resource, name, branch, Some(number)).await
+    }
+
+    async fn join_foreign_numbered<B: Branch>(
+        &self,
+        resource: &str,
+        name: &str,
+        branch: B,
+        number: Option<u16>,
+    ) -> Result<Joined<'_, B>, JoinError> {
         let shared = &self.shared;
         let lease = shared.lease()?;
         if DynBranch::capability(&branch) != Capability::TwoPhase {
@@ -572,7 +607,7 @@ impl Tx {
             let store = |error| JoinError::Store { resource: resource.to_owned(), source: BranchError::refused(error) };
             registered.identity().await.map_err(store)?;
         }
-        let branch = shared.add(name, branch, Some(registered))?;
+        let branch = shared.add(name, branch, Some(registered), number)?;
         Ok(Joined { branch, lease, tx: self })
     }
 

@@ -429,7 +429,7 @@ async fn after_an_unknown_outcome_a_repeat_finds_out() {
             .layer(TransactionLayer::new(manager.clone()));
         let server = serve(app).await;
         // What ends a branch in one phase, and nothing else.
-        let rule = proxy.on(Direction::ToServer, "SELECT 1/(coalesce", act);
+        let rule = proxy.on(Direction::ToServer, "EXECUTE unanimous_guard", act);
         let first = order_with(&server, "k", "tea").await;
         first.assert_problem(500, "commit-unknown");
         assert!(rule.met(), "{named}");

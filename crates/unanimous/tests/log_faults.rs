@@ -5,12 +5,13 @@
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::time::Duration;
 
-use unanimous::env::TokioEnv;
+use unanimous::env::{BoxFuture, Env, NoRuntime, TokioEnv};
 use unanimous::log::{FileLog, FileLogOptions, LogError};
+use unanimous::thread::{Background, wait};
 use unanimous::{
     BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Known, Note, Owner, Participant,
 };
@@ -441,6 +442,88 @@ async fn one_sync_for_all_that_wait() {
     let view = unanimous::log::read_from(&disk, LOG.as_ref()).unwrap();
     let order: Vec<_> = view.unfinished().iter().map(|record| record.transaction.sequence).collect();
     assert_eq!(order, (1..=40).collect::<Vec<_>>());
+}
+
+/// A plain thread writes its own decision. It does not stay with those that came meanwhile: another thread writes them.
+#[test]
+fn a_plain_thread_does_not_write_for_others() {
+    let background = Background::start().unwrap();
+    let disk = TestDisk::default();
+    let log = Arc::new(background.open(options(&disk).max_size(1 << 20).env(background.env()).open(LOG)).unwrap());
+    let owner = log.owner();
+    disk.close_gate();
+    let (say, told) = mpsc::channel();
+    let its = log.clone();
+    std::thread::spawn(move || say.send(wait(async { its.decide(decision(owner, 1)).await })));
+    disk.sync_is_waiting();
+    let others: Vec<_> = (2..=4).map(|sequence| log.decide(decision(owner, sequence))).collect();
+    disk.let_through();
+    // The next sync waits at the gate, and not on that thread.
+    disk.sync_is_waiting();
+    told.recv_timeout(Duration::from_secs(60)).expect("its own decision is durable").unwrap();
+    disk.let_through();
+    for other in others {
+        wait(other).unwrap();
+    }
+    wait(log.close());
+    let view = unanimous::log::read_from(&disk, LOG.as_ref()).unwrap();
+    let order: Vec<_> = view.unfinished().iter().map(|record| record.transaction.sequence).collect();
+    assert_eq!(order, [1, 2, 3, 4]);
+}
+
+/// The real world, but for timers, which never ring.
+struct NoTimers(Arc<dyn Env>);
+
+impl Env for NoTimers {
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn wall_clock(&self) -> u64 {
+        self.0.wall_clock()
+    }
+
+    fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> Result<(), NoRuntime> {
+        self.0.spawn(task)
+    }
+
+    fn blocking(&self, job: Box<dyn FnOnce() + Send>) -> Result<(), NoRuntime> {
+        self.0.blocking(job)
+    }
+
+    fn random(&self) -> u64 {
+        self.0.random()
+    }
+}
+
+/// An end that is told while the log syncs gets no sync of its own: the next decision takes it along, or the timer comes for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_is_told_during_a_sync_waits_for_the_next_decision() {
+    let disk = TestDisk::default();
+    let env = Arc::new(NoTimers(TokioEnv::shared()));
+    let log = options(&disk).max_size(1 << 20).env(env).open(LOG).await.unwrap();
+    let owner = log.owner();
+    log.decide(decision(owner, 1)).await.unwrap();
+    disk.close_gate();
+    let second = log.decide(decision(owner, 2));
+    disk.sync_is_waiting();
+    disk.clear_events();
+    log.forget(owner.transaction(1));
+    disk.let_through();
+    second.await.unwrap();
+    let third = log.decide(decision(owner, 3));
+    disk.sync_is_waiting();
+    disk.let_through();
+    third.await.unwrap();
+    let events = disk.events();
+    assert!(matches!(&events[..], [Event::SyncData(_), Event::Write(..), Event::SyncData(_)]), "{events:?}");
+    let view = unanimous::log::read_from(&disk, LOG.as_ref()).unwrap();
+    let order: Vec<_> = view.unfinished().iter().map(|record| record.transaction.sequence).collect();
+    assert_eq!(order, [2, 3]);
 }
 
 /// Who decides the same while it is being written is told when it is durable, each of them; another decision for it is refused at once.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use unanimous::env::{BoxFuture, Env, NoRuntime, TokioEnv};
 use unanimous::{
     BoxError, BranchId, BuildError, Capability, Cause, CommitError, Decider, DeciderId, DecisionLog, DecisionRecord,
-    Doubt, HoldReason, Known, KnownOutcome, Options, Owner, Roster, StoreError, StoreTag, Transaction, TransactionId,
-    TransactionManager, log::MemoryLog,
+    Doubt, HoldReason, Known, KnownOutcome, Options, Owner, ResourceManager, Roster, StoreError, StoreTag, Transaction,
+    TransactionId, TransactionManager, log::MemoryLog,
 };
 use unanimous_testing::memory::KeptLog;
 
@@ -102,6 +102,36 @@ async fn what_does_not_fit_takes_its_ordinary_path() {
     // Four fit.
     let tx = wrote(&manager, &stores[..4].iter().collect::<Vec<_>>()).await;
     assert_eq!(ended(tx.commit()).await.unwrap().pending, 4);
+}
+
+/// Numbers that were reserved are as long as they are, and are what an id lists; three of the longest don't fit, two do.
+#[tokio::test(start_paused = true)]
+async fn reserved_numbers_are_listed_and_take_their_room() {
+    let mut world = World::new();
+    let stores: Vec<_> = ["a", "b", "c"].into_iter().map(|name| world.two_phase(name)).collect();
+    let (manager, log) = start(&world).await;
+    for (joined, pending) in [(&stores[..], 0), (&stores[..2], 2)] {
+        let tx = manager.begin();
+        for (number, store) in (60_000..).zip(joined) {
+            let branch = store.branch();
+            branch.put("row").unwrap();
+            tx.join_foreign_as(store.name(), store.name(), branch, number).await.unwrap();
+        }
+        let record = (pending > 0).then(|| log.hold());
+        assert_eq!(ended(tx.commit()).await.unwrap().pending, pending);
+        if let Some(record) = record {
+            record.reached().await;
+            let roster = Roster::new([(60_000, tag(&stores[0])), (60_001, tag(&stores[1]))]).unwrap();
+            let listed = DeciderId::Together(roster);
+            assert!(
+                stores[..2].iter().all(|store| store.prepared()[0].decider == listed),
+                "{:?}",
+                stores[0].prepared()
+            );
+            record.release();
+        }
+        eventually("all have committed", || stores.iter().all(|store| store.prepared().is_empty())).await;
+    }
 }
 
 /// The log's sync fails after the answer: it stays acknowledged, nothing is committed by this process, and the next start records what

@@ -63,6 +63,7 @@ mod log_faults;
 mod log_file;
 mod log_power;
 mod log_process;
+mod log_thread;
 mod manager_annotations;
 mod manager_carrier;
 mod manager_decision;

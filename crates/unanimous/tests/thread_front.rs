@@ -1,13 +1,13 @@
 //! What front ends of other languages stand on: transactions that are nobody's current one, waits around what a thread holds for others, and
 //! branches of a registered resource that another driver works on.
 
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use unanimous::thread::{StateError, begin, wait, wait_around};
-use unanimous::{JoinError, Options};
+use unanimous::thread::{StateError, begin, reserve, wait, wait_around};
+use unanimous::{Branch, BranchError, BranchId, Capability, JoinError, KnownOutcome, Options, Work};
 
 use crate::support::{Call, Fault, World};
 use crate::thread_support::{Plain, Witness, here};
@@ -117,4 +117,98 @@ fn a_foreign_branch_that_nobody_could_recover_is_refused() {
     assert!(matches!(&refused, JoinError::Duplicate { .. }), "{refused}");
     wait(async move { tx.commit().await }).unwrap();
     assert_eq!(a.keys(), ["row"]);
+}
+
+/// Writes down under which ids branches are asked to prepare.
+struct Asked(Arc<Mutex<Vec<BranchId>>>);
+
+impl Branch for Asked {
+    fn capability(&self) -> Capability {
+        Capability::TwoPhase
+    }
+
+    async fn flush(&self) -> Result<Work, BranchError> {
+        Ok(Work::Wrote)
+    }
+
+    async fn prepare(&self, id: &BranchId) -> Result<(), BranchError> {
+        self.0.lock().unwrap().push(id.clone());
+        Ok(())
+    }
+
+    async fn commit(&self) -> Result<(), BranchError> {
+        Ok(())
+    }
+
+    async fn rollback(&self) -> Result<(), BranchError> {
+        Ok(())
+    }
+}
+
+/// An id that was given out before the transaction began is what the branch is asked to prepare under, in whatever order branches are called;
+/// the others have the numbers that are left.
+#[test]
+fn a_branch_prepares_under_the_id_that_was_reserved_for_it() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let plain = Plain::over(&[&a, &b], world);
+    let mut reserved = reserve(plain.manager.manager());
+    let ids: Vec<_> = (0..3).map(|_| reserved.branch().unwrap()).collect();
+    assert!(ids.iter().all(|id| id.transaction == reserved.id()));
+    let tx = reserved.begin(plain.manager.manager(), Options::default()).unwrap();
+    let asked: Arc<Mutex<Vec<BranchId>>> = Arc::default();
+    let branch = || Asked(asked.clone());
+    // The second id is not used: its branch has left.
+    wait(tx.join_foreign_as("a", "1", branch(), ids[2].number)).unwrap();
+    wait(tx.join_foreign("b", "2", branch())).unwrap();
+    wait(tx.join_foreign_as("a", "3", branch(), ids[0].number)).unwrap();
+    let refused = wait(tx.join_foreign_as("b", "4", branch(), ids[0].number)).map(drop).unwrap_err();
+    assert!(matches!(&refused, JoinError::Duplicate { .. }), "{refused}");
+    wait(async move { tx.commit().await }).unwrap();
+    assert_eq!(*asked.lock().unwrap(), [ids[2].clone(), ids[1].clone(), ids[0].clone()]);
+}
+
+/// Each branch is recovered by the number that its store lists, also where the numbers run against the order of the names.
+#[test]
+fn the_decision_lists_the_reserved_numbers() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let plain = Plain::with(&[&a, &b], world, |builder| builder.phase_two_wait(Duration::from_millis(50)));
+    let mut reserved = reserve(plain.manager.manager());
+    let numbers = [reserved.branch().unwrap().number, reserved.branch().unwrap().number];
+    let tx = reserved.begin(plain.manager.manager(), Options::default()).unwrap();
+    for (name, store, number) in [("1", &a, numbers[1]), ("2", &b, numbers[0])] {
+        let branch = store.branch();
+        branch.put("row").unwrap();
+        wait(tx.join_foreign_as(store_name(store), name, branch, number)).unwrap();
+    }
+    for store in [&a, &b] {
+        store.fail_always(Call::Commit, Fault::Lost);
+        store.fail_always(Call::RecoveredCommit, Fault::Refused);
+    }
+    let committed = wait(async move { tx.commit().await }).unwrap();
+    assert_eq!((committed.pending, a.prepared().len(), b.prepared().len()), (2, 1, 1));
+    for store in [&a, &b] {
+        store.heal(Call::RecoveredCommit);
+    }
+    plain.manager.recover();
+    assert_eq!((a.prepared().len(), b.prepared().len()), (0, 0));
+    assert_eq!([a.keys(), b.keys()], [["row"], ["row"]]);
+}
+
+/// What was reserved and never begun has ended, and another manager's ids are nobody's here.
+#[test]
+fn reserved_ids_that_are_not_used_are_aborted() {
+    let mut world = World::new();
+    let a = world.two_phase("a");
+    let plain = Plain::over(&[&a], world);
+    let mut other = World::new();
+    let b = other.two_phase("b");
+    let other = Plain::over(&[&b], other);
+    let manager = plain.manager.manager();
+    let reserved = reserve(manager);
+    let id = reserved.id();
+    assert!(matches!(wait(manager.outcome(id)), KnownOutcome::InDoubt(_)));
+    assert!(reserved.begin(other.manager.manager(), Options::default()).is_none());
+    assert_eq!(wait(manager.outcome(id)), KnownOutcome::Aborted);
 }

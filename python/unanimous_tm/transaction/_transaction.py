@@ -97,6 +97,8 @@ class Transaction:
     _savepoint_index = 0
     _failure_traceback: Any = None
     _log: Any = None
+    #: The ids of its branches that must know them before the commit.
+    _ids: Any = None
     #: It was decided to commit, although a data manager has raised behind that.
     _decided = False
 

@@ -23,9 +23,9 @@ use unanimous_core::BoxError;
 use super::ended::{Ended, is_retryable};
 use super::failed::Failed;
 use super::problem::Problem;
-use super::request::{Slot, is_active};
+use super::request::{Head, Slot, is_active};
 use crate::env::{BoxFuture, Env, TokioEnv, within};
-use crate::lazy::LazyTransaction;
+use crate::lazy::{Lazy, LazyTransaction};
 
 /// A layer that holds a response back until its body has been made, within 1 MiB and 30 s.
 pub fn commit_after_body() -> CommitAfterBodyLayer {
@@ -206,7 +206,7 @@ impl fmt::Display for NotHeld {
 }
 
 impl NotHeld {
-    fn answer<B>(self, slot: &LazyTransaction, method: &Method, path: &str) -> Response<HeldBody<B>> {
+    fn answer<B>(self, slot: &LazyTransaction<Head>, method: &Method, path: &str) -> Response<HeldBody<B>> {
         let why = self.to_string();
         // A conflict is asked for while the branches are there.
         let response: Response<HeldBody<B>> = match self {

@@ -12,12 +12,9 @@ use crate::transaction::Tx;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What was found in a request's head, to be said once its transaction begins.
-pub(crate) struct Said {
-    method: Method,
-    uri: Uri,
-    /// Apart, since most requests have none of it, and many begin no transaction.
-    more: Option<Box<More>>,
-}
+///
+/// Apart from method and path, of which every request has some: most have none of it, and many begin no transaction.
+pub(crate) struct Said(Option<Box<More>>);
 
 struct More {
     route: Option<String>,
@@ -39,17 +36,15 @@ impl Said {
             Some(trace_id) => trace_id(parts).map(Trace::Own),
             None => TraceId::of(&parts.headers).map(Trace::Parent),
         };
-        let more = match (&route, &user, &trace) {
+        Self(match (&route, &user, &trace) {
             (None, None, None) => None,
             _ => Some(Box::new(More { route, user, trace })),
-        };
-        Self { method: parts.method.clone(), uri: parts.uri.clone(), more }
+        })
     }
 
-    /// Says it.
-    pub(crate) fn on(self, tx: &Tx) {
-        let Self { method, uri, more } = self;
-        let (route, user, trace) = more.map_or((None, None, None), |more| (more.route, more.user, more.trace));
+    /// Says it of a request with this method.
+    pub(crate) fn on(self, tx: &Tx, method: &Method, uri: &Uri) {
+        let (route, user, trace) = self.0.map_or((None, None, None), |more| (more.route, more.user, more.trace));
         // Without the query: it may hold what must not get into logs.
         let route = route.unwrap_or_else(|| uri.path().to_owned());
         tx.note(&format!("{method} {route}"));

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Method, Response, Uri};
+use http::Response;
 use pin_project_lite::pin_project;
 use tracing::Span;
 use unanimous_core::TransactionId;
@@ -36,11 +36,12 @@ use super::ended::{self, Ended, Named};
 use super::failure::OnCommitFailure;
 use super::layer::TransactionLayer;
 use super::problem::id_value;
+use super::request::Head;
 use super::veto::VetoContext;
 use crate::commit::{Abort, Commit};
 use crate::env::BoxFuture;
 use crate::error::{Cause, CommitError, chain};
-use crate::lazy::LazyOwner;
+use crate::lazy::{Lazy, LazyOwner};
 use crate::transaction::Transaction;
 
 type Panic = Box<dyn Any + Send>;
@@ -109,11 +110,16 @@ where
             // Before the end begins: whatever its future still borrows of the transaction is given back.
             this.handler.set(None);
             *this.limit = None;
-            *this.ending = Some(exchange.span.in_scope(|| match handled {
-                Handled::Returned(result) => exchange.end(result),
+            let _entered = exchange.span.enter();
+            *this.ending = Some(match handled {
+                Handled::Returned(result) => match exchange.owner.take() {
+                    Some(transaction) => exchange.end(transaction, result),
+                    // At once: many requests begin nothing, and a response is large to be moved around.
+                    None => return Poll::Ready(result.map(|response| exchange.name(response, None))),
+                },
                 Handled::OutOfTime => exchange.out_of_time(),
                 Handled::Panicked(panic) => exchange.give_up(Then::Panic(panic)),
-            }));
+            });
         }
         let ending = this.ending.as_mut().expect("set above");
         let then = ready!(ending.poll(cx));
@@ -180,29 +186,28 @@ impl<R> Ending<R> {
 /// One request: the owner of its transaction, and what is needed to end it.
 pub(crate) struct Exchange<F> {
     layer: Arc<TransactionLayer<F>>,
-    owner: LazyOwner,
-    method: Method,
-    uri: Uri,
+    owner: LazyOwner<Head>,
     /// The span that the request came in with. What ends the transaction runs in it, also where the future is dropped elsewhere.
     span: Span,
 }
 
 impl<F> Exchange<F> {
-    pub(crate) fn new(layer: Arc<TransactionLayer<F>>, owner: LazyOwner, method: Method, uri: Uri) -> Self {
-        Self { layer, owner, method, uri, span: Span::current() }
+    pub(crate) fn new(layer: Arc<TransactionLayer<F>>, owner: LazyOwner<Head>) -> Self {
+        Self { layer, owner, span: Span::current() }
+    }
+
+    fn head(&self) -> &Head {
+        self.owner.slot().beginner()
     }
 
     /// Runs a piece of the handler with the transaction as the current one, and catches its panic.
     fn run<R>(&self, piece: impl FnOnce() -> R) -> Result<R, Panic> {
         // Unwind safe: after a panic the handler is not polled again, and the panic goes on to those who called.
-        catch_unwind(AssertUnwindSafe(|| crate::current::enter(self.owner.slot(), piece)))
+        catch_unwind(AssertUnwindSafe(|| crate::current::enter(self.owner.slot().clone(), piece)))
     }
 
     /// Commits or gives up, now that the handler has returned.
-    fn end<B, E>(&self, result: Result<Response<B>, E>) -> Ending<Result<Response<B>, E>> {
-        let Some(transaction) = self.owner.take() else {
-            return Ending::Nothing(Some(Then::Answer(result.map(|response| self.name(response, None)))));
-        };
+    fn end<B, E>(&self, transaction: Transaction, result: Result<Response<B>, E>) -> Ending<Result<Response<B>, E>> {
         // It is held back until the abort is done, and says so by then.
         let aborts = |transaction: Transaction, cause, result: Result<Response<B>, E>| {
             let id = transaction.id();
@@ -225,12 +230,12 @@ impl<F> Exchange<F> {
             return aborts(transaction, Cause::HandlerFailed, result);
         }
         if let Some(veto) = &self.layer.veto {
-            let context = VetoContext::new(&self.method, &self.uri, response);
+            let context = VetoContext::new(&self.head().method, &self.head().uri, response);
             match catch_unwind(AssertUnwindSafe(|| veto(&context))) {
                 Ok(Ok(false)) => {}
                 Ok(Ok(true)) => return aborts(transaction, Cause::Vetoed, result),
                 Ok(Err(error)) => {
-                    let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
+                    let (id, method, path) = (transaction.id(), &self.head().method, self.head().uri.path());
                     tracing::error!(%id, %method, path, %error, "the commit veto failed; the transaction is aborted");
                     let failed = CommitError::Aborted { id, source: Cause::VetoFailed };
                     return abort(transaction, Cause::VetoFailed, Then::Failed(failed));
@@ -284,7 +289,7 @@ impl<F> Exchange<F> {
     where
         F: OnCommitFailure<B>,
     {
-        let (method, path, reason) = (&self.method, self.uri.path(), chain(error));
+        let (method, path, reason) = (&self.head().method, self.head().uri.path(), chain(error));
         self.span.in_scope(|| match error {
             CommitError::Unknown { .. } => tracing::error!(%method, path, "{reason}"),
             CommitError::Aborted { .. } if error.is_retryable() => tracing::info!(%method, path, "{reason}"),
@@ -299,7 +304,7 @@ impl<F> Drop for Exchange<F> {
         // None but for a request that was dropped before its end began: the client went away, or a time limit further out passed.
         if let Some(transaction) = self.owner.take() {
             self.span.in_scope(|| {
-                let (id, method, path) = (transaction.id(), &self.method, self.uri.path());
+                let (id, method, path) = (transaction.id(), &self.head().method, self.head().uri.path());
                 tracing::debug!(%id, %method, path, "the request was dropped before its end; its transaction aborts");
                 // Detached from its call on. A transaction that is merely dropped warns, and clients go away every day.
                 drop(transaction.abort_for(Cause::Dropped));

@@ -6,20 +6,24 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use http::{Extensions, HeaderName, Uri};
+use http::{Extensions, HeaderName, Method, Uri};
 use unanimous_core::Outcome;
 
-use crate::lazy::LazyTransaction;
+use crate::lazy::{Lazy, LazyTransaction};
+use crate::manager::TransactionManager;
 use crate::transaction::Tx;
 
 /// The request extension.
 #[derive(Clone, Debug)]
-pub(crate) struct Slot(pub(crate) Arc<LazyTransaction>, pub(crate) Seen);
+pub(crate) struct Slot(pub(crate) Arc<LazyTransaction<Head>>);
 
-/// What the layers further in should know of the outer one.
-#[derive(Clone, Debug)]
-pub(crate) struct Seen {
-    /// The request's, before any router has stripped what it has matched.
+/// The request as it came in, for the transaction's begin and end, and for the layers further in. It lives beside the slot, so that it is
+/// copied once for all of them.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) manager: TransactionManager,
+    pub(crate) method: Method,
+    /// Before any router has stripped what it has matched.
     pub(crate) uri: Uri,
     /// The header that names the transaction.
     pub(crate) transaction_header: Option<HeaderName>,

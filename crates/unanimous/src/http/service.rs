@@ -13,9 +13,9 @@ use super::annotations::Said;
 use super::failure::OnCommitFailure;
 use super::future::{Exchange, ResponseFuture};
 use super::layer::TransactionLayer;
-use super::request::{Seen, Slot, is_active};
-use crate::lazy::LazyTransaction;
-use crate::transaction::Home;
+use super::request::{Head, Slot, is_active};
+use crate::lazy::{Begin, LazyTransaction};
+use crate::transaction::{Home, Options, Transaction};
 
 /// A service that runs each request in a transaction; [`TransactionLayer`] makes it.
 #[derive(Clone, Debug)]
@@ -28,6 +28,27 @@ pub struct TransactionService<S, F> {
 impl<S, F> TransactionService<S, F> {
     pub(crate) fn new(inner: S, layer: TransactionLayer<F>) -> Self {
         Self { inner, layer: Arc::new(layer) }
+    }
+}
+
+/// What a request's transaction begins with.
+pub(crate) struct Means {
+    options: Options,
+    said: Said,
+    /// A commit goes on without its client, and so must the place that it takes.
+    place: Option<Arc<Place>>,
+}
+
+impl Begin for Head {
+    type Means = Means;
+
+    fn begin(&self, Means { options, said, place }: Means) -> Transaction {
+        let transaction = self.manager.begin_unannounced(options, Home::Runtime);
+        said.on(&transaction, &self.method, &self.uri);
+        if let Some(place) = place {
+            transaction.after_end(move |_| drop(place));
+        }
+        transaction
     }
 }
 
@@ -55,23 +76,16 @@ where
         }
         let options = layer.options.as_ref().map(|options| options(&parts)).unwrap_or_default();
         let limit = layer.time_limit.as_ref().and_then(|limit| limit(&parts));
-        let (method, uri) = (parts.method.clone(), parts.uri.clone());
-        let owner = LazyTransaction::lazily({
-            let (manager, said) = (layer.manager.clone(), Said::of(&parts, layer));
-            // A commit goes on without its client, and so must the place that it takes.
-            let place = Place::of(&parts.extensions);
-            move || {
-                let transaction = manager.begin_unannounced(options, Home::Runtime);
-                said.on(&transaction);
-                if let Some(place) = place {
-                    transaction.after_end(move |_| drop(place));
-                }
-                transaction
-            }
-        });
-        let seen = Seen { uri: uri.clone(), transaction_header: layer.transaction_header.clone() };
-        parts.extensions.insert(Slot(owner.slot().clone(), seen));
-        let exchange = Exchange::new(layer.clone(), owner, method, uri);
+        let head = Head {
+            manager: layer.manager.clone(),
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            transaction_header: layer.transaction_header.clone(),
+        };
+        let means = Means { options, said: Said::of(&parts, layer), place: Place::of(&parts.extensions) };
+        let owner = LazyTransaction::lazily(head, means);
+        parts.extensions.insert(Slot(owner.slot().clone()));
+        let exchange = Exchange::new(layer.clone(), owner);
         let inner = &mut self.inner;
         ResponseFuture::begin(exchange, limit, || inner.call(Request::from_parts(parts, body)))
     }

@@ -344,7 +344,11 @@ impl FileLog {
     ) -> impl Future<Output = Result<(), DecideError>> + Send + use<> {
         let queued = self.shared().lock().queue(record, decision, concluded);
         if queued.is_ok() {
-            self.shared().start();
+            // A conclusion is recovery's, within a limit of time that must be heard.
+            match concluded {
+                true => self.shared().start(),
+                false => self.shared().start_and_wait(),
+            }
         }
         answered(queued)
     }
@@ -395,7 +399,7 @@ impl DecisionLog for FileLog {
         Ok(ready?)
     }
 
-    /// Queued at the call, not at the first poll.
+    /// Queued at the call, not at the first poll. Within [`wait`](crate::thread::wait) it may be written at the call too, which blocks then.
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
         self.write(record, Decision::Commit, false)
     }

@@ -263,6 +263,12 @@ impl State {
         matches!(self.phase, Phase::Open | Phase::Closing) && !(self.queue.is_empty() && self.finishing.is_empty())
     }
 
+    /// Whether something waits that nobody will come for later: ends have time until the timer's turn, or until there are so many.
+    pub(super) fn is_urgent(&self, many: usize) -> bool {
+        let ends_wait = self.timer && self.finishing.len() < many && matches!(self.phase, Phase::Open);
+        self.has_work() && !(self.queue.is_empty() && ends_wait)
+    }
+
     /// Refuses what comes from now on; the receiver is told when the log is given up.
     pub(super) fn close(&mut self) -> oneshot::Receiver<()> {
         if matches!(self.phase, Phase::Open) {

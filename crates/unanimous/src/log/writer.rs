@@ -1,7 +1,8 @@
 //! The job that writes: takes what waits, makes it durable with one sync, answers, and looks again.
 //!
 //! There is one such job at a time. Who comes while it syncs waits for the next round, which takes all who came: group commit
-//! without a delay for who comes alone.
+//! without a delay for who comes alone. Where the one who comes first waits on a thread of its own, that thread writes the first round, and a
+//! thread of the log's those behind it.
 //!
 //! Must not know what a decision means.
 
@@ -12,6 +13,7 @@ use super::error::{LogError, Poison};
 use super::segments::{RotateError, Segments};
 use super::state::{Answers, Batch, State};
 use crate::env::Env;
+use crate::inline;
 use crate::sync::lock;
 
 /// How long an end waits for a decision that would take it along. Nothing depends on it but how much a restart asks again.
@@ -39,12 +41,21 @@ impl Shared {
 
     /// Starts the writer if none runs.
     pub(super) fn start(self: &Arc<Self>) {
-        let start = !std::mem::replace(&mut self.lock().running, true);
-        if start {
-            let job = Job { shared: self.clone(), stage: Stage::Waiting };
-            // Where there is no runtime the job is dropped, now or later, and its guard answers those who wait.
-            let _ = self.env.blocking(Box::new(move || job.run()));
+        if let Some(job) = self.job() {
+            job.run_elsewhere();
         }
+    }
+
+    /// The same for somebody who waits for it from here on.
+    pub(super) fn start_and_wait(self: &Arc<Self>) {
+        if let Some(job) = self.job() {
+            let _ = inline::lend(&self.env, Box::new(move || job.run(Rounds::One)));
+        }
+    }
+
+    fn job(self: &Arc<Self>) -> Option<Job> {
+        let runs = std::mem::replace(&mut self.lock().running, true);
+        (!runs).then(|| Job::new(self))
     }
 
     /// Sees to it that what is finished will be written, soon or with what comes before that.
@@ -96,6 +107,15 @@ impl Shared {
     }
 }
 
+/// How much a job writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rounds {
+    /// What waits; another job goes on with what has come meanwhile, and with the reserve, for which nobody should wait.
+    One,
+    /// Until nothing waits any more.
+    All,
+}
+
 /// How far a job came; its guard ends what it did not.
 enum Stage {
     Waiting,
@@ -136,31 +156,53 @@ impl Drop for Job {
 }
 
 impl Job {
-    fn run(mut self) {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: shared.clone(), stage: Stage::Waiting }
+    }
+
+    /// To the end, on a thread of the log's. Where there is no runtime the job is dropped, now or later, and its guard answers those who wait.
+    fn run_elsewhere(self) {
+        let env = self.shared.env.clone();
+        let _ = env.blocking(Box::new(move || self.run(Rounds::All)));
+    }
+
+    fn run(mut self, rounds: Rounds) {
         self.stage = Stage::Running;
         let segments = self.shared.lock().segments.take();
-        let answers = match segments {
-            Some(segments) => self.write_all(segments),
-            None => self.shared.lock().stop(None, Answers::default()),
+        let (answers, goes_on) = match segments {
+            Some(segments) => self.write_all(segments, rounds),
+            None => (self.shared.lock().stop(None, Answers::default()), false),
         };
         self.stage = Stage::Stopped;
         answers.send();
+        if goes_on {
+            Job::new(&self.shared).run_elsewhere();
+        }
     }
 
-    /// Writes until nothing waits any more.
-    fn write_all(&self, mut segments: Segments) -> Answers {
+    /// Whom to answer, and whether another job must go on: then it counts as running, and its segments are there.
+    fn write_all(&self, mut segments: Segments, rounds: Rounds) -> (Answers, bool) {
         loop {
-            self.reserve(&mut segments);
+            if rounds == Rounds::All {
+                self.reserve(&mut segments);
+            }
             let batch = {
                 let mut state = self.shared.lock();
-                match state.batch() {
+                let batch = if state.is_urgent(FLUSH_COUNT) { state.batch() } else { None };
+                match batch {
                     Some(batch) => batch,
-                    None => return state.stop(Some(segments), Answers::default()),
+                    None => return (state.stop(Some(segments), Answers::default()), false),
                 }
             };
             match self.write(&mut segments, &batch) {
                 Ok(()) => {
-                    let answers = self.shared.lock().written(&batch);
+                    let mut state = self.shared.lock();
+                    let answers = state.written(&batch);
+                    if rounds == Rounds::One && (state.is_urgent(FLUSH_COUNT) || !segments.has_reserve()) {
+                        state.segments = Some(segments);
+                        return (answers, true);
+                    }
+                    drop(state);
                     answers.send();
                 }
                 Err(WriteError::Begin(RotateError::NoReserve(error))) => {
@@ -175,10 +217,12 @@ impl Job {
                     if retry {
                         self.shared.set_timer(RETRY_DELAY);
                     }
-                    return answers;
+                    return (answers, false);
                 }
-                Err(WriteError::Begin(RotateError::Failed(poison))) => return self.poison(segments, poison, false),
-                Err(WriteError::Append(poison)) => return self.poison(segments, poison, true),
+                Err(WriteError::Begin(RotateError::Failed(poison))) => {
+                    return (self.poison(segments, poison, false), false);
+                }
+                Err(WriteError::Append(poison)) => return (self.poison(segments, poison, true), false),
             }
         }
     }

@@ -25,7 +25,7 @@ use std::time::Duration;
 use deadpool::managed::Object;
 use futures_util::future::join;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 use unanimous_core::{
     Branch, BranchError, BranchId, Capability, DecisionRecord, FailureKind, SavepointId, TransactionId, Work,
 };
@@ -33,7 +33,7 @@ use unanimous_core::{
 use super::error::{self, PostgresError};
 use super::outbox::{self, Notification, Notifications};
 use super::rows::DURABLE;
-use super::session::{Sent, Sessions, row, within};
+use super::session::{self, LOOK, MARKED, Sent, Sessions, row, within};
 use super::sql::literal;
 use super::store::Store;
 use crate::sync::lock;
@@ -92,6 +92,7 @@ pub(super) struct Backend {
 pub(super) struct Begun {
     pub(super) transaction: TransactionId,
     pub(super) read_only: bool,
+    pub(super) writes: bool,
     pub(super) notifications: Vec<Notification>,
     pub(super) url: Option<Arc<str>>,
     pub(super) close: bool,
@@ -117,7 +118,8 @@ enum Stage {
 ///
 /// The work may send any statement but those that end the transaction or that PostgreSQL can't prepare: temporary objects, cursors
 /// `WITH HOLD`, `LISTEN`, and `NOTIFY`, for which there is [`notify`](Self::notify). What it must not send: `BEGIN`, `COMMIT`, `ROLLBACK`
-/// and the like; the vote notices it, and the transaction aborts.
+/// and the like; the vote notices it, and the transaction aborts. It aborts after a `DEALLOCATE ALL` too: our own sessions keep statements
+/// that the vote needs.
 ///
 /// A bare `NOTIFY` in a branch that writes nothing can't be noticed; it goes out when that branch ends, whatever becomes of the others.
 ///
@@ -131,6 +133,8 @@ pub struct PostgresBranch {
     store: Arc<Store>,
     transaction: TransactionId,
     read_only: bool,
+    /// Whether the join has said that the work writes.
+    writes: bool,
     /// The answer to `BEGIN`, until somebody needs it.
     begun: tokio::sync::Mutex<Option<Sent>>,
     stage: Mutex<Stage>,
@@ -139,7 +143,7 @@ pub struct PostgresBranch {
     url: Option<Arc<str>>,
     /// Whether its connection is closed at the end.
     close: bool,
-    /// The server's id of the transaction, as it was at the flush; none where nothing was written.
+    /// The server's id of the transaction, as it was at the flush or at the vote; none where nothing was written.
     xid: OnceLock<String>,
     /// The application may still use the connection after the end, or nobody knows what is open on it.
     spoiled: std::sync::atomic::AtomicBool,
@@ -153,13 +157,14 @@ impl PostgresBranch {
         work: Begun,
         begun: Option<Sent>,
     ) -> Self {
-        let Begun { transaction, read_only, notifications, url, close } = work;
+        let Begun { transaction, read_only, writes, notifications, url, close } = work;
         Self {
             link: Some(link),
             backend: backend.map(OnceLock::from).unwrap_or_default(),
             store,
             transaction,
             read_only,
+            writes,
             begun: tokio::sync::Mutex::new(begun),
             stage: Mutex::new(Stage::Open),
             notifications: Notifications::new(notifications),
@@ -212,6 +217,25 @@ impl PostgresBranch {
         }
         self.notifications.add(notification);
         Ok(())
+    }
+
+    /// Prepares a statement, or gives the one that was prepared before on the same connection: a pool's connections keep their statements
+    /// over the transactions, so that a statement that comes again and again is parsed once for each connection, and costs no
+    /// message of its own. What a rolled back branch prepared stays prepared.
+    ///
+    /// The statements stay as long as their connection: for texts that are few, with parameters for what differs. Behind a
+    /// [pooler](super::PostgresBuilder::pooler), and on a client of the application's own, it prepares each time.
+    ///
+    /// # Errors
+    ///
+    /// The driver's, as [`Client::prepare`]. A statement whose columns a migration has changed fails when it is executed (0A000),
+    /// on each connection that prepared it before.
+    pub async fn prepare_cached(&self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        match self.link() {
+            Link::Own(session) => session.prepare_cached(sql).await,
+            Link::Pool(object) => object.prepare_cached(sql).await,
+            Link::Client(client) => client.prepare(sql).await,
+        }
     }
 
     /// Whether it works on this connection of the application's.
@@ -285,7 +309,9 @@ impl PostgresBranch {
             }
         });
         asked.await.inspect_err(|error| {
-            if error.kind() == FailureKind::Lost {
+            // Where the work has deallocated what the session keeps, its next user must not meet that.
+            let deallocated = error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME);
+            if error.kind() == FailureKind::Lost || deallocated {
                 self.spoil();
             }
         })
@@ -293,18 +319,35 @@ impl PostgresBranch {
 
     /// 1; fails where the transaction has failed (25P02), and where it is not ours any more (22012).
     fn marked(&self) -> String {
-        format!("1/({})::int", self.is_marked())
+        self.with_mark(MARKED)
     }
 
-    /// Whether the session is inside of the transaction that `BEGIN` marked.
-    fn is_marked(&self) -> String {
-        let mark = literal(&self.transaction.to_string());
-        format!("coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = {mark}")
+    fn mark(&self) -> String {
+        literal(&self.transaction.to_string())
+    }
+
+    fn with_mark(&self, sql: &str) -> String {
+        sql.replace("$1", &self.mark())
+    }
+
+    /// Whether the session keeps the statements of ours.
+    fn keeps(&self) -> bool {
+        matches!(self.link(), Link::Own(session) if session.keeps)
+    }
+
+    /// The statement that fails where [`marked`](Self::marked) does.
+    fn guard(&self) -> String {
+        if self.keeps() {
+            format!("EXECUTE unanimous_guard ({})", self.mark())
+        } else {
+            self.with_mark(&session::guard())
+        }
     }
 
     /// The statement that commits without a vote, behind the mark. A commit that was answered must last.
     fn commit_sql(&self, row: &str) -> String {
-        format!("SELECT {}; {DURABLE}; {row}; COMMIT{}", self.marked(), self.parking())
+        let durable = if self.keeps() { "EXECUTE unanimous_durable" } else { DURABLE };
+        format!("{}; {durable}; {row}; COMMIT{}", self.guard(), self.parking())
     }
 
     /// What follows the branch's end in the same message: a guard that is in use still can't write then, until the branch is dropped.
@@ -345,12 +388,15 @@ impl PostgresBranch {
     }
 
     async fn look(&self) -> Result<Work, PostgresError> {
+        if self.writes && !self.read_only {
+            // What else is looked for here, the vote or the commit finds.
+            return Ok(Work::Wrote);
+        }
         self.begun().await?;
-        let sql = format!(
-            "SELECT {} AS ours, pg_catalog.pg_current_xact_id_if_assigned() AS xid, \
-             EXISTS (SELECT FROM pg_catalog.pg_foreign_server) AS foreign",
-            self.is_marked()
-        );
+        let sql = match self.keeps() {
+            true => format!("EXECUTE unanimous_look ({})", self.mark()),
+            false => self.with_mark(LOOK),
+        };
         let answer = self.ask("flushing the branch", &sql).await.map_err(Self::tell)?;
         let row = row(&answer).ok_or(PostgresError::WorkEnded)?;
         if row.get("ours") != Some("t") {
@@ -373,12 +419,17 @@ impl PostgresBranch {
         if !self.notifications.is_empty() && !self.store.control.leads_nowhere() {
             self.store.ensure_outbox().await?;
         }
+        // What came so far says nothing of the vote.
+        let _ = self.link().take_warning();
         *lock(&self.stage) = Stage::Voting(id.clone());
-        let sql = format!("SELECT {}; PREPARE TRANSACTION {}", self.marked(), literal(&id.to_string()));
+        let sql = format!("{}; PREPARE TRANSACTION {}", self.guard(), literal(&id.to_string()));
         let answer = self.ask_behind("preparing the branch", self.keep_notifications(id), &sql).await;
         match answer.map_err(Self::tell) {
-            Ok(_) => match self.link().take_warning() {
+            Ok(answer) => match self.link().take_warning() {
                 None => {
+                    if let Some(xid) = row(&answer).and_then(|row| row.try_get("xid").ok().flatten()) {
+                        let _ = self.xid.set(xid.to_owned());
+                    }
                     *lock(&self.stage) = Stage::Prepared(id.clone());
                     Ok(())
                 }

@@ -202,6 +202,16 @@ impl Control {
         Ok(server)
     }
 
+    /// Whether commits wait for replicas, now.
+    pub(super) async fn replicates(&self) -> Result<bool, PostgresError> {
+        let session = self.session().await?;
+        let sql = "SELECT pg_catalog.current_setting('synchronous_standby_names')";
+        let answer = ask(&session, "asking for replicas", sql).await?;
+        let none = row(&answer).is_some_and(|row| row.get(0) == Some(""));
+        self.give_back(session);
+        Ok(!none)
+    }
+
     /// A message that writes and commits. Ok when it is durable, and on the replicas that it must be on.
     pub(super) async fn forced(
         &self,

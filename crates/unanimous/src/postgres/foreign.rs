@@ -57,20 +57,28 @@ impl ForeignBranch {
             format!("coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = {}", literal(&self.mark));
         let mut sql = format!("SELECT 1/({ours})::int; ");
         if !notifications.is_empty() {
-            let mut rows = Vec::with_capacity(notifications.len());
-            for (index, (channel, payload)) in notifications.iter().enumerate() {
-                Notification::new(channel, payload)?;
-                rows.push(format!("({}, {}, {}, {})", literal(id), index + 1, literal(channel), literal(payload)));
-            }
-            let table = outbox::TABLE;
-            sql.push_str(&format!(
-                "INSERT INTO {SCHEMA}.{table} (branch, n, channel, payload) VALUES {}; ",
-                rows.join(", ")
-            ));
+            sql.push_str(&Self::notifications_sql(id, notifications)?);
+            sql.push_str("; ");
         }
         sql.push_str("PREPARE TRANSACTION ");
         sql.push_str(&literal(id));
         Ok(sql)
+    }
+
+    /// What keeps a branch's notifications (at least one) in the outbox, for who prepares by a call of the driver's own: the last statement before
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::Notification`] for what PostgreSQL would refuse to notify.
+    pub fn notifications_sql(id: &str, notifications: &[(String, String)]) -> Result<String, PostgresError> {
+        let mut rows = Vec::with_capacity(notifications.len());
+        for (index, (channel, payload)) in notifications.iter().enumerate() {
+            Notification::new(channel, payload)?;
+            rows.push(format!("({}, {}, {}, {})", literal(id), index + 1, literal(channel), literal(payload)));
+        }
+        let table = outbox::TABLE;
+        Ok(format!("INSERT INTO {SCHEMA}.{table} (branch, n, channel, payload) VALUES {}", rows.join(", ")))
     }
 
     /// Notifies what the committed branch has in the outbox, in a transaction of its own; nothing where recovery was earlier. One message.
@@ -92,8 +100,26 @@ impl Postgres {
         if !control.is_known() {
             control.identity().await?;
         }
+        self.is_known_to_lead_here(system, database, role)
+    }
+
+    /// The same without asking: false also where the store was not reached yet.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::OtherRole`], as [`leads_here`](Self::leads_here).
+    pub fn is_known_to_lead_here(&self, system: &str, database: &str, role: &str) -> Result<bool, PostgresError> {
         let store = session::store_by(Some(system), Some(database))?;
-        control.is_store(&store, role)
+        self.store.control.is_store(&store, role)
+    }
+
+    /// Whether the server has replicas now that a commit waits for: then a warning at a vote is a no.
+    ///
+    /// # Errors
+    ///
+    /// When the database can't be asked.
+    pub async fn replicates(&self) -> Result<bool, PostgresError> {
+        self.store.control.replicates().await
     }
 
     /// Makes the table of notifications where it is missing; a [`vote_sql`](ForeignBranch::vote_sql) with notifications needs it.

@@ -21,6 +21,7 @@ use super::store::Url;
 pub struct PostgresOptions {
     pub(super) isolation: Option<IsolationLevel>,
     pub(super) read_only: bool,
+    pub(super) writes: bool,
     pub(super) deferrable: bool,
     pub(super) statement_timeout: Option<Duration>,
     pub(super) lock_timeout: Option<Duration>,
@@ -46,6 +47,13 @@ impl PostgresOptions {
     #[must_use]
     pub fn read_only(self) -> Self {
         Self { read_only: true, ..self }
+    }
+
+    /// Says that the work writes, so that the commit does not ask the server whether it did: one round trip less. Where it has written nothing
+    /// after all, the branch is treated as one that wrote, which costs forced writes and is right. Beside [`read_only`](Self::read_only) it says nothing.
+    #[must_use]
+    pub fn writes(self) -> Self {
+        Self { writes: true, ..self }
     }
 
     /// `DEFERRABLE`: counts for a serializable transaction that only reads, which then waits for a snapshot that can't fail.
@@ -144,6 +152,7 @@ impl std::fmt::Debug for PostgresOptions {
         f.debug_struct("PostgresOptions")
             .field("isolation", &self.isolation)
             .field("read_only", &self.read_only)
+            .field("writes", &self.writes)
             .field("deferrable", &self.deferrable)
             .field("statement_timeout", &self.statement_timeout)
             .field("lock_timeout", &self.lock_timeout)

@@ -185,6 +185,35 @@ pub(super) fn insert(record: &DecisionRecord) -> String {
     sql
 }
 
+/// Makes a session keep what [`insert_kept`] executes, so that it is planned once; ends with a semicolon.
+pub(super) fn keep() -> &'static str {
+    "PREPARE unanimous_decide (text, text, bigint, text, bigint, text) AS \
+       INSERT INTO unanimous.decision (transaction_id, decider, log, counter, outcome, decided_at, note) \
+       VALUES ($1, 'carrier', $2, (SELECT counter FROM unanimous.incarnation \
+         WHERE decider = 'carrier' AND log = $2 AND counter = $3 AND nonce = $4 FOR KEY SHARE), 'commit', $5, $6); \
+     PREPARE unanimous_participant (text, integer, text, text) AS \
+       INSERT INTO unanimous.participant (transaction_id, number, resource, store) VALUES ($1, $2, $3, $4); "
+}
+
+/// [`insert`] in a session that keeps its statements.
+pub(super) fn insert_kept(record: &DecisionRecord) -> String {
+    let id = literal(&record.transaction.to_string());
+    let Owner { log, incarnation } = record.transaction.owner();
+    let mut sql = format!(
+        "EXECUTE unanimous_decide ({id}, '{log}', {}, {}, {}, {})",
+        incarnation.counter,
+        nonce(record.transaction.owner()),
+        number(record.decided_at),
+        literal(&record.note.as_str().replace('\0', "")),
+    );
+    for participant in &record.participants {
+        let store = participant.store.as_ref().map_or("NULL".to_owned(), |store| literal(store.as_str()));
+        let (number, resource) = (participant.number, literal(&participant.resource));
+        let _ = write!(sql, "; EXECUTE unanimous_participant ({id}, {number}, {resource}, {store})");
+    }
+    sql
+}
+
 /// Makes an incarnation known that may carry decisions here. Gives the server that it is known with.
 pub(super) fn register(owner: Owner, server: &str, now: u64, lock_timeout: Duration) -> String {
     format!(

@@ -6,8 +6,10 @@
 //!
 //! Must not know transactions or branches.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,10 +19,11 @@ use tokio::task::JoinHandle;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, SimpleQueryRow, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, SimpleQueryRow, Socket, Statement};
 use unanimous_core::StoreId;
 
 use super::error::PostgresError;
+use super::rows::DURABLE;
 use crate::env::BoxFuture;
 use crate::sync::lock;
 
@@ -43,8 +46,30 @@ pub(super) const WHO: &str = "SELECT pg_catalog.pg_backend_pid() AS pid, \
     pg_catalog.current_setting('synchronous_standby_names') AS replicas, \
     pg_catalog.current_setting('default_transaction_read_only') AS guarded";
 
+/// What a branch asks at its flush: whether the session is inside of the transaction that `BEGIN` marked with `$1`, and what was written.
+pub(super) const LOOK: &str = "SELECT coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = $1 AS ours, \
+    pg_catalog.pg_current_xact_id_if_assigned() AS xid, EXISTS (SELECT FROM pg_catalog.pg_foreign_server) AS foreign";
+
+/// 1; fails where the transaction that `BEGIN` marked with `$1` has failed (25P02), and where the session is not inside of it (22012).
+pub(super) const MARKED: &str = "1/(coalesce(pg_catalog.current_setting('unanimous.branch', true), '') = $1)::int";
+
+/// The statement that fails where [`MARKED`] does, in front of what ends the transaction.
+pub(super) fn guard() -> String {
+    format!("SELECT {MARKED}, pg_catalog.pg_current_xact_id_if_assigned() AS xid")
+}
+
+/// The same as statements that our own sessions keep, so that each session plans them once and not in every transaction. By SQL and not by the
+/// driver, so that they share a message with what follows them.
+fn kept() -> String {
+    format!(
+        "PREPARE unanimous_look (text) AS {LOOK}; PREPARE unanimous_guard (text) AS {}; \
+         PREPARE unanimous_durable AS {DURABLE}",
+        guard()
+    )
+}
+
 /// What makes a session read only by default (<https://www.postgresql.org/docs/current/libpq-connect.html>, `options`).
-const GUARD: &str = "-c default_transaction_read_only=on";
+const READ_ONLY: &str = "-c default_transaction_read_only=on";
 
 /// Makes a session as it was when it was new. `DISCARD ALL` but for the prepared statements and plans, which the driver knows of.
 const CLEAN: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
@@ -161,6 +186,12 @@ pub(super) struct Session {
     /// None where the connection's notices go elsewhere.
     pub(super) warnings: Option<Warnings>,
     shared: bool,
+    /// Whether `unanimous_look` and the others are prepared on it.
+    pub(super) keeps: bool,
+    /// Whether `unanimous_decide` and the other statement of a decision row are, too.
+    keeps_rows: AtomicBool,
+    /// What was prepared on it, by its text. The cleaning leaves it alone.
+    statements: Mutex<BTreeMap<Box<str>, Statement>>,
     /// Our own cleaning, sent when the session was given back: answered by the time that it is used again.
     cleaning: Mutex<Option<Sent>>,
 }
@@ -189,14 +220,45 @@ impl Session {
         let mut who = Who::parse(&line.client().simple_query(WHO).await.map_err(PostgresError::Connect)?)?;
         // A pooler's next session may be another one.
         who.guarded &= !shared;
+        // Where our options arrived no pooler is in between, and the session is nobody else's.
+        let is_own = who.guarded && matches!(line, Line::Own { .. });
+        // A server that is too old does not know all of it, and is told so by who looks at its version.
+        let keeps = is_own && line.client().batch_execute(&kept()).await.is_ok();
         if let Some(warnings) = &warnings {
             warnings.clear();
         }
-        Ok(Self { line, who, warnings, shared, cleaning: Mutex::default() })
+        Ok(Self {
+            line,
+            who,
+            warnings,
+            shared,
+            keeps,
+            keeps_rows: AtomicBool::default(),
+            statements: Mutex::default(),
+            cleaning: Mutex::default(),
+        })
     }
 
     pub(super) fn client(&self) -> &Client {
         self.line.client()
+    }
+
+    /// Whether the statements of a decision row are still to be prepared here; from now on they count as prepared.
+    pub(super) fn begins_to_keep_rows(&self) -> bool {
+        !self.keeps_rows.swap(true, Ordering::AcqRel)
+    }
+
+    /// The statement that was prepared here before, or is now. Kept nowhere where a pooler may be in between, whose next
+    /// session would not know it.
+    pub(super) async fn prepare_cached(&self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        if let Some(statement) = lock(&self.statements).get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client().prepare(sql).await?;
+        if self.keeps {
+            lock(&self.statements).insert(sql.into(), statement.clone());
+        }
+        Ok(statement)
     }
 
     /// Sends a batch and waits for nothing; what is sent later runs behind it. None where the session can't do that.
@@ -300,7 +362,7 @@ impl<T> ByConfig<T> {
     /// asks each whether it reads only, so that there a session must not by itself; it waits for its `BEGIN` then.
     pub(super) fn new(mut config: Config, tls: T, guard: bool) -> Self {
         if guard && config.get_target_session_attrs() == TargetSessionAttrs::Any {
-            let options = config.get_options().map_or(GUARD.to_owned(), |options| format!("{options} {GUARD}"));
+            let options = config.get_options().map_or(READ_ONLY.to_owned(), |options| format!("{options} {READ_ONLY}"));
             config.options(options);
         }
         Self { config, tls, shared: !guard }

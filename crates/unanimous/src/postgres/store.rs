@@ -88,6 +88,7 @@ impl Store {
         let work = Begun {
             transaction,
             read_only: options.read_only,
+            writes: options.writes,
             notifications: options.notifications()?,
             url: options.url.as_ref().map(|url| url.text.clone()),
             close: options.close,

@@ -8,7 +8,8 @@
 //! | --- | --- |
 //! | branches: joins, work, flush, votes, commit, rollback, savepoints | on the thread that waits for them, one at a time, in the order of [`Branch::sort_key`](crate::Branch::sort_key), then of the name |
 //! | hooks, synchronizers, `after_end`, the observer | on the thread that commits or aborts |
-//! | recovery, timers, the log's writes, threads that a store has of its own | on the [`Background`]'s thread and on theirs |
+//! | a decision's write, where the log is not writing already | on the thread that commits |
+//! | recovery, timers, the log's other writes, threads that a store has of its own | on the [`Background`]'s thread and on theirs |
 //! | what is not finished when the thread was answered | on a thread of its own |
 //!
 //! All branches flush in order, then all vote in order, then the decision is forced, then all commit in order. After a no, those that were
@@ -30,11 +31,13 @@ mod background;
 mod error;
 mod handle;
 mod manager;
+mod reserved;
 
 pub use self::background::{Background, Entered};
 pub use self::error::{StateError, ThreadError};
 pub use self::handle::{ThreadSavepoint, ThreadTx};
 pub use self::manager::ThreadManager;
+pub use self::reserved::{Reserved, reserve};
 pub use crate::inline::{Park, wait, wait_around};
 use crate::manager::TransactionManager;
 use crate::transaction::{Home, Options, Transaction};

@@ -75,6 +75,46 @@ async fn a_statement_that_failed_is_a_no_for_all() {
     assert_eq!(pair.values(), ["", ""]);
 }
 
+/// The vote guards without the question at the flush as well: failed work, ended work, and none at all.
+#[tokio::test]
+async fn a_join_that_says_that_it_writes_is_not_asked() {
+    use unanimous_testing::proxy::{Act, Proxy};
+    let pair = Pair::new();
+    let proxy = Proxy::start(pair.orders.cluster().port()).unwrap();
+    let asked = proxy.on("EXECUTE unanimous_look", Act::Replace("EXECUTE unanimous_look".into()));
+    let port = format!("port={}", pair.orders.cluster().port());
+    let url = pair.orders.url().replace(&port, &format!("port={}", proxy.port()));
+    let orders = Postgres::from_url("orders", &url).unwrap();
+    let billing = Postgres::from_url("billing", &pair.billing.url()).unwrap();
+    let manager = super::builder(&orders, &billing).build().await.unwrap();
+    for (round, both) in [(1, true), (2, false)] {
+        let works = [
+            (format!("insert into t (v) values ('kept{round}')"), true),
+            ("select 1".to_owned(), true),
+            (format!("insert into t (v) values ('lost{round}'); select 1/0"), false),
+            (format!("insert into t (v) values ('ended{round}'); commit"), false),
+        ];
+        for (number, (work, commits)) in works.iter().enumerate() {
+            let tx = manager.begin();
+            let writes = PostgresOptions::new().writes();
+            let _ = tx.join_with(&orders, writes).await.unwrap().batch_execute(work).await;
+            if both {
+                let insert = format!("insert into t (v) values ('{number}')");
+                tx.join(&billing).await.unwrap().batch_execute(&insert).await.unwrap();
+            }
+            let ended = tx.commit().await;
+            assert_eq!(ended.is_ok(), *commits, "{work}, both: {both}: {ended:?}");
+            if work.ends_with("commit") {
+                let error = aborted(ended);
+                assert!(matches!(why(&error), PostgresError::WorkEnded), "{error:?}");
+            }
+        }
+    }
+    assert!(!asked.met());
+    assert_eq!(pair.values(), ["kept1 ended1 kept2 ended2", "0 1"]);
+    assert_eq!([prepared(&pair.orders), prepared(&pair.billing)], ["", ""]);
+}
+
 #[tokio::test]
 async fn work_that_ends_the_transaction_itself_is_noticed() {
     let pair = Pair::new();

@@ -75,6 +75,54 @@ async fn a_branch_that_is_dropped_without_an_end_leaves_no_transaction_in_its_po
     assert_eq!(values(&pair.orders), "next1 next3");
 }
 
+/// Over commits and aborts, on a pool of either kind.
+#[tokio::test]
+async fn a_statement_is_prepared_once_for_each_connection() {
+    const INSERT: &str = "insert into t (v) values ($1)";
+    let pair = Pair::new();
+    let config: Config = pair.orders.url().parse().unwrap();
+    let own = Postgres::builder("orders", config).max_connections(1).build();
+    for (store, name) in [(own, "own"), (Postgres::new("orders", pool(&pair.orders, 1)), "pool")] {
+        let manager = manager(&store).await;
+        for round in 0..3 {
+            let tx = manager.begin();
+            let branch = tx.join(&store).await.unwrap();
+            let insert = branch.prepare_cached(INSERT).await.unwrap();
+            branch.execute(&insert, &[&format!("{name}{round}")]).await.unwrap();
+            let kept = "select count(*) from pg_prepared_statements where statement = $1";
+            assert_eq!(branch.query_one(kept, &[&INSERT]).await.unwrap().get::<_, i64>(0), 1);
+            drop(branch);
+            match round {
+                0 => tx.abort().await,
+                _ => drop(tx.commit().await.unwrap()),
+            }
+        }
+    }
+    assert_eq!(values(&pair.orders), "own1 own2 pool1 pool2");
+}
+
+/// What our sessions keep for the vote is gone then: no vote, and the next transaction gets a session that has it.
+#[tokio::test]
+async fn work_that_deallocates_all_aborts_and_spoils_its_session() {
+    let pair = Pair::new();
+    let config: Config = pair.orders.url().parse().unwrap();
+    let store = Postgres::builder("orders", config).max_connections(1).build();
+    let manager = manager(&store).await;
+    let tx = manager.begin();
+    let branch = tx.join(&store).await.unwrap();
+    branch.batch_execute("insert into t (v) values ('lost'); deallocate all").await.unwrap();
+    let was = pid(&branch).await;
+    drop(branch);
+    aborted(tx.commit().await);
+    let tx = manager.begin();
+    let branch = tx.join(&store).await.unwrap();
+    branch.batch_execute("insert into t (v) values ('next')").await.unwrap();
+    assert_ne!(pid(&branch).await, was);
+    drop(branch);
+    tx.commit().await.unwrap();
+    assert_eq!(values(&pair.orders), "next");
+}
+
 /// It comes back outside of any transaction, or not at all.
 #[tokio::test]
 async fn what_comes_back_to_the_pool_is_outside_of_any_transaction() {

@@ -37,7 +37,7 @@ use crate::http::ended::{AbortTransaction, Replay, Retryable, Unnamed, aborts};
 use crate::http::failed::is_temporary;
 use crate::http::failure::CONFLICT;
 use crate::http::problem::{NO_TRANSACTION, Problem, id_value};
-use crate::http::request::{Seen, Slot, transaction};
+use crate::http::request::{Slot, transaction};
 use crate::transaction::Tx;
 
 /// How long a client is asked to wait for a request that is worked on, in seconds.
@@ -124,9 +124,10 @@ where
     ResBody::Error: Into<BoxError>,
 {
     let slot = parts.extensions.get::<Slot>().filter(|slot| slot.0.is_open());
-    let Some(Seen { uri, transaction_header: name }) = slot.map(|slot| slot.1.clone()) else {
+    let Some(slot) = slot.map(|slot| slot.0.clone()) else {
         return Ok(no_transaction(&parts));
     };
+    let (uri, name) = (&slot.beginner().uri, &slot.beginner().transaction_header);
     // Before the transaction begins: a slow client must not hold a connection of a store.
     let read = within(&*layer.env, layer.max_request_time, read(body, layer.max_request_body)).await;
     let body = match read.unwrap_or(Err(problems::TOO_SLOW)) {
@@ -134,7 +135,7 @@ where
         Err(problem) => return Ok(answer(problem)),
     };
     let Ok(tx) = transaction(&parts.extensions) else { return Ok(no_transaction(&parts)) };
-    let fingerprint = fingerprint(&parts, &uri, &body, layer.more(&parts).as_deref());
+    let fingerprint = fingerprint(&parts, uri, &body, layer.more(&parts).as_deref());
     let key = layer.key(&parts, &tx, key);
     if let Err(holder) = layer.in_flight.enter(&key, &tx) {
         return Ok(in_flight(name.as_ref().map(|name| (name, id_value(holder)))));

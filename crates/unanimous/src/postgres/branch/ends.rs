@@ -96,6 +96,8 @@ impl PostgresBranch {
     /// Commits in one message. `row` is the decision's, where the commit carries one.
     pub(super) async fn commit_alone(&self, row: &str) -> Result<(), PostgresError> {
         self.begun().await?;
+        // What came so far says nothing of the commit.
+        let _ = self.link().take_warning();
         *lock(&self.stage) = Stage::Committing;
         let notify = self.send_notifications();
         let answer = self.ask_behind("committing the branch", notify, &self.commit_sql(row)).await;
@@ -124,7 +126,7 @@ impl PostgresBranch {
 
     pub(super) async fn carry(&self, record: &DecisionRecord) -> Result<(), BranchError> {
         rows::check(record).map_err(PostgresError::into_branch)?;
-        let Err(error) = self.commit_alone(&rows::insert(record)).await else { return Ok(()) };
+        let Err(error) = self.commit_with_row(record).await else { return Ok(()) };
         if !is_row_there(&error) {
             return Err(error.into_branch());
         }
@@ -134,6 +136,22 @@ impl PostgresBranch {
             Ok(true) => Err(BranchError::lost(error)),
             Err(unread) => Err(BranchError::lost(unread)),
         }
+    }
+
+    async fn commit_with_row(&self, record: &DecisionRecord) -> Result<(), PostgresError> {
+        let session = match self.link() {
+            Link::Own(session) if session.keeps => session,
+            _ => return self.commit_alone(&rows::insert(record)).await,
+        };
+        // Not earlier: the tables are made when the first carrier begins.
+        let first = session.begins_to_keep_rows();
+        let prepare = if first { rows::keep() } else { "" };
+        let committed = self.commit_alone(&format!("{prepare}{}", rows::insert_kept(record))).await;
+        if first && committed.is_err() {
+            // Nobody knows which of them it keeps.
+            self.spoil();
+        }
+        committed
     }
 
     /// Gives up what can't have committed. Ok also where the connection is gone: the server rolls back what it held.
