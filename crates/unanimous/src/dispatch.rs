@@ -87,7 +87,7 @@ impl<B: Branch> DynBranch for B {
 pub(crate) trait DynResource: Send + Sync {
     fn identity(&self) -> BoxFuture<'_, Result<StoreId, StoreError>>;
     fn in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>>;
-    fn durably_in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>>;
+    fn durably_in_doubt(&self) -> Option<BoxFuture<'_, Result<Vec<BranchId>, StoreError>>>;
     fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn rollback<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn decision(&self, transaction: TransactionId, owner: Owner) -> BoxFuture<'_, Result<Known, StoreError>>;
@@ -105,8 +105,8 @@ impl<R: ResourceManager> DynResource for R {
         Box::pin(ResourceManager::in_doubt(self))
     }
 
-    fn durably_in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>> {
-        Box::pin(ResourceManager::durably_in_doubt(self))
+    fn durably_in_doubt(&self) -> Option<BoxFuture<'_, Result<Vec<BranchId>, StoreError>>> {
+        ResourceManager::durably_in_doubt(self).map(|list| Box::pin(list) as BoxFuture<'_, _>)
     }
 
     fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>> {
@@ -208,6 +208,8 @@ impl<L: DecisionLog> DynLog for L {
 pub(crate) struct Registered {
     pub(crate) name: String,
     pub(crate) capability: Capability,
+    /// Whether it can make certain of what it lists.
+    pub(crate) lists_durably: bool,
     pub(crate) resource: Arc<dyn DynResource>,
     typed: Arc<dyn Any + Send + Sync>,
     identity: OnceLock<StoreId>,
@@ -217,10 +219,12 @@ pub(crate) struct Registered {
 
 impl Registered {
     pub(crate) fn new<R: ResourceManager>(resource: R) -> Self {
+        let lists_durably = resource.durably_in_doubt().is_some();
         let resource = Arc::new(resource);
         Self {
             name: resource.name().to_owned(),
             capability: resource.capability(),
+            lists_durably,
             resource: resource.clone(),
             typed: resource,
             identity: OnceLock::new(),

@@ -132,10 +132,13 @@ impl Shared {
         Driver::new(self.clone(), slots, protocol, cause, limit, reply).spawn()
     }
 
-    /// How many participants may be acknowledged early: those that fit into an id beside each other, where each store can be told from all
-    /// others by what an id holds of it. None on a thread, whose branches are not to be called elsewhere while they can be called there.
+    /// How many participants may be acknowledged early: those that fit into an id beside each other, where each store can make certain of what it
+    /// lists, and be told from all others by what an id holds of it. None on a thread, whose branches are not to be called elsewhere while they can be called
+    /// there.
     fn early_most(&self, slots: &[Slot]) -> usize {
-        let known = |slot: &Slot| slot.store().is_some_and(|store| self.manager.is_told_by_its_tag(store));
+        let lists = |slot: &Slot| slot.registered.as_ref().is_some_and(|registered| registered.lists_durably);
+        let told = |slot: &Slot| slot.store().is_some_and(|store| self.manager.is_told_by_its_tag(store));
+        let known = |slot: &Slot| lists(slot) && told(slot);
         let two_phase = |slot: &&Slot| slot.capability == Capability::TwoPhase;
         let early = self.manager.early && self.home == Home::Runtime && slots.iter().filter(two_phase).all(known);
         // Reserved numbers may be longer than the branches are many.

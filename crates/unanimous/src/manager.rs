@@ -79,7 +79,8 @@ impl Builder {
     /// one forced write instead of two. Off by default.
     ///
     /// For transactions in which two to four branches wrote (fewer where more than ten have joined), all of them two-phase and registered; not on
-    /// [threads](crate::thread). Others take the ordinary path. Once it is answered, a crash does not undo it: that all branches are prepared, and
+    /// [threads](crate::thread); and only where every two-phase branch, also one that only read, is in a store that can [make certain of what it
+    /// lists](crate::ResourceManager::durably_in_doubt), as PostgreSQL can and folders of files can't. Others take the ordinary path. Once it is answered, a crash does not undo it: that all branches are prepared, and
     /// each one's id lists all others, is the commitment, and recovery records it (`docs/protocol.md`, "Early acknowledgement").
     ///
     /// The price, until the decision is recorded, which is one forced write later and, after a crash, at the next start:

@@ -440,7 +440,7 @@ async fn unfinished_aborts(inner: &Pass<'_>) -> Vec<DecisionRecord> {
 
 type Listed = BTreeMap<StoreId, (Arc<Registered>, Vec<BranchId>)>;
 
-/// Whether what is listed must be certain to stay: for a conclusion, and not for what is recorded anyway.
+/// Whether what is listed must be certain to stay: for a conclusion, and not for what is recorded anyway. Stores that can't say so have no list then.
 #[derive(Clone, Copy)]
 enum Durably {
     Yes,
@@ -448,14 +448,16 @@ enum Durably {
 }
 
 async fn list(inner: &Pass<'_>, durably: Durably, doubts: &mut Vec<InDoubt>) -> Listed {
-    let asked = join_all(inner.resources.values().map(|registered| async move {
+    let has_list = |registered: &&Arc<Registered>| registered.lists_durably || matches!(durably, Durably::No);
+    let asked = join_all(inner.resources.values().filter(has_list).map(|registered| async move {
         let answer = inner.within(Some(&registered.name), async {
             let store = registered.identity().await?.clone();
-            let branches = match durably {
-                Durably::Yes => registered.resource.durably_in_doubt().await?,
-                Durably::No => registered.resource.in_doubt().await?,
+            let list = match durably {
+                Durably::Yes => registered.resource.durably_in_doubt(),
+                Durably::No => Some(registered.resource.in_doubt()),
             };
-            Ok((store, branches))
+            let list = list.ok_or_else(|| StoreError::new("it can't make certain of what it lists"))?;
+            Ok((store, list.await?))
         });
         (registered, answer.await)
     }));

@@ -104,6 +104,42 @@ async fn what_does_not_fit_takes_its_ordinary_path() {
     assert_eq!(ended(tx.commit()).await.unwrap().pending, 4);
 }
 
+/// A store that can't make certain of what it lists takes no part, whatever the others can: everything takes its ordinary path, also where it has only
+/// read. What such a store lists all the same, of another version's, is not concluded from.
+#[tokio::test(start_paused = true)]
+async fn a_store_whose_list_is_not_certain_takes_no_part() {
+    let mut world = World::new();
+    let (a, b, c) = (world.two_phase("a"), world.two_phase("b"), world.two_phase("c"));
+    let (c, log) = (c.listing_unsurely(), world.disk.open());
+    assert!(a.durably_in_doubt().is_some() && c.durably_in_doubt().is_none());
+    let held = log.owner().transaction(1);
+    for (store, branch) in [&a, &c].into_iter().zip(ids(held, &[&a, &c])) {
+        store.plant(&branch, "planted");
+    }
+    let alone = log.owner().transaction(2);
+    a.plant(&ids(alone, &[&a, &c])[0], "alone");
+    drop(log);
+    let log = JournalLog::new(world.disk.open(), &world.journal);
+    let builder = TransactionManager::builder(log).early_acknowledgement(true);
+    let manager = builder.resource(a.clone()).resource(b.clone()).resource(c.clone()).build().await.unwrap();
+    let why: Vec<_> = manager.in_doubt().into_iter().map(|doubt| doubt.why).collect();
+    assert_eq!(why, [(); 3].map(|()| Doubt::Held(HoldReason::Unlisted(tag(&c)))));
+    assert!(world.journal.acts().is_empty(), "{:?}", world.journal.acts());
+    for stores in [&[&a, &c][..], &[&a, &b, &c]] {
+        world.journal.clear();
+        let tx = wrote(&manager, stores).await;
+        assert_eq!(ended(tx.commit()).await.unwrap().pending, 0);
+        let acts = world.journal.acts();
+        let place = |act: &str| acts.iter().position(|other| other.starts_with(act)).unwrap();
+        assert!(place("log.decide! [") < place("a.commit!"), "{acts:?}");
+    }
+    let tx = wrote(&manager, &[&a, &b]).await;
+    tx.join(&c).await.unwrap();
+    assert_eq!(ended(tx.commit()).await.unwrap().pending, 0, "after its commits");
+    let tx = wrote(&manager, &[&a, &b]).await;
+    assert_eq!(ended(tx.commit()).await.unwrap().pending, 2, "before them");
+}
+
 /// Numbers that were reserved are as long as they are, and are what an id lists; three of the longest don't fit, two do.
 #[tokio::test(start_paused = true)]
 async fn reserved_numbers_are_listed_and_take_their_room() {

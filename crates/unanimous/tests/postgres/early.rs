@@ -207,7 +207,7 @@ async fn a_prepare_that_no_replica_has_confirmed_is_not_concluded_from() {
     });
     until("the prepare waits", async || waits(1).await).await;
     assert_eq!(store.in_doubt().await.unwrap(), std::slice::from_ref(&id), "it is listed");
-    let listing = |store: Postgres| tokio::spawn(async move { store.durably_in_doubt().await });
+    let listing = |store: Postgres| tokio::spawn(async move { store.durably_in_doubt().unwrap().await });
     let list = listing(store.clone());
     until("its list waits too", async || waits(2).await).await;
     let cancel = "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep' and query like '%emit_message%'";
@@ -221,5 +221,5 @@ async fn a_prepare_that_no_replica_has_confirmed_is_not_concluded_from() {
     assert_eq!(list.await.unwrap().unwrap(), std::slice::from_ref(&id));
     preparing.await.unwrap().unwrap();
     store.rollback(&id).await.unwrap();
-    assert_eq!(store.durably_in_doubt().await.unwrap(), []);
+    assert_eq!(store.durably_in_doubt().unwrap().await.unwrap(), []);
 }
