@@ -375,6 +375,13 @@ impl Driver {
         })
     }
 
+    /// One of its branches, where its participants list one another, and nothing is recorded.
+    fn unrecorded(&self) -> Option<BranchId> {
+        let roster = self.roster.clone().filter(|_| self.protocol.is_unrecorded())?;
+        let (number, _) = roster.iter().next()?;
+        Some(BranchId { transaction: self.shared.id, decider: DeciderId::Together(roster), number })
+    }
+
     fn decision(&mut self) -> DecisionRecord {
         let participants = self.protocol.participants().map(|i| Participant {
             number: self.slots[i].number(),
@@ -572,6 +579,9 @@ impl Drop for Driver {
             self.shared.manager.live.hold(self.shared.id);
         } else {
             self.leave_live();
+        }
+        if let Some(branch) = self.unrecorded() {
+            self.shared.manager.recovery.leave(branch);
         }
         if self.reply.is_some() {
             tracing::error!(transaction = %self.shared.id, "the driver was dropped before it had answered");

@@ -76,9 +76,10 @@ pub enum Doubt {
     Unreachable(String),
     /// It is decided, and the store did not finish the branch; the error's text. It is tried again.
     NotFinished(String),
-    /// It is decided Commit, and the participant's store is not registered here.
+    /// It is decided, and the participant's store is not registered here: to commit, or, with [early
+    /// acknowledgement](crate::Builder::early_acknowledgement), to abort. The decision is kept until that store confirms it.
     Unregistered,
-    /// It is decided Commit, and what is registered under the participant's name is another store than it was.
+    /// It is decided, and what is registered under the participant's name is another store than it was.
     OtherStore {
         /// The store that the decision was made for.
         was: StoreId,
@@ -100,10 +101,10 @@ impl fmt::Display for Doubt {
             Doubt::SameStore(other) => {
                 write!(f, "it is the same store as {other:?}; register it once, under the name that its decisions have")
             }
-            Doubt::Unregistered => f.write_str("decided to commit, but its store is not registered here; register it"),
+            Doubt::Unregistered => f.write_str("decided, but its store is not registered here; register it"),
             Doubt::OtherStore { was, now } => write!(
                 f,
-                "decided to commit in the store {was}, and what is registered under its name is the store {now} now; bring back the one it was"
+                "decided in the store {was}, and what is registered under its name is the store {now} now; bring back the one it was"
             ),
             Doubt::Undecided => {
                 f.write_str("its outcome is unknown; restart the process, so that it reads which decisions are durable")
@@ -128,6 +129,9 @@ impl Signals {
 pub(crate) struct Recovery {
     interval: Duration,
     doubts: Mutex<Vec<InDoubt>>,
+    /// Transactions whose ids list their participants and which their driver left without a record, by one of their branches: what follows is recorded
+    /// also where no store lists any of them.
+    left: Mutex<BTreeMap<TransactionId, BranchId>>,
     /// For each resource the branch whose end got no answer in the last pass.
     hung: Mutex<BTreeMap<String, BranchId>>,
     signals: Arc<Signals>,
@@ -140,6 +144,7 @@ impl Recovery {
         Self {
             interval,
             doubts: Mutex::default(),
+            left: Mutex::default(),
             hung: Mutex::default(),
             signals: Arc::new(signals),
             one_pass_at_a_time: AsyncMutex::new(()),
@@ -149,6 +154,12 @@ impl Recovery {
     /// Something was left to recovery: don't wait for the interval.
     pub(crate) fn wake(&self) {
         self.signals.wake.notify_one();
+    }
+
+    /// The driver of this branch's transaction, which lists its participants, has ended without a record, and tells nobody anything any more.
+    pub(crate) fn leave(&self, branch: BranchId) {
+        lock(&self.left).insert(branch.transaction, branch);
+        self.wake();
     }
 
     /// Ends the background, and a pass that is under way: it must not ask in the name of a log that is given up.
@@ -279,8 +290,8 @@ async fn whole_pass(inner: &Inner) {
     for (decider, record) in unfinished {
         forget_or_report(inner, decider.as_deref(), &record, &after, &mut doubts);
     }
-    for record in aborts.iter().filter(|record| is_finished(record, &after)) {
-        inner.log.forget(record.transaction);
+    for record in aborts {
+        forget_or_report(inner, None, &record, &after, &mut doubts);
     }
     forget_aborted(inner, &live, &after);
     report(&doubts);

@@ -447,6 +447,60 @@ async fn an_abort_that_is_not_recorded_is_not_told() {
     assert_eq!(manager.outcome(id).await, known);
 }
 
+/// The log refuses the abort, and nothing is prepared, so that no list names it: what became of it is recorded all the same, and told, after a restart too.
+#[tokio::test(start_paused = true)]
+async fn what_was_left_with_nothing_prepared_is_recorded_as_an_abort() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let (manager, log) = start(&world).await;
+    let tx = wrote(&manager, &[&a, &b]).await;
+    let id = tx.id();
+    for store in [&a, &b] {
+        store.fail(Call::Prepare, Fault::Lost);
+    }
+    // Its driver's, and the first one of recovery's.
+    log.fail(Fault::Refused);
+    log.fail(Fault::Refused);
+    let record = log.hold();
+    unknown(ended(tx.commit()).await);
+    record.reached().await;
+    assert_eq!(world.journal.count("log.conclude-abort: refused"), 2);
+    assert!(matches!(manager.outcome(id).await, KnownOutcome::InDoubt(_)));
+    record.release();
+    eventually("it is recorded", || world.disk.unfinished_aborts() == [id]).await;
+    assert_eq!(manager.outcome(id).await, KnownOutcome::Aborted);
+    let acts = world.journal.acts();
+    manager.recover().await;
+    assert!(world.disk.unfinished_aborts().is_empty(), "all lists have confirmed it");
+    manager.recover().await;
+    assert_eq!(world.journal.acts()[acts.len()..], ["log.forget"], "recorded once");
+    drop((manager, log));
+    let (builder, _log) = world.builder();
+    let manager = builder.build().await.unwrap();
+    assert_eq!(manager.outcome(id).await, KnownOutcome::Aborted);
+}
+
+/// An abort whose participant's store is not registered any more is named: it is kept until that store confirms it.
+#[tokio::test(start_paused = true)]
+async fn an_abort_whose_store_is_not_registered_is_named() {
+    let mut world = World::new();
+    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+    let id = world.disk.open().owner().transaction(1);
+    a.plant(&ids(id, &[&a, &b])[0], "never");
+    let (builder, _log) = world.builder();
+    drop(builder.build().await.unwrap());
+    assert_eq!(world.disk.unfinished_aborts(), [id], "the next pass would confirm it");
+    let manager = TransactionManager::builder(world.disk.open()).resource(a.clone()).build().await.unwrap();
+    let named: Vec<_> =
+        manager.in_doubt().into_iter().map(|doubt| (doubt.resource, doubt.transaction, doubt.why)).collect();
+    assert_eq!(named, [("b".to_owned(), Some(id), Doubt::Unregistered)]);
+    assert_eq!(world.disk.unfinished_aborts(), [id]);
+    drop(manager);
+    let builder = TransactionManager::builder(world.disk.open()).resource(a.clone()).resource(b.clone());
+    let manager = builder.build().await.unwrap();
+    assert!(manager.in_doubt().is_empty() && world.disk.unfinished_aborts().is_empty());
+}
+
 /// A participant's own no needs no record: it can never be prepared.
 #[tokio::test(start_paused = true)]
 async fn a_participants_no_needs_no_record() {
@@ -617,24 +671,26 @@ impl Env for Ending {
     }
 }
 
-/// A driver that ends between the answer and the record wakes recovery, which does not wait for its next round.
+/// A driver that ends after its answer, at the record or at a commit, wakes recovery, which does not wait for its next round.
 #[tokio::test(start_paused = true)]
 async fn a_driver_that_ends_after_its_answer_wakes_recovery() {
-    let mut world = World::new();
-    let (a, b) = (world.two_phase("a"), world.two_phase("b"));
-    let (builder, log) = world.builder();
-    let env = Arc::new(Ending(TokioEnv::shared(), Mutex::default()));
-    let interval = Duration::from_secs(3600);
-    let builder = builder.early_acknowledgement(true).env(env.clone()).recovery_interval(interval);
-    let manager = builder.build().await.unwrap();
-    let tx = wrote(&manager, &[&a, &b]).await;
-    let record = log.hold();
-    ended(tx.commit()).await.unwrap();
-    record.reached().await;
-    let began = tokio::time::Instant::now();
-    env.1.lock().unwrap().take().unwrap().abort();
-    eventually("both are committed", || [a.keys(), b.keys()] == [["row"], ["row"]]).await;
-    assert!(began.elapsed() < interval / 2, "{:?}", began.elapsed());
+    for recorded in [false, true] {
+        let mut world = World::new();
+        let (a, b) = (world.two_phase("a"), world.two_phase("b"));
+        let (builder, log) = world.builder();
+        let env = Arc::new(Ending(TokioEnv::shared(), Mutex::default()));
+        let interval = Duration::from_secs(3600);
+        let builder = builder.early_acknowledgement(true).env(env.clone()).recovery_interval(interval);
+        let manager = builder.build().await.unwrap();
+        let tx = wrote(&manager, &[&a, &b]).await;
+        let hold = if recorded { a.hold(Call::Commit) } else { log.hold() };
+        ended(tx.commit()).await.unwrap();
+        hold.reached().await;
+        let began = tokio::time::Instant::now();
+        env.1.lock().unwrap().take().unwrap().abort();
+        eventually("both are committed", || [a.keys(), b.keys()] == [["row"], ["row"]]).await;
+        assert!(began.elapsed() < interval / 2, "{recorded} {:?}", began.elapsed());
+    }
 }
 
 /// A log that does not record aborts.

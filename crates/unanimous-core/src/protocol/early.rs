@@ -25,6 +25,13 @@ impl Protocol {
             && self.members.iter().filter(|member| member.state.is_out()).count() == 1
     }
 
+    /// Whether nothing is recorded of what may be found all prepared: where nobody drives it any more, recovery concludes what becomes of it, also
+    /// where no store lists a branch of it.
+    pub fn is_unrecorded(&self) -> bool {
+        self.path == Some(Path::Early)
+            && matches!(self.stage, Stage::Voting | Stage::RecordingAbort(_) | Stage::Deciding | Stage::Left)
+    }
+
     /// Every participant can be listed and finished by others, and a list of them fits their ids.
     pub(super) fn may_be_early(&self, wrote: &[usize]) -> bool {
         wrote.len() <= self.early && wrote.iter().all(|&i| self.members[i].spec.capability == Capability::TwoPhase)

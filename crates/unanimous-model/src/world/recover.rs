@@ -186,6 +186,9 @@ impl World {
         if self.planted == Planted::ListsBeforeLive && self.early && self.again == Again::No {
             out.push((("participants listed early", 0), Ok(self.with(World::list_again))));
         }
+        if self.may_be_left() {
+            out.push((("left by its driver", 0), Ok(self.with(World::list_again))));
+        }
         let Again::Listing { listed, prepared } = self.again else { return };
         for (i, branch) in self.branches().iter().enumerate().filter(|(i, _)| listed & 1 << i == 0) {
             let found = u8::from(branch.store == Store::Prepared) << i;
@@ -203,6 +206,14 @@ impl World {
             let follows = world.record_conclusion(listed, prepared);
             out.push((("concluded", 0), follows.map(|()| world)));
         }
+    }
+
+    /// Whether a driver may have left it without a record, so that its participants are listed although no store lists one. Also after the process
+    /// has died, which forgets that: more than the product does.
+    fn may_be_left(&self) -> bool {
+        let ended = self.protocol.as_ref().is_none_or(|protocol| protocol.is_over());
+        let open = self.opened && !self.poisoned && self.live == Live::No && self.again == Again::No;
+        self.early && ended && open && self.log == Written::No && self.kept == Kept::Unfinished
     }
 
     fn record_conclusion(&mut self, listed: u8, prepared: u8) -> Result<(), Violation> {

@@ -14,6 +14,7 @@ use unanimous_core::{
 
 use super::{Durably, Listed, Pass, list};
 use crate::live::Stage;
+use crate::sync::lock;
 
 /// Concludes and records for all of them; gives those for which nothing follows now, and why.
 pub(super) async fn conclude_all(
@@ -45,20 +46,25 @@ pub(super) async fn conclude_all(
     undecided
 }
 
-/// One branch of each such transaction, with its list.
+/// One branch of each such transaction, with its list: of those that are listed, and of those that their driver has left.
 async fn unrecorded(
     inner: &Pass<'_>,
     listed: &Listed,
     live: &BTreeMap<TransactionId, Stage>,
 ) -> Vec<(BranchId, Roster)> {
     let mut open = BTreeMap::new();
-    for branch in listed.values().flat_map(|(_, branches)| branches) {
+    // Left by a driver that has ended: whatever the table of before says, it is not live.
+    let left: Vec<BranchId> = lock(&inner.recovery.left).values().cloned().collect();
+    for branch in listed.values().flat_map(|(_, branches)| branches).chain(&left) {
         if let Ask::Together(roster) = whom_to_ask(branch, inner.owner)
             && !live.contains_key(&branch.transaction)
             && !open.contains_key(&branch.transaction)
-            && let Ok(None) = inner.within(None, inner.log.recorded(branch.transaction)).await
         {
-            open.insert(branch.transaction, (branch.clone(), roster.clone()));
+            match inner.within(None, inner.log.recorded(branch.transaction)).await {
+                Ok(None) => drop(open.insert(branch.transaction, (branch.clone(), roster.clone()))),
+                Ok(Some(_)) => drop(lock(&inner.recovery.left).remove(&branch.transaction)),
+                Err(_) => {}
+            }
         }
     }
     open.into_values().collect()
@@ -90,6 +96,9 @@ async fn record(
     tracing::info!(transaction = %branch.transaction, %decision, "recovery records what all participants list");
     let recording = async { inner.log.conclude(record, decision).await.map_err(StoreError::new) };
     let recorded = inner.within(None, recording).await;
+    if recorded.is_ok() {
+        lock(&inner.recovery.left).remove(&branch.transaction);
+    }
     recorded.map_err(|error| {
         tracing::warn!(transaction = %branch.transaction, error = &error as &(dyn std::error::Error + 'static),
             "the log did not record what follows for a transaction that may have been acknowledged");
