@@ -19,7 +19,7 @@ pub(super) fn start(world: &Arc<World>) {
     let plan = &world.plan;
     if plan.down_at_start {
         let server = world.between(0, world.servers().len() as u64 - 1) as usize;
-        world.servers()[server].stop();
+        world.servers()[server].stop(world);
         let back = world.some_time(3_000_000);
         later(world, back, move |world| world.servers()[server].start());
     }
@@ -95,14 +95,14 @@ fn shut_down(world: &Arc<World>, process: usize) {
     });
 }
 
-fn crash_store(world: &Arc<World>, server: usize, restore: bool) {
+pub(super) fn crash_store(world: &Arc<World>, server: usize, restore: bool) {
     let own = &world.servers()[server];
     if own.boot().is_none() {
         return;
     }
     world.note(format_args!("{} crashes", own.name));
     world.saw(Path::StoreCrash);
-    own.stop();
+    own.stop(world);
     if restore && own.restore(world) {
         world.saw(Path::StoreRestored);
         world.note(format_args!("{} is restored", own.name));

@@ -30,6 +30,8 @@ paths! {
     ByLog = "decided by the log",
     Early = "committed with early acknowledgement",
     EarlyRecovered = "of those with early acknowledgement, one was committed by recovery",
+    ListedDurably = "recovery made certain of a list",
+    LostUnconfirmed = "a store lost a branch that it had listed and no replica had confirmed",
     ByCarrier = "decided by a carrier's row",
     InOnePhase = "committed in one phase",
     ByLastResource = "a one-phase store decided beside others",

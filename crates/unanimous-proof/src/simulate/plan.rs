@@ -181,6 +181,11 @@ impl Plan {
         self.delay == 2_000 && self.operators == 0 && self.store_restores == 0 && !self.log_restores
     }
 
+    /// Whether this store lists a branch before its replica has confirmed it, and loses it where it crashes in between. No draw of its own either.
+    pub(super) fn replicates(&self, store: &StorePlan) -> bool {
+        self.early() && store.capability == Capability::TwoPhase && !store.two_steps
+    }
+
     /// Whether the log may refuse a decision after all have voted.
     pub(super) fn log_may_refuse(&self) -> bool {
         let DiskFaults { sync, write, names, full } = self.disk;
