@@ -147,7 +147,7 @@ impl ResourceManager for SimStore {
     }
 
     fn durably_in_doubt(&self) -> Option<impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send> {
-        (self.capability() == Capability::TwoPhase).then(|| async {
+        (self.capability() == Capability::TwoPhase).then_some(async {
             match self.ask(Request::ListDurably).await? {
                 Response::Listed(listed) => Ok(listed),
                 other => Err(StoreError::new(unexpected(&other))),

@@ -316,7 +316,7 @@ impl ResourceManager for MemoryStore {
     }
 
     fn durably_in_doubt(&self) -> Option<impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send> {
-        self.lists_durably.then(|| async {
+        self.lists_durably.then_some(async {
             self.look(Call::DurableList, "durable-list").await?;
             Ok(if self.disk().hiding { Vec::new() } else { self.prepared() })
         })
