@@ -587,7 +587,7 @@ impl Drop for Driver {
             tracing::error!(transaction = %self.shared.id, "the driver was dropped before it had answered");
             self.interrupted();
             self.shared.manager.recovery.wake();
-        } else if self.protocol.path() == Some(Path::Early) && !self.protocol.is_over() {
+        } else if self.protocol.is_unfinished_early() {
             self.shared.manager.recovery.wake();
         }
         self.count_out();

@@ -156,10 +156,9 @@ impl Recovery {
         self.signals.wake.notify_one();
     }
 
-    /// The driver of this branch's transaction, which lists its participants, has ended without a record, and tells nobody anything any more.
+    /// The driver of this branch's transaction, which lists its participants, has ended without a record, and tells nobody anything any more. It wakes recovery then.
     pub(crate) fn leave(&self, branch: BranchId) {
         lock(&self.left).insert(branch.transaction, branch);
-        self.wake();
     }
 
     /// Ends the background, and a pass that is under way: it must not ask in the name of a log that is given up.

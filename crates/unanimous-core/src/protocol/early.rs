@@ -32,6 +32,11 @@ impl Protocol {
             && matches!(self.stage, Stage::Voting | Stage::RecordingAbort(_) | Stage::Deciding | Stage::Left)
     }
 
+    /// Whether its caller may have its answer, and something is still to be done that nobody else was told of.
+    pub fn is_unfinished_early(&self) -> bool {
+        self.path == Some(Path::Early) && (self.is_unrecorded() || !self.is_over())
+    }
+
     /// Every participant can be listed and finished by others, and a list of them fits their ids.
     pub(super) fn may_be_early(&self, wrote: &[usize]) -> bool {
         wrote.len() <= self.early && wrote.iter().all(|&i| self.members[i].spec.capability == Capability::TwoPhase)
