@@ -17,6 +17,9 @@ type Size = (usize, usize);
 
 const CLIENTS: [usize; 3] = [1, 16, 64];
 
+/// How many databases a transaction has that can be acknowledged early.
+const EARLY: std::ops::RangeInclusive<usize> = 2..=4;
+
 /// Those of a quick run: where targets are, and the ends of the series.
 const QUICK: [Size; 4] = [(1, 1), (2, 1), (2, 16), (8, 1)];
 
@@ -73,9 +76,19 @@ fn measure(
                 }
             })];
             sides.extend(yardsticks(decides, size, &by_hand));
+            let early = if decides == Decides::Log && clients == 1 && EARLY.contains(&databases) {
+                let early = Ours::start(place.urls(databases), Decides::Early, clients).await?;
+                sides.extend(early_sides(&early));
+                Some(early)
+            } else {
+                None
+            };
             let measured = turns(plan(options, size), &sides).await?;
             drop(sides);
             ours.end().await?;
+            if let Some(early) = early {
+                early.end().await?;
+            }
             Ok::<_, Error>(measured)
         })?;
         all.extend(rows(size, &measured));
@@ -94,7 +107,7 @@ fn yardsticks(decides: Decides, (databases, clients): Size, by_hand: &Arc<ByHand
     };
     match (decides, databases) {
         (_, 1) => vec![side("by hand", |hand, client, _| Box::pin(async move { hand.one(client).await }))],
-        (Decides::Log, _) => {
+        (Decides::Log | Decides::Early, _) => {
             let mut sides = vec![
                 parallel(),
                 side("by hand, sequential", |hand, client, k| {
@@ -115,6 +128,21 @@ fn yardsticks(decides: Decides, (databases, clients): Size, by_hand: &Arc<ByHand
             side("by hand, decision row", |hand, client, k| Box::pin(async move { hand.row(client, k).await })),
         ],
     }
+}
+
+/// Answered before the decision is recorded: with the rest done before the next transaction begins, and beside it.
+fn early_sides(early: &Arc<Ours>) -> [Side; 2] {
+    let (to_its_end, at_once) = (early.clone(), early.clone());
+    [
+        Side::until_answered("ours, early", move |_| {
+            let early = to_its_end.clone();
+            async move { early.once_to_its_end().await }
+        }),
+        Side::new("ours, early, one after the other", move |_| {
+            let early = at_once.clone();
+            async move { early.once().await }
+        }),
+    ]
 }
 
 type Once = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
@@ -138,6 +166,12 @@ fn log_rows(size: Size, measured: &[Measured]) -> Vec<Row> {
             "p50, beside an answer when all have prepared",
             ours.p50.beside(&prepared.p50, None),
         ));
+    }
+    if let [_, _, _, prepared, early, at_once] = measured {
+        let p50 = (size == (2, 1)).then_some(Target::RatioAtMost(1.25));
+        rows.push(named("postgres", size, "p50, answered early", early.p50.beside(&prepared.p50, p50)));
+        let p50 = at_once.p50.beside(&prepared.p50, None);
+        rows.push(named("postgres", size, "p50, answered early, the next one at once", p50));
     }
     rows
 }

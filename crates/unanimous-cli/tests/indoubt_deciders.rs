@@ -1,10 +1,12 @@
 //! `unanimous indoubt` and `recover`, where something else than a log in files decides: a store that takes part, a node's log in a database.
 
 use unanimous::files::Files;
+use unanimous::log::FileLog;
 use unanimous::postgres::PostgresLog;
 use unanimous::sqlite::{Sqlite, rusqlite};
 use unanimous::{
-    Branch as _, BranchContext, BranchId, DeciderId, DecisionLog as _, DecisionRecord, Note, ResourceManager as _,
+    Branch as _, BranchContext, BranchId, DeciderId, Decision, DecisionLog as _, DecisionRecord, Note,
+    ResourceManager as _, Roster, StoreTag,
 };
 
 use crate::indoubt_support::{
@@ -81,6 +83,47 @@ fn a_branch_in_files_that_a_sqlite_database_decides() {
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
     assert_eq!(out, format!("committed {id} in \"receipts\"\nfinished 1, in doubt 0\n"));
     assert_eq!(std::fs::read_to_string(root.join("7.json")).unwrap(), "tea");
+}
+
+/// Early acknowledgement: whoever finishes one branch by hand makes recovery abort the rest, which is said before it is done.
+#[test]
+fn an_early_branch_is_not_to_be_finished_by_hand() {
+    let place = Place::new();
+    let (one, two) = (database(), database());
+    let transaction = place.incarnation().transaction(1);
+    let participants = participants(&[("orders", &one), ("billing", &two)]);
+    let tags =
+        [("orders", &one), ("billing", &two)].map(|(name, database)| StoreTag::of(&identity(&store(name, database))));
+    let decider = DeciderId::Together(Roster::new((0..).zip(tags)).unwrap());
+    let ids = [0, 1].map(|number| BranchId { transaction, decider: decider.clone(), number });
+    prepare(&one, &ids[0]);
+    prepare(&two, &ids[1]);
+    let stores = [postgres("orders", &one), postgres("billing", &two)];
+    let stores = [stores[0].as_str(), stores[1].as_str()];
+    let lines = place.branch(&stores, &ids[0]);
+    assert!(lines.iter().any(|line| line.ends_with("finish nothing by hand, neither way")), "{lines:?}");
+    for (act, says) in [("commit", "tears it"), ("rollback", "loses the transaction")] {
+        let (_, out, err) = place.run(&["indoubt", act, &ids[0].to_string()], &stores);
+        assert!(out.contains(says) && out.contains("recovery will abort the rest"), "{out}");
+        assert!(err.contains("nothing was done"), "{err}");
+    }
+    let (code, out, err) = place.run(&["recover"], &stores);
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    assert_eq!([values(&one), values(&two)], ["0", "1"]);
+
+    // One whose abort is recorded is said to be decided.
+    let transaction = place.incarnation().transaction(1);
+    let id = BranchId { transaction, ..ids[0].clone() };
+    runtime().block_on(async {
+        let log = FileLog::open(place.log()).await.unwrap();
+        let record = DecisionRecord { transaction, participants, decided_at: 1, note: Note::default() };
+        log.conclude(record, Decision::Abort).await.unwrap();
+        log.close().await;
+    });
+    prepare(&one, &id);
+    let lines = place.branch(&stores, &id);
+    assert_eq!(lines[1..3], ["decision    abort", "in doubt    decided to abort, and its store has not finished it"]);
+    one.psql(&format!("rollback prepared '{id}'")).unwrap();
 }
 
 /// A branch that a PostgreSQL database decides, on a server that can't prepare; its rows are asked, and by the role that may.

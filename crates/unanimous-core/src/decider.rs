@@ -6,7 +6,8 @@ use std::fmt;
 use std::future::Future;
 
 use crate::error::{BoxError, DecideError, StoreError};
-use crate::xid::{Owner, StoreId, TransactionId};
+use crate::outcome::Decision;
+use crate::xid::{Owner, StoreId, StoreTag, TransactionId};
 
 /// One branch of a decided transaction, as the decision lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,7 +52,8 @@ impl fmt::Display for Note {
     }
 }
 
-/// A decision to commit, with what must be confirmed before it may be forgotten. Aborts are presumed and have no record in a log.
+/// A decision, with what must be confirmed before it may be forgotten. It is one to commit, but for those that
+/// [`DecisionLog::conclude`] is told: other aborts are presumed and have no record in a log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DecisionRecord {
     /// The transaction.
@@ -90,6 +92,10 @@ pub enum HoldReason {
     Unreachable,
     /// Its transaction committed, but the decision doesn't list this branch.
     NotListed,
+    /// Its application may have been told that it has committed; that shows in the list of the store with this tag, which can't be had now.
+    Unlisted(StoreTag),
+    /// What follows from the lists could not be recorded now.
+    NotRecorded,
 }
 
 impl fmt::Display for HoldReason {
@@ -108,6 +114,13 @@ impl fmt::Display for HoldReason {
             }
             HoldReason::NotListed => {
                 f.write_str("its transaction committed, but without listing this branch; compare the ids by hand")
+            }
+            HoldReason::Unlisted(store) => write!(
+                f,
+                "it may have been acknowledged, which the list of its participant {store} will show; bring that store back, and register it"
+            ),
+            HoldReason::NotRecorded => {
+                f.write_str("the decision log did not take what follows for it; it is tried again")
             }
             HoldReason::Unreachable => f.write_str("its decider can't be asked now; it is asked again"),
         }
@@ -182,6 +195,52 @@ pub trait DecisionLog: Decider {
     ///
     /// [`DecideError::Refused`]: certainly not written. [`DecideError::Unknown`]: nobody knows until the next start.
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send;
+
+    /// Whether it keeps what early acknowledgement needs: [`conclude`](Self::conclude), [`recorded`](Self::recorded) and
+    /// [`unfinished_aborts`](Self::unfinished_aborts). Only for a log that one process owns.
+    fn records_aborts(&self) -> bool {
+        false
+    }
+
+    /// Makes either decision durable, of a transaction whose ids list its participants, and of whichever of the log's incarnations: its driver
+    /// gives it up, or recovery concludes from what all of them list. An abort needs a record, since all of them being
+    /// prepared would be taken for a commitment without it; it has no note.
+    ///
+    /// Cancel safety: as [`decide`](Self::decide).
+    ///
+    /// # Errors
+    ///
+    /// As [`decide`](Self::decide); a transaction of which the log [holds](Known::Hold) back what it may know is refused.
+    fn conclude(
+        &self,
+        record: DecisionRecord,
+        decision: Decision,
+    ) -> impl Future<Output = Result<(), DecideError>> + Send {
+        let transaction = record.transaction;
+        async move {
+            let refused = format!("the log of {transaction} records no conclusions: {decision}");
+            Err(DecideError::Refused(refused.into()))
+        }
+    }
+
+    /// What is recorded of a transaction that is not live any more, as [`lookup`](Decider::lookup), but without presuming anything: none where
+    /// the log would know a decision, and has none.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be asked now.
+    fn recorded(&self, transaction: TransactionId) -> impl Future<Output = Result<Option<Known>, StoreError>> + Send {
+        async move { Err(StoreError::new(format!("the log of {transaction} does not tell what it presumes"))) }
+    }
+
+    /// Decisions to abort that are durable, and of which some branch is not confirmed yet; as [`unfinished`](Decider::unfinished).
+    ///
+    /// # Errors
+    ///
+    /// When it can't be asked now.
+    fn unfinished_aborts(&self) -> impl Future<Output = Result<Vec<DecisionRecord>, StoreError>> + Send {
+        async { Ok(Vec::new()) }
+    }
 
     /// Writes what is still only in memory (finished decisions) and gives the log up for another process. Refuses decisions from now on.
     fn close(&self) -> impl Future<Output = ()> + Send;

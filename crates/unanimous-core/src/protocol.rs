@@ -11,8 +11,9 @@
 //!            ├─ one wrote ─────────── end the readers ─ commit it in one phase ────────── committed, unknown
 //!            ├─ several, a carrier ── prepare the others ─ carrier commits with the row ─┐
 //!            ├─ several, one-phase ── prepare the others ─ commit it ─ force the log ────┤ phase two ─ forget
-//!            └─ several ───────────── prepare all ─ force the log ───────────────────────┘
-//! any no, any time before: roll back all
+//!            ├─ several ───────────── prepare all ─ force the log ───────────────────────┤
+//!            └─ several, early ────── prepare all ─ answer ─ force the log ──────────────┘
+//! any no, any time before: roll back all; early, unless it was a participant's definite no: force the abort first
 //! ```
 //!
 //! Rules kept here: 1 (a `Commit` action exists only after the event that the decision is durable), 2 (the participants are fixed
@@ -21,6 +22,7 @@
 //!
 //! Must not know: time, I/O, ids, error texts, how often a call was tried.
 
+mod early;
 mod inspect;
 
 use crate::branch::{Capability, Work};
@@ -55,6 +57,8 @@ pub enum Action {
     AskCarrier(usize),
     /// Make the decision to commit durable in the log; answered by [`Event::Decided`].
     ForceDecision,
+    /// Make the decision to abort durable in the log; answered by [`Event::Decided`]. Only on the early path.
+    ForceAbort,
     /// Stage two; answered by [`Event::Committed`]. Given again after a failure: the driver backs off.
     Commit(usize),
     /// Roll back; answered by [`Event::RolledBack`]. Given again after a failure: the driver backs off.
@@ -92,6 +96,9 @@ pub enum Event {
     RolledBack(usize, Result<(), FailureKind>),
     /// A limit of time has passed: votes that are out count as lost. Changes nothing once the decision is on its way.
     GiveUp,
+    /// The log was given up, or takes no decisions: nothing may be acknowledged by it any more. Changes nothing but where the early path's
+    /// answer is still to come.
+    Disowned,
     /// The caller has waited long enough for phase two.
     WaitElapsed,
 }
@@ -110,7 +117,7 @@ pub enum DecisionAnswer {
 /// What the caller is told (rule 9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {
-    /// Durably decided.
+    /// Durably decided; on the early path, by all participants being prepared.
     Committed {
         /// Branches that are not confirmed yet.
         pending: usize,
@@ -166,6 +173,8 @@ pub enum Path {
     LastResource(usize),
     /// The log decides.
     Log,
+    /// The log decides, after the caller was answered: that all participants are prepared, and list one another, is a commitment.
+    Early,
 }
 
 /// An answer that no call is waiting for: a driver's bug. The protocol's state is unchanged.
@@ -230,8 +239,12 @@ enum Stage {
     LastCommit,
     Asking,
     Deciding,
+    /// Early: nobody may be told of the abort, and nothing be rolled back, before its record is durable.
+    RecordingAbort(Cause),
     PhaseTwo,
     Aborting(Cause),
+    /// Early: the log took no record, or was given up, so that recovery concludes from what the participants list.
+    Left,
     /// The outcome is unknown and nobody here may act.
     Held,
     Over,
@@ -245,6 +258,10 @@ pub struct Protocol {
     path: Option<Path>,
     /// The only writer commits with a row of its own that can be asked, where it can carry one.
     ask_single: bool,
+    /// The most participants that may be acknowledged early; 0: none.
+    early: usize,
+    /// A participant has said no, for good: it is never prepared, so that its transaction is aborted whatever else is known.
+    refused: bool,
     live: bool,
     answered: bool,
     waited: bool,
@@ -258,7 +275,17 @@ impl Protocol {
             .into_iter()
             .map(|spec| Member { spec, wrote: false, state: State::Joined, handed_over: false })
             .collect();
-        Self { members, stage: Stage::Active, path: None, ask_single, live: false, answered: false, waited: false }
+        Self {
+            members,
+            stage: Stage::Active,
+            path: None,
+            ask_single,
+            early: 0,
+            refused: false,
+            live: false,
+            answered: false,
+            waited: false,
+        }
     }
 
     /// The transition: takes what happened, appends what to do now.
@@ -274,12 +301,20 @@ impl Protocol {
             Event::Voted(i, answer) if self.is(i, State::Preparing) => self.voted(i, answer, out),
             Event::OnePhase(i, answer) if self.is(i, State::EndingOnePhase) => self.one_phase(i, answer, out),
             Event::Decided(answer) if self.stage == Stage::Deciding => self.decided(answer, out),
+            Event::Decided(answer) if let Stage::RecordingAbort(cause) = self.stage => {
+                self.abort_recorded(cause, answer, out);
+            }
             Event::Resolved(answer) if self.stage == Stage::Asking => self.resolved(answer, out),
             Event::Committed(i, answer) if self.is(i, State::Committing) => self.committed(i, answer, out),
             Event::RolledBack(i, answer) if self.is_rolling_back(i) => self.rolled_back(i, answer, out),
             Event::GiveUp => {
                 if matches!(self.stage, Stage::Flushing | Stage::Voting) {
-                    self.abort(Cause::TimeLimit, out);
+                    self.give_up(Cause::TimeLimit, out);
+                }
+            }
+            Event::Disowned => {
+                if self.stage == Stage::Voting && self.path == Some(Path::Early) {
+                    self.leave(out);
                 }
             }
             Event::WaitElapsed => self.wait_elapsed(out),
@@ -290,7 +325,8 @@ impl Protocol {
 
     /// Whether everything has ended and no event is waited for.
     pub fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Over | Stage::Held) && !self.members.iter().any(|member| member.state.is_out())
+        matches!(self.stage, Stage::Over | Stage::Held | Stage::Left)
+            && !self.members.iter().any(|member| member.state.is_out())
     }
 
     /// Whether nobody here may act any more: the transaction must stay in the live table, so that recovery holds it too.
@@ -303,11 +339,16 @@ impl Protocol {
         matches!(self.stage, Stage::Aborting(_))
     }
 
+    /// Whether it will not commit by its driver any more, also where nobody may be told so yet: what was not begun need not be.
+    pub fn is_given_up(&self) -> bool {
+        matches!(self.stage, Stage::Aborting(_) | Stage::RecordingAbort(_) | Stage::Left)
+    }
+
     /// Whether the caller was answered and all that is still out is recovery's too: nobody need wait for this driver.
     pub fn is_recoverys(&self) -> bool {
         let mut out = self.members.iter().filter(|member| member.state.is_out());
         self.answered
-            && matches!(self.stage, Stage::PhaseTwo | Stage::Aborting(_))
+            && matches!(self.stage, Stage::PhaseTwo | Stage::Aborting(_) | Stage::Left)
             && out.all(|member| member.handed_over)
     }
 
@@ -315,9 +356,12 @@ impl Protocol {
     /// never handed to a decider, and finds a decision that was.
     pub fn outcome_if_dropped(&self) -> Outcome {
         match self.stage {
+            // All may be prepared, or will be, which recovery takes for a commitment.
+            Stage::Voting if self.path == Some(Path::Early) => Outcome::Unknown,
             Stage::Active | Stage::Flushing | Stage::Voting | Stage::Aborting(_) => Outcome::Aborted,
             // Once it is over the answer was given, and nobody asks here any more.
             Stage::LastCommit | Stage::Asking | Stage::Deciding | Stage::Held | Stage::Over => Outcome::Unknown,
+            Stage::RecordingAbort(_) | Stage::Left => Outcome::Unknown,
             Stage::PhaseTwo => Outcome::Committed,
         }
     }
@@ -426,6 +470,7 @@ impl Protocol {
             }
         }
         Ok(match last {
+            None if self.may_be_early(wrote) => Path::Early,
             None => Path::Log,
             Some(i) if self.members[i].spec.capability == Capability::Carrier => Path::Carrier(i),
             Some(i) => Path::LastResource(i),
@@ -433,16 +478,15 @@ impl Protocol {
     }
 
     fn voted(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
-        self.members[i].state = State::Prepared;
+        // A definite no can never be prepared any more; a lost answer may be.
+        let refused = is_definite(answer);
+        self.members[i].state = if refused { State::Flushed } else { State::Prepared };
+        self.refused |= refused && self.path == Some(Path::Early);
         match (self.stage, answer) {
-            // A definite no can never be prepared any more; a lost answer may be.
-            (Stage::Aborting(_), _) => self.roll_back(i, !is_definite(answer), out),
-            (_, Err(kind)) => {
-                if kind != FailureKind::Lost {
-                    self.members[i].state = State::Flushed;
-                }
-                self.abort(Cause::Branch(i), out);
-            }
+            (Stage::Aborting(_), _) => self.roll_back(i, !refused, out),
+            (Stage::RecordingAbort(_), _) => {}
+            (Stage::Left | Stage::Held, _) => self.members[i].state = State::Ended(End::Pending),
+            (_, Err(_)) => self.give_up(Cause::Branch(i), out),
             (_, Ok(())) => self.votes_in(out),
         }
     }
@@ -471,13 +515,19 @@ impl Protocol {
                 self.stage = Stage::Deciding;
                 out.push(Action::ForceDecision);
             }
+            Path::Early => {
+                self.stage = Stage::Deciding;
+                let pending = self.participants().count();
+                self.answer(Answer::Committed { pending }, out);
+                out.push(Action::ForceDecision);
+            }
         }
     }
 
     fn one_phase(&mut self, i: usize, answer: Result<(), FailureKind>, out: &mut Vec<Action>) {
         match self.stage {
-            Stage::Voting | Stage::Aborting(_) => self.reader_ended(i, answer, out),
-            _ => self.last_committed(i, answer, out),
+            Stage::LastCommit => self.last_committed(i, answer, out),
+            _ => self.reader_ended(i, answer, out),
         }
     }
 
@@ -490,7 +540,9 @@ impl Protocol {
         match (self.stage, answer) {
             (Stage::Aborting(_), Err(_)) => self.roll_back(i, false, out),
             (Stage::Aborting(_), Ok(())) => self.rolled_back_all(out),
-            (_, Err(_)) => self.abort(Cause::Branch(i), out),
+            (Stage::RecordingAbort(_) | Stage::Left | Stage::Held, _) => {}
+            // Not a participant's no: those may all be prepared.
+            (_, Err(_)) => self.give_up(Cause::Branch(i), out),
             (_, Ok(())) => self.votes_in(out),
         }
     }
@@ -570,6 +622,8 @@ impl Protocol {
             // The last resource has committed, and without a durable decision the others must not be told to (rule 1): a crash
             // would then tear them from each other too. They are held; being torn from the last one is what was opted in to.
             _ if matches!(self.path, Some(Path::LastResource(_))) => self.hold(Cause::Log, out),
+            // It was acknowledged: recovery forces it, by what the participants list.
+            DecisionAnswer::Refused if self.path == Some(Path::Early) => self.leave(out),
             DecisionAnswer::Refused => self.abort(Cause::Log, out),
             DecisionAnswer::Unknown => self.hold(Cause::Log, out),
         }

@@ -70,8 +70,25 @@ pub trait ResourceManager: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// When the list would not be authoritative: unreachable, a standby, another identity. An empty list is a statement.
+    /// When the list would not be authoritative: unreachable, a standby, another identity. An empty list is a statement, and so is each branch that
+    /// is not in it: with early acknowledgement recovery aborts a transaction of which one is missing that had promised to commit.
     fn in_doubt(&self) -> impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send;
+
+    /// The same list, given when what it holds is as durable as [`Branch::prepare`] promises. A branch may be listed before its prepare can be
+    /// acknowledged (it waits for a disk, or for replicas), so that a real write is made after the list was read, is forced as a prepare is, and was
+    /// confirmed by the same server. One that a repeated sync of the same data would confirm is no such write: a sync that failed once can succeed the next
+    /// time without the data. With early acknowledgement recovery concludes from such lists only (rule 3).
+    ///
+    /// None, which is the default, for a store that can't make certain of its list: a transaction that such a store has joined is not acknowledged early. It is
+    /// the same answer for the store's life; it is asked for when the store is registered, and the future is dropped then. Whoever wraps a resource
+    /// manager passes it on.
+    ///
+    /// # Errors
+    ///
+    /// As [`in_doubt`](Self::in_doubt), and when the write is not confirmed now. Nothing follows then.
+    fn durably_in_doubt(&self) -> Option<impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send> {
+        None::<std::future::Ready<_>>
+    }
 
     /// Commits a prepared branch, from wherever it was prepared. Idempotent; repeated until it is absent from
     /// [`in_doubt`](Self::in_doubt), since no error code ends a branch (rule 8).

@@ -11,15 +11,20 @@
 //! ```text
 //! transaction   log . counter . nonce . sequence        at most 62 bytes
 //!               26 base32, decimal, 8 base32, decimal
-//! branch        decider . number                        at most 47 bytes; decider = "log" or a store's id
+//! branch        decider . number                        at most 47 bytes; decider = "log", a store's id or a roster
+//! roster        log . number tag . number tag ...       tag: 8 base32 digits; no "." within a participant
 //! both          u1:TRANSACTION:BRANCH                   at most 113 bytes
 //! ```
 //!
 //! So that a transaction's id fits a gtrid and a branch's own part a bqual of X/Open's XID (64 bytes each), and both fit a
 //! PostgreSQL transaction identifier (199 bytes).
 
+mod roster;
+
 use std::fmt;
 use std::str::FromStr;
+
+pub use roster::{Roster, StoreTag};
 
 /// Lower-case Crockford base32: no i, l, o, u, so that an id can be read out at three in the morning.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
@@ -244,6 +249,10 @@ pub enum DeciderId {
     Log,
     /// A store that takes part: its own commit carries the decision as a row.
     Store(StoreId),
+    /// The log that the transaction's id names; and as long as it has no record, all of these participants together: once each has promised
+    /// to commit, the application may have been told so (early acknowledgement, `docs/protocol.md`). Nothing is presumed of such a
+    /// transaction, and recovery may conclude from what all of them list.
+    Together(Roster),
 }
 
 impl DeciderId {
@@ -255,6 +264,7 @@ impl fmt::Display for DeciderId {
         match self {
             DeciderId::Log => f.write_str(Self::LOG),
             DeciderId::Store(store) => store.fmt(f),
+            DeciderId::Together(roster) => roster.fmt(f),
         }
     }
 }
@@ -263,7 +273,11 @@ impl FromStr for DeciderId {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        if text == Self::LOG { Ok(Self::Log) } else { text.parse().map(Self::Store) }
+        match Roster::parse(text) {
+            Some(roster) => roster.map(Self::Together),
+            None if text == Self::LOG => Ok(Self::Log),
+            None => text.parse().map(Self::Store),
+        }
     }
 }
 

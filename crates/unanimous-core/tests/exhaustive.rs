@@ -29,6 +29,48 @@ fn three_branches_in_every_state() {
     holds(3, Faults { crashes: 1, losses: 1, repeats: 0 });
 }
 
+fn early(count: usize, faults: Faults, planted: Planted) -> World {
+    World::new(&[Spec { capability: TwoPhase, allowed: true }; 4][..count], false, faults, planted)
+        .acknowledging_early()
+}
+
+/// Early acknowledgement: nothing that was acknowledged is lost, and nothing reported aborted commits, for two and three participants.
+#[test]
+fn early_acknowledgement_in_every_state() {
+    for (count, faults) in [
+        (2, Faults { crashes: 2, losses: 1, repeats: 1 }),
+        (2, Faults { crashes: 1, losses: 2, repeats: 0 }),
+        (3, Faults { crashes: 1, losses: 1, repeats: 0 }),
+    ] {
+        let seen = walk(&early(count, faults, Planted::None));
+        println!("{count} branches, early, {faults:?}: {} states", seen.states);
+        if let Some((violation, at)) = seen.violations.first() {
+            panic!("{violation:?}: {at}");
+        }
+    }
+}
+
+#[test]
+fn planted_bugs_of_early_acknowledgement_are_caught() {
+    for (planted, expected) in [
+        (Planted::BelieveUnforced, Violation::Torn),
+        (Planted::PresumeOfAll, Violation::AcknowledgedLost),
+        (Planted::CommitUnrecorded, Violation::Torn),
+        (Planted::RollBackUnrecorded, Violation::Torn),
+        (Planted::UnlistedIsMissing, Violation::AcknowledgedLost),
+        (Planted::UnlistedIsPrepared, Violation::Torn),
+        (Planted::ListsBeforeLive, Violation::AcknowledgedLost),
+        (Planted::UnsureIsPrepared, Violation::Torn),
+        (Planted::AbortLeavesNoFloor, Violation::ReportedAbortedCommitted),
+        (Planted::TouchLive, Violation::AcknowledgedLost),
+    ] {
+        let faults = Faults { crashes: 2, losses: 1, repeats: 1 };
+        if let Err(found) = reaches(&early(2, faults, planted), &expected) {
+            panic!("{planted:?} does not lead to {expected:?}, but to {found:?}");
+        }
+    }
+}
+
 #[track_caller]
 fn catches(planted: Planted, capabilities: &[Capability], expected: Violation) {
     let specs: Vec<_> = capabilities.iter().map(|&capability| Spec { capability, allowed: true }).collect();

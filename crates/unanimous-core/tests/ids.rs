@@ -1,5 +1,6 @@
 //! Ids: each names whom to ask, has one text, and is not taken for another.
 
+use unanimous_core::xid::{Roster, StoreTag};
 use unanimous_core::{BranchId, DeciderId, Incarnation, LogId, Owner, StoreId, TransactionId};
 
 fn transaction() -> TransactionId {
@@ -98,4 +99,51 @@ fn a_stores_identity() {
     assert_eq!(format!("{:?}", StoreId::from_random(1)), "00000000000000000000000001");
     assert_eq!("log".parse::<DeciderId>().unwrap(), DeciderId::Log);
     assert_eq!("logs".parse::<DeciderId>().unwrap(), DeciderId::Store("logs".parse().unwrap()));
+}
+
+fn tag(store: &str) -> StoreTag {
+    StoreTag::of(&store.parse().unwrap())
+}
+
+/// An id that lists all participants names them in each branch's id, and reads back; its text stays as it is.
+#[test]
+fn an_id_lists_all_participants() {
+    let roster = Roster::new([(2, tag("billing")), (0, tag("orders"))]).unwrap();
+    let id = branch(DeciderId::Together(roster.clone()), 2);
+    assert_eq!(id.bqual(), format!("log.0{}.2{}.2", tag("orders"), tag("billing")));
+    assert_eq!(tag("orders").to_string(), "s7x4jx7v");
+    assert_eq!(id.to_string().parse::<BranchId>().unwrap(), id);
+    assert_eq!(roster.iter().collect::<Vec<_>>(), [(0, tag("orders")), (2, tag("billing"))]);
+    assert_eq!((roster.lists(0), roster.lists(1), roster.lists(2)), (true, false, true));
+    assert_eq!(roster.to_string().parse::<Roster>().unwrap(), roster);
+    assert!(Roster::new([]).is_none());
+    assert!(Roster::new([(1, tag("orders")), (1, tag("billing"))]).is_none(), "a number comes once");
+    let (one, other) = (format!("0{}", tag("orders")), format!("2{}", tag("billing")));
+    for wrong in [
+        "log.".to_owned(),
+        format!("log.{one}."),
+        format!("log..{one}"),
+        format!("log.{other}.{one}"),
+        format!("log.{one}.{one}"),
+        format!("log.0{one}"),
+        format!("log.{}", &one[1..]),
+        format!("logs.{one}"),
+        format!("log.65536{}", tag("orders")),
+        format!("log.0{}", "z1234567".replace('1', "l")),
+    ] {
+        assert!(wrong.parse::<DeciderId>().is_err(), "{wrong:?}");
+    }
+}
+
+/// However many branches there are, a roster that they say they fit is within the bounds of any id.
+#[test]
+fn the_longest_rosters_fit() {
+    for (branches, most) in [(1, 4), (2, 4), (10, 4), (11, 3), (1000, 3), (1001, 3), (10_001, 2), (65_536, 2)] {
+        assert_eq!(Roster::most(branches), most, "{branches}");
+        let last = u16::try_from(branches - 1).unwrap();
+        let listed = (0..most as u16).filter_map(|i| Some((last.checked_sub(i)?, tag("orders"))));
+        let id = branch(DeciderId::Together(Roster::new(listed).unwrap()), last);
+        assert!(id.bqual().len() <= 47, "{id}");
+        assert_eq!(id.to_string().parse::<BranchId>().unwrap(), id);
+    }
 }

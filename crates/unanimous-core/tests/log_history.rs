@@ -65,6 +65,39 @@ fn who_can_be_presumed_what() {
     assert_eq!(history.lookup(transaction(3, 1)), Known::Hold(HoldReason::ForeignIncarnation));
 }
 
+/// Early acknowledgement: without a record nothing is presumed; an abort that is recorded is one, survives a checkpoint, contradicts a
+/// commit, is finished as a commit is, and leaves a floor when it goes.
+#[test]
+fn an_abort_that_is_recorded_is_kept_as_a_commit_is() {
+    let mut history = History::new(LOG);
+    begin(&mut history, 1, 10);
+    let (one, other) = (transaction(1, 3), transaction(1, 4));
+    assert_eq!((history.recorded(one), history.lookup(one)), (None, Known::Abort));
+    assert_eq!(history.recorded(transaction(2, 1)), Some(Known::Hold(HoldReason::ForeignIncarnation)));
+    history.apply(Record::Abort(decision(one))).unwrap();
+    commit(&mut history, other);
+    assert_eq!(history.recorded(one), Some(Known::Abort));
+    assert_eq!(history.recorded(other), Some(Known::Commit(decision(other))));
+    let twice = history.apply(Record::Commit(decision(one)));
+    assert_eq!(twice, Err(HistoryError::DecidedTwice(one)));
+    assert_eq!(history.apply(Record::Abort(decision(other))), Err(HistoryError::DecidedTwice(other)));
+    assert_eq!(history.apply(Record::Abort(decision(one))), Ok(()), "it repeats what is known");
+    let unfinished = |history: &History| {
+        let of = |records: Vec<&DecisionRecord>| records.iter().map(|record| record.transaction).collect::<Vec<_>>();
+        (of(history.unfinished().collect()), of(history.unfinished_aborts().collect()))
+    };
+    assert_eq!(unfinished(&history), (vec![other], vec![one]));
+    let mut again = rebuilt(&history);
+    assert_eq!((again.recorded(one), again.is_unfinished(one)), (Some(Known::Abort), true));
+    assert_eq!(unfinished(&again), (vec![other], vec![one]));
+    finish(&mut again, one, 20);
+    assert_eq!((unfinished(&again), again.finished().count()), ((vec![other], vec![]), 0));
+    again = rebuilt(&again);
+    assert_eq!(again.recorded(one), Some(Known::Abort));
+    again.retain(100, Duration::from_micros(1), usize::MAX);
+    assert_eq!(again.recorded(one), Some(Known::Hold(HoldReason::BeyondHorizon)));
+}
+
 /// Rule 11: what was finished is dropped past the horizon, oldest first when space is short; what is not finished never is; and nothing
 /// is presumed below what was dropped.
 #[test]

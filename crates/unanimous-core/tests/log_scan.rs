@@ -427,6 +427,20 @@ fn a_noted_decision_is_a_kind_of_its_own() {
 }
 
 /// A note is cut between two characters.
+/// An abort is a kind of its own, with a commit's body and no note.
+#[test]
+fn a_decision_to_abort_is_a_kind_of_its_own() {
+    let Record::Commit(decided) = commit(7, &["orders", "billing"]) else { panic!("not a decision") };
+    let bytes = bytes_of(&[Record::Abort(DecisionRecord { note: Note::new("by ada"), ..decided.clone() })]);
+    assert_eq!(bytes.len(), Record::Abort(decided.clone()).encoded_len());
+    let as_commit = bytes_of(&[Record::Commit(decided.clone())]);
+    assert_eq!((bytes[0], &bytes[1..]), (7, &as_commit[1..]));
+    assert_eq!(Record::decode_all(owner().log, &bytes, 1).unwrap(), [Record::Abort(decided)]);
+    for length in 0..bytes.len() {
+        assert!(Record::decode_all(owner().log, &bytes[..length], 1).is_err(), "{length} bytes");
+    }
+}
+
 #[test]
 fn a_note_is_cut_at_a_character() {
     assert_eq!(Note::new("ä".repeat(256)).as_str(), "ä".repeat(256));

@@ -117,6 +117,72 @@ fn what_is_said_of_it_on_the_way() {
     assert!(!actions.contains(&Action::Forget), "recovery forgets it");
 }
 
+/// Early acknowledgement: two-phase branches that fit into an id only; the answer comes before the decision is forced, and the commits after it.
+#[test]
+fn early_the_answer_comes_before_the_decision() {
+    use unanimous_core::protocol::DecisionAnswer::{Forced, Refused, Unknown};
+    let early = |kinds: &[Capability], most| {
+        let specs = kinds.iter().map(|&capability| Spec { capability, allowed: true });
+        let mut protocol = Protocol::new(specs, false).acknowledging_early(most);
+        let mut actions = Vec::new();
+        protocol.handle(Event::Commit, &mut actions).unwrap();
+        for i in 0..kinds.len() {
+            protocol.handle(Event::Flushed(i, Ok(Work::Wrote)), &mut actions).unwrap();
+        }
+        protocol
+    };
+    for (kinds, most, path) in [
+        (&[TwoPhase, TwoPhase, TwoPhase][..], 4, Path::Early),
+        (&[TwoPhase, TwoPhase, TwoPhase], 2, Path::Log),
+        (&[TwoPhase, Volatile], 4, Path::Log),
+        (&[TwoPhase, Carrier], 4, Path::Carrier(1)),
+        (&[TwoPhase], 4, Path::OnePhase(0)),
+        (&[TwoPhase, TwoPhase], 0, Path::Log),
+    ] {
+        assert_eq!(early(kinds, most).path(), Some(path), "{kinds:?}");
+    }
+    let after = |protocol: &mut Protocol, event| {
+        let mut actions = Vec::new();
+        protocol.handle(event, &mut actions).unwrap();
+        actions
+    };
+    let mut protocol = early(&[TwoPhase, TwoPhase], 2);
+    assert_eq!(protocol.outcome_if_dropped(), Outcome::Unknown, "all may be prepared, or will be");
+    assert_eq!(after(&mut protocol, Event::Voted(1, Ok(()))), []);
+    let answered = Action::Answer(Answer::Committed { pending: 2 });
+    assert_eq!(after(&mut protocol, Event::Voted(0, Ok(()))), [answered, Action::ForceDecision]);
+    let mut refused = protocol.clone();
+    assert_eq!(after(&mut protocol, Event::Decided(Forced)), [Action::Commit(0), Action::Commit(1), Action::StartWait]);
+    // Acknowledged, and not recorded: recovery does it.
+    let handed = [Action::LeaveLive, Action::HandOver(0), Action::HandOver(1)];
+    assert_eq!(after(&mut refused, Event::Decided(Refused)), handed);
+    assert!(refused.is_over() && !refused.is_held() && !refused.is_aborting());
+
+    // A lost vote may be prepared: nothing is told, and nothing rolled back, before the abort is recorded.
+    let mut protocol = early(&[TwoPhase, TwoPhase], 2);
+    assert_eq!(after(&mut protocol, Event::Voted(0, Err(FailureKind::Lost))), [Action::ForceAbort]);
+    assert!(protocol.is_given_up() && !protocol.is_aborting());
+    assert_eq!(protocol.outcome_if_dropped(), Outcome::Unknown);
+    assert_eq!(after(&mut protocol, Event::Voted(1, Ok(()))), []);
+    let (mut refused, mut unknown) = (protocol.clone(), protocol.clone());
+    let rolled_back = [Action::StartWait, Action::Rollback(0), Action::Rollback(1)];
+    assert_eq!(after(&mut protocol, Event::Decided(Forced)), rolled_back);
+    let told = Action::Answer(Answer::Unknown(Cause::Log));
+    assert_eq!(after(&mut refused, Event::Decided(Refused)), [&handed[..], &[told]].concat());
+    assert_eq!(after(&mut unknown, Event::Decided(Unknown)), [told]);
+    assert!(refused.is_over() && !refused.is_held() && unknown.is_held());
+
+    // A participant's definite no is enough, also where the log then takes nothing.
+    let mut protocol = early(&[TwoPhase, TwoPhase], 2);
+    let mut late = protocol.clone();
+    let aborts = [Action::StartWait, Action::Rollback(1)];
+    assert_eq!(after(&mut protocol, Event::Voted(1, Err(FailureKind::Refused))), aborts);
+    assert_eq!(after(&mut late, Event::GiveUp), [Action::ForceAbort]);
+    assert_eq!(after(&mut late, Event::Voted(1, Err(FailureKind::Conflict))), []);
+    assert_eq!(after(&mut late, Event::Decided(Refused)), aborts);
+    assert_eq!(after(&mut late, Event::Voted(0, Ok(()))), [Action::Rollback(0)]);
+}
+
 /// A last resource that committed leaves the others held where the log then refuses; so does one of which nobody knows.
 #[test]
 fn who_is_held_is_held() {

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use unanimous_core::recovery::{Ask, Lists, Verdict, is_finished, verdict, whom_to_ask};
+use unanimous_core::recovery::{Ask, Conclusion, Lists, Verdict, conclude, is_finished, verdict, whom_to_ask};
+use unanimous_core::xid::{Roster, StoreTag};
 use unanimous_core::{
     BranchId, DeciderId, DecisionRecord, HoldReason, Incarnation, Known, LogId, Note, Owner, Participant, StoreId,
 };
@@ -59,6 +60,40 @@ fn a_decision_commits_whom_it_lists() {
     assert_eq!(says(1, &known), Verdict::Hold(HoldReason::NotListed));
     assert_eq!(says(0, &Known::Abort), Verdict::Rollback);
     assert_eq!(says(0, &Known::Hold(HoldReason::Poisoned)), Verdict::Hold(HoldReason::Poisoned));
+}
+
+/// Early acknowledgement: all prepared is a commitment, one that is missing excludes it, and without a list nothing follows.
+#[test]
+fn what_all_participants_list_says_how_it_ends() {
+    let stores = ["orders", "billing", "archive"].map(store);
+    let roster = Roster::new([0, 2, 5].into_iter().zip(stores.iter().map(StoreTag::of))).unwrap();
+    let id = |number| branch(DeciderId::Together(roster.clone()), number);
+    assert_eq!(whom_to_ask(&id(2), owner()), Ask::Together(&roster));
+    let earlier = Owner { incarnation: Incarnation::new(1, 77), ..owner() };
+    let foreign = BranchId { transaction: Owner { log: LogId(8), ..earlier }.transaction(1), ..id(2) };
+    assert_eq!(whom_to_ask(&foreign, owner()), Ask::Nobody(HoldReason::ForeignLog));
+    // A reader that ends in two steps may be found in the middle: it is no participant, and ends as one that wrote nothing.
+    let committed = Known::Commit(record(&[(0, Some("orders")), (2, Some("billing")), (5, Some("archive"))]));
+    assert_eq!([0, 2, 5, 1].map(|number| verdict(&id(number), &committed)), {
+        [Verdict::Commit, Verdict::Commit, Verdict::Commit, Verdict::Rollback]
+    });
+    assert_eq!(verdict(&id(0), &Known::Commit(record(&[]))), Verdict::Hold(HoldReason::NotListed));
+    let prepared = |number| Some(BTreeSet::from([id(number)]));
+    let other = |number| Some(BTreeSet::from([BranchId { transaction: owner().transaction(2), ..id(number) }]));
+    let waits = |i: usize| Conclusion::Wait(StoreTag::of(&stores[i]));
+    for (lists, follows) in [
+        ([prepared(0), prepared(2), prepared(5)], Conclusion::Commit),
+        ([prepared(0), Some(BTreeSet::new()), prepared(5)], Conclusion::Abort),
+        ([prepared(0), other(2), prepared(5)], Conclusion::Abort),
+        ([prepared(0), prepared(0), prepared(5)], Conclusion::Abort),
+        ([prepared(0), Some(BTreeSet::from([branch(DeciderId::Log, 2)])), prepared(5)], Conclusion::Abort),
+        ([prepared(0), prepared(2), None], waits(2)),
+        ([None, prepared(2), None], waits(0)),
+        ([None, prepared(2), Some(BTreeSet::new())], Conclusion::Abort),
+    ] {
+        let list = |tag| lists.iter().zip(&stores).find(|(_, store)| StoreTag::of(store) == tag)?.0.as_ref();
+        assert_eq!(conclude(&id(2), &roster, list), follows, "{lists:?}");
+    }
 }
 
 struct Stores(BTreeMap<StoreId, BTreeSet<BranchId>>);

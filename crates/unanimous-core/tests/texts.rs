@@ -5,6 +5,7 @@ use std::error::Error;
 use unanimous_core::log::record::EncodeError;
 use unanimous_core::log::{Damage, DamageKind, DecodeError, HeaderError, HistoryError};
 use unanimous_core::protocol::{Event, Unexpected};
+use unanimous_core::xid::StoreTag;
 use unanimous_core::{
     BranchError, DecideError, Decision, HoldReason, Incarnation, LogId, Note, Outcome, StoreError, StoreId,
     TransactionId,
@@ -43,6 +44,11 @@ fn reasons_to_hold_say_whom_to_ask() {
             "decided by the store store-a, which is not registered here; register it",
         ),
         (HoldReason::Unreachable, "its decider can't be asked now; it is asked again"),
+        (
+            HoldReason::Unlisted(StoreTag::of(&"store-a".parse().unwrap())),
+            "it may have been acknowledged, which the list of its participant x472z0ee will show; bring that store back, and register it",
+        ),
+        (HoldReason::NotRecorded, "the decision log did not take what follows for it; it is tried again"),
         (HoldReason::NotListed, "its transaction committed, but without listing this branch; compare the ids by hand"),
     ] {
         assert_eq!(reason.to_string(), text);

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use unanimous_core::Capability::TwoPhase;
 use unanimous_core::protocol::{DecisionAnswer, Event, Path, Protocol};
 use unanimous_core::{Decision, FailureKind, Work};
 use unanimous_model::walk::walk_visiting;
-use unanimous_model::world::Faults;
+use unanimous_model::world::{Faults, Planted, Spec, World};
 use unanimous_model::worlds;
 
 /// What `handle` tells from others, and a driver can bring about.
@@ -40,6 +41,9 @@ const REACHED: &[&str] = &[
     "Asking, waited: resolved, Some(Commit)",
     "Asking: time limit",
     "Asking: waited",
+    "Deciding, early: decided, Forced",
+    "Deciding, early: decided, Refused",
+    "Deciding, early: decided, Unknown",
     "Deciding, last resource: decided, Forced",
     "Deciding, last resource: decided, Refused",
     "Deciding, last resource: decided, Unknown",
@@ -52,6 +56,12 @@ const REACHED: &[&str] = &[
     "Flushing: flushed, only read",
     "Flushing: flushed, wrote",
     "Flushing: time limit",
+    "Held: reader ended, lost",
+    "Held: reader ended, no",
+    "Held: reader ended, ok",
+    "Held: voted, lost",
+    "Held: voted, no",
+    "Held: voted, ok",
     "LastCommit, carrier: one phase, lost",
     "LastCommit, carrier: one phase, no",
     "LastCommit, carrier: one phase, ok",
@@ -62,11 +72,28 @@ const REACHED: &[&str] = &[
     "LastCommit, only writer: one phase, no",
     "LastCommit, only writer: one phase, ok",
     "LastCommit: time limit",
+    "Left: reader ended, lost",
+    "Left: reader ended, no",
+    "Left: reader ended, ok",
+    "Left: voted, lost",
+    "Left: voted, no",
+    "Left: voted, ok",
     "PhaseTwo, ours: committed, not yet",
     "PhaseTwo, recovery's too: committed, not yet",
     "PhaseTwo: committed, ok",
     "PhaseTwo: time limit",
     "PhaseTwo: waited",
+    "RecordingAbort, early: decided, Forced",
+    "RecordingAbort, early: decided, Refused",
+    "RecordingAbort, early: decided, Unknown",
+    "RecordingAbort: reader ended, lost",
+    "RecordingAbort: reader ended, no",
+    "RecordingAbort: reader ended, ok",
+    "RecordingAbort: time limit",
+    "RecordingAbort: voted, lost",
+    "RecordingAbort: voted, no",
+    "RecordingAbort: voted, ok",
+    "Voting, early: log given up",
     "Voting: reader ended, lost",
     "Voting: reader ended, no",
     "Voting: reader ended, ok",
@@ -82,17 +109,21 @@ const UNREACHED: &[(&str, &str)] = &[
     ("Active: waited", "nothing has started the wait"),
     ("Deciding: waited", "nothing has started the wait"),
     ("Flushing: waited", "nothing has started the wait"),
-    ("Held: time limit", "its driver has ended"),
-    ("Held: waited", "its driver has ended"),
+    ("Held: time limit", "its caller was answered"),
+    ("Held: waited", "nothing has started the wait"),
     ("LastCommit: waited", "nothing has started the wait"),
+    ("Left: time limit", "its caller was answered"),
+    ("Left: waited", "nothing has started the wait"),
     ("Over: time limit", "its driver has ended"),
     ("Over: waited", "its driver has ended"),
+    ("RecordingAbort: waited", "nothing has started the wait"),
     ("Voting: waited", "nothing has started the wait"),
+    ("elsewhere: log given up", "it changes nothing there"),
 ];
 
 /// Every event that a driver of so many branches could hand in.
 fn events(count: usize) -> Vec<Event> {
-    let mut events = vec![Event::Commit, Event::Abort, Event::GiveUp, Event::WaitElapsed];
+    let mut events = vec![Event::Commit, Event::Abort, Event::GiveUp, Event::Disowned, Event::WaitElapsed];
     events.extend([DecisionAnswer::Forced, DecisionAnswer::Refused, DecisionAnswer::Unknown].map(Event::Decided));
     events.extend([Some(Decision::Commit), Some(Decision::Abort), None].map(Event::Resolved));
     // One branch too many: there is no such branch.
@@ -117,11 +148,11 @@ fn is_waited_for(protocol: &Protocol, count: usize, event: Event) -> bool {
         Event::Flushed(i, _) => is(i, "Flushing"),
         Event::Voted(i, _) => is(i, "Preparing"),
         Event::OnePhase(i, _) => is(i, "EndingOnePhase"),
-        Event::Decided(_) => stage == "Deciding",
+        Event::Decided(_) => matches!(stage, "Deciding" | "RecordingAbort"),
         Event::Resolved(_) => stage == "Asking",
         Event::Committed(i, _) => is(i, "Committing"),
         Event::RolledBack(i, _) => is(i, "RollingBack") || is(i, "RollingBackPrepared"),
-        Event::GiveUp | Event::WaitElapsed => true,
+        Event::GiveUp | Event::Disowned | Event::WaitElapsed => true,
     }
 }
 
@@ -135,6 +166,7 @@ fn pair(protocol: &Protocol, event: Event) -> String {
         Some(Path::Carrier(_)) => "carrier",
         Some(Path::LastResource(_)) => "last resource",
         Some(Path::Log) => "log",
+        Some(Path::Early) => "early",
     };
     let waited = if protocol.has_waited() { "waited" } else { "in time" };
     let also = |i: usize| if protocol.state_name(i).1 { "recovery's too" } else { "ours" };
@@ -161,6 +193,9 @@ fn pair(protocol: &Protocol, event: Event) -> String {
             format!("{stage}, {}, {}: rolled back, not yet", protocol.state_name(i).0, also(i))
         }
         Event::GiveUp => format!("{stage}: time limit"),
+        // No driver says it but where it is about to answer early; elsewhere it changes nothing.
+        Event::Disowned if (stage, path) == ("Voting", "early") => "Voting, early: log given up".to_owned(),
+        Event::Disowned => "elsewhere: log given up".to_owned(),
         Event::WaitElapsed => format!("{stage}: waited"),
     }
 }
@@ -169,7 +204,11 @@ fn pair(protocol: &Protocol, event: Event) -> String {
 fn every_transition_is_reached_and_nothing_else_is_heard() {
     let (mut reached, mut heard) = (BTreeSet::new(), BTreeSet::new());
     for (count, losses) in [(0, 0), (1, 3), (2, 2)] {
-        for start in worlds(count, Faults { crashes: 0, losses, repeats: 0 }) {
+        let faults = Faults { crashes: 0, losses, repeats: 0 };
+        let early = worlds(count, faults).into_iter().map(World::acknowledging_early);
+        let three = World::new(&[Spec { capability: TwoPhase, allowed: true }; 3], false, faults, Planted::None);
+        let early = early.chain((count == 2).then(|| three.acknowledging_early()));
+        for start in worlds(count, faults).into_iter().chain(early) {
             let mut seen = HashSet::new();
             walk_visiting(&start, &mut |world| {
                 let Some(protocol) = &world.protocol else { return };
@@ -177,11 +216,15 @@ fn every_transition_is_reached_and_nothing_else_is_heard() {
                 if !seen.insert(protocol.clone()) {
                     return;
                 }
-                for event in events(count) {
+                for event in events(world.branches().len()) {
                     let mut after = protocol.clone();
                     let mut actions = Vec::new();
                     let answer = after.handle(event, &mut actions);
-                    assert_eq!(answer.is_ok(), is_waited_for(protocol, count, event), "{event:?} at {protocol:?}");
+                    assert_eq!(
+                        answer.is_ok(),
+                        is_waited_for(protocol, world.branches().len(), event),
+                        "{event:?} at {protocol:?}"
+                    );
                     match answer {
                         Ok(()) => drop(heard.insert(pair(protocol, event))),
                         Err(unexpected) => {

@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 use std::thread::available_parallelism;
 
+use unanimous_core::Capability;
 use unanimous_model::row::{self, Kind, RowWorld};
 use unanimous_model::shared::{self, SharedWorld};
 use unanimous_model::walk::{Walked, walk};
-use unanimous_model::world::Faults;
+use unanimous_model::world::{Faults, Planted, Spec, World};
 use unanimous_model::worlds;
 
 use crate::{Found, Options, say};
@@ -26,6 +27,15 @@ fn branches(count: usize, crashes: u8, losses: u8, repeats: u8) -> Case {
     let name = format!("{count} branches: {crashes} crashes, {losses} losses, {repeats} repeats");
     let worlds = worlds(count, Faults { crashes, losses, repeats }).into_iter();
     Case { name, walks: worlds.map(|world| Box::new(move || walk(&world)) as Box<_>).collect() }
+}
+
+/// Early acknowledgement: all two-phase, any of them may only have read.
+fn early(count: usize, crashes: u8, losses: u8, repeats: u8) -> Case {
+    let name = format!("{count} branches, early: {crashes} crashes, {losses} losses, {repeats} repeats");
+    let spec = Spec { capability: Capability::TwoPhase, allowed: true };
+    let start = World::new(&vec![spec; count], false, Faults { crashes, losses, repeats }, Planted::None);
+    let start = start.acknowledging_early();
+    Case { name, walks: vec![Box::new(move || walk(&start))] }
 }
 
 /// A decision row, step by step: two recoverers.
@@ -54,6 +64,8 @@ fn quick() -> Vec<Case> {
         shared(2, 2, 1, 0),
         row(Kind::Server, 1, 1, 2),
         row(Kind::File, 2, 1, 1),
+        early(2, 2, 2, 1),
+        early(3, 1, 1, 0),
         branches(1, 2, 3, 2),
         branches(2, 2, 2, 1),
         branches(3, 1, 1, 0),
@@ -68,6 +80,9 @@ fn full() -> Vec<Case> {
         row(Kind::Server, 3, 1, 1),
         row(Kind::Server, 2, 2, 2),
         row(Kind::File, 3, 2, 2),
+        early(2, 3, 3, 2),
+        early(3, 2, 2, 1),
+        early(4, 1, 1, 0),
         branches(1, 3, 3, 2),
         branches(2, 3, 3, 2),
         branches(3, 2, 2, 1),

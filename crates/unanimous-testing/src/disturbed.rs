@@ -191,6 +191,10 @@ impl<R: ResourceManager> ResourceManager for Disturbed<R> {
         self.shared.look(Call::List, self.resource.in_doubt()).await
     }
 
+    fn durably_in_doubt(&self) -> Option<impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send> {
+        self.resource.durably_in_doubt().map(|list| self.shared.look(Call::DurableList, list))
+    }
+
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
         self.shared.call(Call::RecoveredCommit, self.resource.commit(id)).await
     }

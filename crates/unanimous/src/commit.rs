@@ -101,7 +101,8 @@ impl Future for Abort {
 pub struct Committed {
     /// The transaction.
     pub id: TransactionId,
-    /// Branches that had not confirmed within `phase_two_wait`; they are committed in the background, or after a restart.
+    /// Branches that had not confirmed within `phase_two_wait`; they are committed in the background, or after a restart. All that wrote,
+    /// where it was [acknowledged early](crate::Builder::early_acknowledgement).
     pub pending: usize,
 }
 

@@ -7,8 +7,8 @@ use std::error::Error;
 use std::sync::{Arc, OnceLock};
 
 use unanimous_core::{
-    BoxError, Branch, BranchError, BranchId, Capability, DecideError, Decider, DecisionLog, DecisionRecord, Known,
-    Owner, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
+    BoxError, Branch, BranchError, BranchId, Capability, DecideError, Decider, Decision, DecisionLog, DecisionRecord,
+    Known, Owner, ResourceManager, SavepointId, StoreError, StoreId, TransactionId, Work,
 };
 
 use crate::env::BoxFuture;
@@ -87,6 +87,7 @@ impl<B: Branch> DynBranch for B {
 pub(crate) trait DynResource: Send + Sync {
     fn identity(&self) -> BoxFuture<'_, Result<StoreId, StoreError>>;
     fn in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>>;
+    fn durably_in_doubt(&self) -> Option<BoxFuture<'_, Result<Vec<BranchId>, StoreError>>>;
     fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn rollback<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>>;
     fn decision(&self, transaction: TransactionId, owner: Owner) -> BoxFuture<'_, Result<Known, StoreError>>;
@@ -102,6 +103,10 @@ impl<R: ResourceManager> DynResource for R {
 
     fn in_doubt(&self) -> BoxFuture<'_, Result<Vec<BranchId>, StoreError>> {
         Box::pin(ResourceManager::in_doubt(self))
+    }
+
+    fn durably_in_doubt(&self) -> Option<BoxFuture<'_, Result<Vec<BranchId>, StoreError>>> {
+        ResourceManager::durably_in_doubt(self).map(|list| Box::pin(list) as BoxFuture<'_, _>)
     }
 
     fn commit<'a>(&'a self, id: &'a BranchId) -> BoxFuture<'a, Result<(), BranchError>> {
@@ -138,6 +143,10 @@ pub(crate) trait DynLog: Send + Sync {
     fn decided(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>>;
     fn unfinished(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
     fn forget(&self, transaction: TransactionId);
+    fn records_aborts(&self) -> bool;
+    fn conclude(&self, record: DecisionRecord, decision: Decision) -> BoxFuture<'_, Result<(), DecideError>>;
+    fn recorded(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>>;
+    fn unfinished_aborts(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>>;
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
@@ -174,6 +183,22 @@ impl<L: DecisionLog> DynLog for L {
         Decider::forget(self, transaction);
     }
 
+    fn records_aborts(&self) -> bool {
+        DecisionLog::records_aborts(self)
+    }
+
+    fn conclude(&self, record: DecisionRecord, decision: Decision) -> BoxFuture<'_, Result<(), DecideError>> {
+        Box::pin(DecisionLog::conclude(self, record, decision))
+    }
+
+    fn recorded(&self, transaction: TransactionId) -> BoxFuture<'_, Result<Option<Known>, StoreError>> {
+        Box::pin(DecisionLog::recorded(self, transaction))
+    }
+
+    fn unfinished_aborts(&self) -> BoxFuture<'_, Result<Vec<DecisionRecord>, StoreError>> {
+        Box::pin(DecisionLog::unfinished_aborts(self))
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(DecisionLog::close(self))
     }
@@ -183,6 +208,8 @@ impl<L: DecisionLog> DynLog for L {
 pub(crate) struct Registered {
     pub(crate) name: String,
     pub(crate) capability: Capability,
+    /// Whether it can make certain of what it lists.
+    pub(crate) lists_durably: bool,
     pub(crate) resource: Arc<dyn DynResource>,
     typed: Arc<dyn Any + Send + Sync>,
     identity: OnceLock<StoreId>,
@@ -192,10 +219,12 @@ pub(crate) struct Registered {
 
 impl Registered {
     pub(crate) fn new<R: ResourceManager>(resource: R) -> Self {
+        let lists_durably = resource.durably_in_doubt().is_some();
         let resource = Arc::new(resource);
         Self {
             name: resource.name().to_owned(),
             capability: resource.capability(),
+            lists_durably,
             resource: resource.clone(),
             typed: resource,
             identity: OnceLock::new(),

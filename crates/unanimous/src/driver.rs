@@ -20,14 +20,17 @@ use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tracing::Instrument;
 use unanimous_core::protocol::{self, Action, Answer, DecisionAnswer, End, Event, Path, Protocol};
+use unanimous_core::xid::{Roster, StoreTag};
 use unanimous_core::{
-    BranchError, BranchId, DecideError, DeciderId, Decision, DecisionRecord, FailureKind, Known, Outcome, Participant,
+    BoxError, BranchError, BranchId, DecideError, DeciderId, Decision, DecisionRecord, FailureKind, Known, Outcome,
+    Participant,
 };
 
 use crate::commit::{Answered, Committed, Reply};
 use crate::ending::{After, Ended};
 use crate::env::{BoxFuture, NoRuntime};
 use crate::error::{Cause, CommitError};
+use crate::inner::Deciding;
 use crate::recovery;
 use crate::report::{BranchReport, Report};
 use crate::transaction::{Home, Shared, Slot};
@@ -67,6 +70,8 @@ pub(crate) struct Driver {
     handed_over: Vec<Arc<AtomicBool>>,
     asked: u32,
     record: Option<DecisionRecord>,
+    /// All participants, where each one's id lists them.
+    roster: Option<Roster>,
     live: bool,
     /// Whether a shutdown waits for it.
     counted: bool,
@@ -102,6 +107,7 @@ impl Driver {
             handed_over: (0..count).map(|_| Arc::default()).collect(),
             asked: 0,
             record: None,
+            roster: None,
             live: false,
             counted: true,
             waiting: VecDeque::new(),
@@ -135,7 +141,14 @@ impl Driver {
                         error = &error as &(dyn std::error::Error + 'static), "a branch failed");
                     self.failures[i] = Some(error);
                 }
-                Some(Failure::Log(error)) => self.log_failure = Some(error),
+                Some(Failure::Log(error)) => {
+                    if self.reply.is_none() {
+                        tracing::error!(transaction = %self.shared.id, error = &error as &(dyn std::error::Error + 'static),
+                            "the decision log did not take the decision of a transaction that was acknowledged early; \
+                             recovery records it, or the next start does");
+                    }
+                    self.log_failure = Some(error);
+                }
                 None => {}
             }
             // A branch that blocks its thread keeps the timer from being heard.
@@ -157,6 +170,26 @@ impl Driver {
     }
 
     fn handle(&mut self, event: Event) {
+        let _deciding = self.protocol.is_acknowledged_by(event).then(|| self.acknowledging());
+        self.feed(event);
+    }
+
+    /// For an answer that comes before the decision is recorded: while it is there the log is not given up. Where it was, its next owner may have
+    /// concluded abort already; and one that takes no decisions leaves what was acknowledged in doubt for as long.
+    fn acknowledging(&mut self) -> Option<Deciding> {
+        let manager = self.shared.manager.clone();
+        let deciding = manager.deciding().map_err(BoxError::from);
+        match deciding.and_then(|deciding| manager.log.ready().map(|()| deciding)) {
+            Ok(deciding) => Some(deciding),
+            Err(error) => {
+                self.log_failure = Some(DecideError::Refused(error));
+                self.feed(Event::Disowned);
+                None
+            }
+        }
+    }
+
+    fn feed(&mut self, event: Event) {
         let mut actions = Vec::new();
         if let Err(error) = self.protocol.handle(event, &mut actions) {
             tracing::error!(transaction = %self.shared.id, %error, "a bug in the driver; the event is ignored");
@@ -192,7 +225,7 @@ impl Driver {
     /// Whether a call with this answer is still to be made.
     fn is_wanted(&self, answer: Event) -> bool {
         match answer {
-            Event::Flushed(..) | Event::Voted(..) | Event::OnePhase(..) => !self.protocol.is_aborting(),
+            Event::Flushed(..) | Event::Voted(..) | Event::OnePhase(..) => !self.protocol.is_given_up(),
             Event::Committed(i, _) => !self.handed_over[i].load(Ordering::Acquire),
             _ => true,
         }
@@ -222,7 +255,7 @@ impl Driver {
                 let id = self.id_of(i);
                 // No branch is prepared for a decision that the log could not take.
                 let ready = match self.protocol.path() {
-                    Some(Path::Log | Path::LastResource(_)) => {
+                    Some(Path::Log | Path::Early | Path::LastResource(_)) => {
                         self.shared.manager.log.ready().map_err(BranchError::refused)
                     }
                     _ => Ok(()),
@@ -252,7 +285,8 @@ impl Driver {
                 });
             }
             Action::AskCarrier(i) => self.ask_carrier(i),
-            Action::ForceDecision => self.force_decision(),
+            Action::ForceDecision => self.force(Decision::Commit),
+            Action::ForceAbort => self.force(Decision::Abort),
             Action::Commit(i) => {
                 let branch = self.slots[i].branch.clone();
                 let wait = self.back_off(i);
@@ -320,28 +354,44 @@ impl Driver {
         })
     }
 
-    fn id_of(&self, i: usize) -> BranchId {
+    fn id_of(&mut self, i: usize) -> BranchId {
         let decider = match self.protocol.path() {
             Some(Path::Carrier(carrier)) => {
                 let store = self.slots[carrier].registered.as_ref().and_then(|registered| registered.known_identity());
                 DeciderId::Store(store.expect("a carrier is registered, and its identity was read at its join").clone())
             }
+            Some(Path::Early) => DeciderId::Together(self.roster().clone()),
             _ => DeciderId::Log,
         };
-        let number = self.slots[i].number.expect("branches are numbered when their end begins");
-        BranchId { transaction: self.shared.id, decider, number }
+        BranchId { transaction: self.shared.id, decider, number: self.slots[i].number() }
+    }
+
+    fn roster(&mut self) -> &Roster {
+        let Self { roster, protocol, slots, .. } = self;
+        roster.get_or_insert_with(|| {
+            let tag = |i: usize| slots[i].store().map(StoreTag::of).expect("early needs the identities of all stores");
+            let listed = protocol.participants().map(|i| (slots[i].number(), tag(i)));
+            Roster::new(listed).expect("there are participants, and each has a number of its own")
+        })
+    }
+
+    /// One of its branches, where its participants list one another, and nothing is recorded.
+    fn unrecorded(&self) -> Option<BranchId> {
+        let roster = self.roster.clone().filter(|_| self.protocol.is_unrecorded())?;
+        let (number, _) = roster.iter().next()?;
+        Some(BranchId { transaction: self.shared.id, decider: DeciderId::Together(roster), number })
     }
 
     fn decision(&mut self) -> DecisionRecord {
         let participants = self.protocol.participants().map(|i| Participant {
-            number: self.id_of(i).number,
+            number: self.slots[i].number(),
             // Recovery looks for the store, whatever a foreign branch is called.
             resource: self.slots[i]
                 .registered
                 .as_ref()
                 .map_or(&self.slots[i].name, |registered| &registered.name)
                 .clone(),
-            store: self.slots[i].registered.as_ref().and_then(|registered| registered.known_identity()).cloned(),
+            store: self.slots[i].store().cloned(),
         });
         let record = DecisionRecord {
             transaction: self.shared.id,
@@ -353,11 +403,17 @@ impl Driver {
         record
     }
 
-    fn force_decision(&mut self) {
+    fn force(&mut self, decision: Decision) {
         let record = self.decision();
         let log = self.shared.manager.log.clone();
         self.calls.push(Box::pin(async move {
-            let result = AssertUnwindSafe(async move { log.decide(record).await }).catch_unwind().await;
+            let write = async move {
+                match decision {
+                    Decision::Commit => log.decide(record).await,
+                    Decision::Abort => log.conclude(record, decision).await,
+                }
+            };
+            let result = AssertUnwindSafe(write).catch_unwind().await;
             let result = result.unwrap_or_else(|_panic| Err(DecideError::Unknown("the log panicked".into())));
             let answer = match &result {
                 Ok(()) => DecisionAnswer::Forced,
@@ -524,9 +580,14 @@ impl Drop for Driver {
         } else {
             self.leave_live();
         }
+        if let Some(branch) = self.unrecorded() {
+            self.shared.manager.recovery.leave(branch);
+        }
         if self.reply.is_some() {
             tracing::error!(transaction = %self.shared.id, "the driver was dropped before it had answered");
             self.interrupted();
+            self.shared.manager.recovery.wake();
+        } else if self.protocol.is_unfinished_early() {
             self.shared.manager.recovery.wake();
         }
         self.count_out();

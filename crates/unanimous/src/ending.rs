@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use tracing::Instrument;
 use unanimous_core::protocol::{Protocol, Spec};
-use unanimous_core::{BoxError, Outcome};
+use unanimous_core::xid::Roster;
+use unanimous_core::{BoxError, Capability, Outcome};
 
 use crate::commit::{Answered, Commit, Committed, Reply};
 use crate::current::scope;
@@ -26,7 +27,7 @@ use crate::env::NoRuntime;
 use crate::error::{Cause, CommitError};
 use crate::hooks::{self, Moment};
 use crate::sync::lock;
-use crate::transaction::{Options, Shared, Slot, State, Status, Tx};
+use crate::transaction::{Home, Options, Shared, Slot, State, Status, Tx};
 
 /// What its owner, or its time limit, wants of the transaction.
 pub(crate) enum Wish {
@@ -126,9 +127,23 @@ impl Shared {
         number(&mut slots);
         let specs =
             slots.iter().map(|slot| Spec { capability: slot.capability, allowed: options.allow.contains(&slot.name) });
-        let protocol = Protocol::new(specs, options.ask_single);
+        let protocol = Protocol::new(specs, options.ask_single).acknowledging_early(self.early_most(&slots));
         let limit = options.time_limit.or(self.manager.time_limit).map(|limit| self.left_of(limit));
         Driver::new(self.clone(), slots, protocol, cause, limit, reply).spawn()
+    }
+
+    /// How many participants may be acknowledged early: those that fit into an id beside each other, where each store can make certain of what it
+    /// lists, and be told from all others by what an id holds of it. None on a thread, whose branches are not to be called elsewhere while they can be called
+    /// there.
+    fn early_most(&self, slots: &[Slot]) -> usize {
+        let lists = |slot: &Slot| slot.registered.as_ref().is_some_and(|registered| registered.lists_durably);
+        let told = |slot: &Slot| slot.store().is_some_and(|store| self.manager.is_told_by_its_tag(store));
+        let known = |slot: &Slot| lists(slot) && told(slot);
+        let two_phase = |slot: &&Slot| slot.capability == Capability::TwoPhase;
+        let early = self.manager.early && self.home == Home::Runtime && slots.iter().filter(two_phase).all(known);
+        // Reserved numbers may be longer than the branches are many.
+        let numbers = slots.iter().map(|slot| usize::from(slot.number()) + 1).max();
+        if early { Roster::most(numbers.unwrap_or(0)) } else { 0 }
     }
 
     /// The end of a transaction that nothing has joined.

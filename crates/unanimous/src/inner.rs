@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use unanimous_core::xid::MAX_SEQUENCE;
-use unanimous_core::{BranchError, Owner, TransactionId};
+use unanimous_core::xid::{MAX_SEQUENCE, StoreTag};
+use unanimous_core::{BranchError, Owner, StoreId, TransactionId};
 
 use crate::dispatch::{DynLog, Registered};
 use crate::env::Env;
@@ -40,6 +40,8 @@ pub(crate) struct Inner {
     pub(crate) open: Gauge,
     pub(crate) phase_two_wait: Duration,
     pub(crate) time_limit: Option<Duration>,
+    /// Whether to answer before the decision is recorded, where that can be done.
+    pub(crate) early: bool,
     pub(crate) store_wait: Duration,
     pub(crate) observer: Option<Observer>,
     pub(crate) recovery_observer: Option<RecoveryObserver>,
@@ -47,7 +49,7 @@ pub(crate) struct Inner {
     pub(crate) sequence: AtomicU64,
     pub(crate) closing: AtomicBool,
     pub(crate) given_up: AtomicBool,
-    /// Commits of a branch that are a decision themselves.
+    /// Commits of a branch that are a decision themselves, and answers that come before one.
     pub(crate) deciding: Gauge,
 }
 
@@ -68,7 +70,7 @@ impl Inner {
         self.given_up.load(Ordering::Acquire)
     }
 
-    /// For a branch whose commit is the decision.
+    /// For a branch whose commit is the decision, or an answer before it is recorded.
     pub(crate) fn deciding(self: &Arc<Self>) -> Result<Deciding, BranchError> {
         // Counted before the look, as shutdown looks before it counts: one of the two sees the other.
         self.deciding.add();
@@ -95,6 +97,13 @@ impl Inner {
 
     pub(crate) fn all_registered(&self) -> impl Iterator<Item = &Arc<Registered>> {
         self.resources.values()
+    }
+
+    /// Whether no other registered store has the same tag.
+    pub(crate) fn is_told_by_its_tag(&self, store: &StoreId) -> bool {
+        let tag = StoreTag::of(store);
+        let mut known = self.resources.values().filter_map(|registered| registered.known_identity());
+        known.all(|other| other == store || StoreTag::of(other) != tag)
     }
 
     pub(crate) fn is_closing(&self) -> bool {

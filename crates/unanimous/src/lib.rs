@@ -62,6 +62,8 @@ pub use synchronizer::Synchronizer;
 pub use transaction::{Joined, Options, Transaction, Tx};
 pub use unanimous_core::protocol::End;
 #[doc(inline)]
+pub use unanimous_core::xid::{Roster, StoreTag};
+#[doc(inline)]
 pub use unanimous_core::{
     BoxError, Branch, BranchContext, BranchError, BranchId, Capability, DecideError, Decider, DeciderId, Decision,
     DecisionLog, DecisionRecord, FailureKind, HoldReason, Incarnation, Known, LogId, Note, Outcome, Owner,

@@ -35,6 +35,7 @@ pub struct Builder {
     resources: Vec<Registered>,
     phase_two_wait: Duration,
     time_limit: Option<Duration>,
+    early: bool,
     store_wait: Duration,
     recovery_interval: Duration,
     remember_outcomes: usize,
@@ -71,6 +72,31 @@ impl Builder {
     /// The time limit of transactions that have none of their own, from begin to the decision; none by default.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = Some(limit);
+        self
+    }
+
+    /// Answers a commit when all stores that wrote have prepared, before the decision is in the log and before any of them has committed: after
+    /// one forced write instead of two. Off by default.
+    ///
+    /// For transactions in which two to four branches wrote (fewer where more than ten have joined), all of them two-phase and registered; not on
+    /// [threads](crate::thread); and only where every two-phase branch, also one that only read, is in a store that can [make certain of what it
+    /// lists](crate::ResourceManager::durably_in_doubt), as PostgreSQL can and folders of files can't. Others take the ordinary path. Once it is answered, a crash does not undo it: that all branches are prepared, and
+    /// each one's id lists all others, is the commitment, and recovery records it (`docs/protocol.md`, "Early acknowledgement").
+    ///
+    /// The price, until the decision is recorded, which is one forced write later and, after a crash, at the next start:
+    ///
+    /// - A store that is down keeps the branches in the other stores prepared, with their locks, until it is back: without its list nobody can
+    ///   tell whether the transaction was acknowledged. The same for one that is not registered any more.
+    /// - An operator who rolls a branch back, a failover to a replica that lacks it, and a store restored from a backup lose a transaction
+    ///   that was acknowledged. One who commits a branch by hand tears it: recovery finds that branch missing, and rolls back the others. So finish
+    ///   nothing by hand.
+    ///
+    /// And always: who reads right after the answer may not see yet what was written, [`Committed::pending`](crate::Committed::pending) counts all
+    /// branches that wrote, after-hooks run at the answer, a request that is
+    /// repeated with its `Idempotency-Key` right after the answer is told that the first one is still in progress until its branches have committed, and an abort for another reason than a branch's own refusal costs a forced write. A
+    /// process that ends should [shut down](TransactionManager::shutdown) first, which waits for the rest.
+    pub fn early_acknowledgement(mut self, early: bool) -> Self {
+        self.early = early;
         self
     }
 
@@ -114,6 +140,9 @@ impl Builder {
     ///
     /// [`BuildError`]: a log that another manager has, two resources of one name, one store under two names, no runtime.
     pub async fn build(self) -> Result<TransactionManager, BuildError> {
+        if self.early && !self.log.records_aborts() {
+            return Err(BuildError::NoEarlyAcknowledgement);
+        }
         if !self.log.take() {
             return Err(BuildError::LogInUse);
         }
@@ -135,6 +164,7 @@ impl Builder {
             open: Gauge::new(),
             phase_two_wait: self.phase_two_wait,
             time_limit: self.time_limit,
+            early: self.early,
             store_wait: self.store_wait,
             observer: self.observer,
             recovery_observer: self.recovery_observer,
@@ -177,6 +207,8 @@ pub enum BuildError {
     NoRuntime,
     /// The log is, or was, another manager's; a clone of it is the same log.
     LogInUse,
+    /// The log can't record what [early acknowledgement](Builder::early_acknowledgement) needs.
+    NoEarlyAcknowledgement,
 }
 
 impl fmt::Display for BuildError {
@@ -190,6 +222,9 @@ impl fmt::Display for BuildError {
             }
             BuildError::LogInUse => f.write_str(
                 "the decision log is or was another manager's: clone that manager to share it, or open the log again to begin anew",
+            ),
+            BuildError::NoEarlyAcknowledgement => f.write_str(
+                "this decision log records no aborts, which early acknowledgement needs: use a log that one process owns (`FileLog`), or leave the option out",
             ),
             BuildError::NoRuntime => f.write_str("there is no tokio runtime to run recovery; build from within one, or with `thread::Background::build`"),
         }
@@ -222,6 +257,7 @@ impl TransactionManager {
             resources: Vec::new(),
             phase_two_wait: Duration::from_secs(5),
             time_limit: None,
+            early: false,
             store_wait: Duration::from_secs(10),
             recovery_interval: Duration::from_secs(60),
             remember_outcomes: 65_536,

@@ -28,7 +28,8 @@ use crate::sync::lock;
 /// Deliberately exhaustive: who matches on it has thought of all four.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum KnownOutcome {
-    /// It has committed: the decision is durable, and every branch has committed or will. Final.
+    /// It has committed: the decision is durable (or, with [early acknowledgement](crate::Builder::early_acknowledgement), all branches that wrote are
+    /// prepared, which is one), and every branch has committed or will. Final.
     Committed,
     /// It can never commit any more, anywhere. Final. (A one-phase branch that was let in beside others by name may have committed all
     /// the same: that is what the opt-in says.)
@@ -332,15 +333,24 @@ async fn records(inner: &Inner, id: TransactionId) -> Asked {
         asked.silent = Some(None);
         return asked;
     };
-    match within(inner, inner.log.decided(id)).await {
+    let aborts = inner.log.records_aborts();
+    let known = match aborts {
+        true => within(inner, inner.log.recorded(id)).await,
+        false => within(inner, inner.log.decided(id)).await,
+    };
+    match known {
         Ok(Some(Known::Commit(_))) => {
             asked.decision = Some(Decision::Commit);
+            return asked;
+        }
+        Ok(Some(Known::Abort)) if aborts => {
+            asked.decision = Some(Decision::Abort);
             return asked;
         }
         // Nor are the stores asked: a log that others share would have said nothing.
         Ok(Some(Known::Hold(HoldReason::ForeignLog))) => return asked,
         Ok(Some(Known::Hold(HoldReason::Poisoned | HoldReason::Unreachable))) => asked.silent = Some(None),
-        // A log presumes abort where it has no record, and a single writer leaves none: that proves nothing here.
+        // One that tells no more presumes abort where it has no record, and a single writer leaves none: that proves nothing here.
         Ok(Some(Known::Abort | Known::Hold(_)) | None) => {}
         Err(error) => {
             tracing::warn!(transaction = %id, error = &error as &(dyn std::error::Error + 'static),

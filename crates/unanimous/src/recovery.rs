@@ -6,6 +6,8 @@
 //!
 //! Must not know drivers, nor what a store does to list and finish.
 
+mod together;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -74,9 +76,10 @@ pub enum Doubt {
     Unreachable(String),
     /// It is decided, and the store did not finish the branch; the error's text. It is tried again.
     NotFinished(String),
-    /// It is decided Commit, and the participant's store is not registered here.
+    /// It is decided, and the participant's store is not registered here: to commit, or, with [early
+    /// acknowledgement](crate::Builder::early_acknowledgement), to abort. The decision is kept until that store confirms it.
     Unregistered,
-    /// It is decided Commit, and what is registered under the participant's name is another store than it was.
+    /// It is decided, and what is registered under the participant's name is another store than it was.
     OtherStore {
         /// The store that the decision was made for.
         was: StoreId,
@@ -98,10 +101,10 @@ impl fmt::Display for Doubt {
             Doubt::SameStore(other) => {
                 write!(f, "it is the same store as {other:?}; register it once, under the name that its decisions have")
             }
-            Doubt::Unregistered => f.write_str("decided to commit, but its store is not registered here; register it"),
+            Doubt::Unregistered => f.write_str("decided, but its store is not registered here; register it"),
             Doubt::OtherStore { was, now } => write!(
                 f,
-                "decided to commit in the store {was}, and what is registered under its name is the store {now} now; bring back the one it was"
+                "decided in the store {was}, and what is registered under its name is the store {now} now; bring back the one it was"
             ),
             Doubt::Undecided => {
                 f.write_str("its outcome is unknown; restart the process, so that it reads which decisions are durable")
@@ -126,6 +129,9 @@ impl Signals {
 pub(crate) struct Recovery {
     interval: Duration,
     doubts: Mutex<Vec<InDoubt>>,
+    /// Transactions whose ids list their participants and which their driver left without a record, by one of their branches: what follows is recorded
+    /// also where no store lists any of them.
+    left: Mutex<BTreeMap<TransactionId, BranchId>>,
     /// For each resource the branch whose end got no answer in the last pass.
     hung: Mutex<BTreeMap<String, BranchId>>,
     signals: Arc<Signals>,
@@ -138,6 +144,7 @@ impl Recovery {
         Self {
             interval,
             doubts: Mutex::default(),
+            left: Mutex::default(),
             hung: Mutex::default(),
             signals: Arc::new(signals),
             one_pass_at_a_time: AsyncMutex::new(()),
@@ -147,6 +154,11 @@ impl Recovery {
     /// Something was left to recovery: don't wait for the interval.
     pub(crate) fn wake(&self) {
         self.signals.wake.notify_one();
+    }
+
+    /// The driver of this branch's transaction, which lists its participants, has ended without a record, and tells nobody anything any more. It wakes recovery then.
+    pub(crate) fn leave(&self, branch: BranchId) {
+        lock(&self.left).insert(branch.transaction, branch);
     }
 
     /// Ends the background, and a pass that is under way: it must not ask in the name of a log that is given up.
@@ -224,11 +236,14 @@ pub(crate) async fn pass(inner: &Inner) {
 async fn whole_pass(inner: &Inner) {
     let mut doubts = Vec::new();
     let silent = Silent::default();
-    let inner = &Pass { inner, silent };
+    let mut pass = Pass { inner, silent, undecided: BTreeMap::new() };
 
-    let unfinished = unfinished(inner, &mut doubts).await;
-    let mut listed = list(inner, &mut doubts).await;
+    let aborts = unfinished_aborts(&pass).await;
+    let unfinished = unfinished(&pass, &mut doubts).await;
+    let mut listed = list(&pass, Durably::No, &mut doubts).await;
     let live = inner.live.snapshot();
+    pass.undecided = together::conclude_all(&pass, &listed, &live).await;
+    let inner = &pass;
 
     let stores: Vec<_> = std::mem::take(&mut listed).into_iter().collect();
     let finished = stores.into_iter().map(|(store, (registered, branches))| {
@@ -243,10 +258,14 @@ async fn whole_pass(inner: &Inner) {
                         continue;
                     }
                     Some(Stage::Held) => Err(Doubt::Undecided),
-                    Some(Stage::Aborted) => end(inner, &registered, &branch, Verdict::Rollback).await,
+                    Some(Stage::Aborted) => end(inner, &registered, &branch, Verdict::Rollback, Decision::Abort).await,
                     None => {
                         let known = ask(inner, &branch).await;
-                        end(inner, &registered, &branch, verdict(&branch, &known)).await
+                        let decided = match known {
+                            Known::Commit(_) => Decision::Commit,
+                            Known::Abort | Known::Hold(_) => Decision::Abort,
+                        };
+                        end(inner, &registered, &branch, verdict(&branch, &known), decided).await
                     }
                 };
                 if let Err(why) = result {
@@ -269,6 +288,9 @@ async fn whole_pass(inner: &Inner) {
     }
     for (decider, record) in unfinished {
         forget_or_report(inner, decider.as_deref(), &record, &after, &mut doubts);
+    }
+    for record in aborts {
+        forget_or_report(inner, None, &record, &after, &mut doubts);
     }
     forget_aborted(inner, &live, &after);
     report(&doubts);
@@ -322,6 +344,8 @@ type Silent = Mutex<BTreeSet<Option<String>>>;
 struct Pass<'m> {
     inner: &'m Inner,
     silent: Silent,
+    /// Transactions that the log has no record of, and may not presume anything of, and why nothing follows for them yet.
+    undecided: BTreeMap<TransactionId, HoldReason>,
 }
 
 impl std::ops::Deref for Pass<'_> {
@@ -415,13 +439,35 @@ async fn unfinished(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Unfinished {
     all
 }
 
+/// Decisions to abort that no driver works on and that are not known to be finished.
+async fn unfinished_aborts(inner: &Pass<'_>) -> Vec<DecisionRecord> {
+    let aborts = inner.within(None, inner.log.unfinished_aborts()).await;
+    // Where the log can't be asked, that is told with the decisions to commit.
+    let mut aborts = aborts.unwrap_or_default();
+    aborts.retain(|record| !inner.live.contains(record.transaction));
+    aborts
+}
+
 type Listed = BTreeMap<StoreId, (Arc<Registered>, Vec<BranchId>)>;
 
-async fn list(inner: &Pass<'_>, doubts: &mut Vec<InDoubt>) -> Listed {
-    let asked = join_all(inner.resources.values().map(|registered| async move {
+/// Whether what is listed must be certain to stay: for a conclusion, and not for what is recorded anyway. Stores that can't say so have no list then.
+#[derive(Clone, Copy)]
+enum Durably {
+    Yes,
+    No,
+}
+
+async fn list(inner: &Pass<'_>, durably: Durably, doubts: &mut Vec<InDoubt>) -> Listed {
+    let has_list = |registered: &&Arc<Registered>| registered.lists_durably || matches!(durably, Durably::No);
+    let asked = join_all(inner.resources.values().filter(has_list).map(|registered| async move {
         let answer = inner.within(Some(&registered.name), async {
             let store = registered.identity().await?.clone();
-            Ok((store, registered.resource.in_doubt().await?))
+            let list = match durably {
+                Durably::Yes => registered.resource.durably_in_doubt(),
+                Durably::No => Some(registered.resource.in_doubt()),
+            };
+            let list = list.ok_or_else(|| StoreError::new("it can't make certain of what it lists"))?;
+            Ok((store, list.await?))
         });
         (registered, answer.await)
     }));
@@ -456,6 +502,14 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
     let answer = match whom_to_ask(branch, inner.owner) {
         Ask::Nobody(reason) => return Known::Hold(reason),
         Ask::Log => inner.within(None, inner.log.lookup(branch.transaction)).await,
+        Ask::Together(_) => match inner.within(None, inner.log.recorded(branch.transaction)).await {
+            Ok(Some(known)) => Ok(known),
+            Ok(None) => {
+                let reason = inner.undecided.get(&branch.transaction);
+                return Known::Hold(reason.cloned().unwrap_or(HoldReason::NotRecorded));
+            }
+            Err(error) => Err(error),
+        },
         Ask::Store(store) => {
             let decider = inner.resources.values().find(|registered| registered.known_identity() == Some(store));
             let Some(decider) = decider else {
@@ -476,7 +530,14 @@ async fn ask(inner: &Pass<'_>, branch: &BranchId) -> Known {
     })
 }
 
-async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdict: Verdict) -> Result<(), Doubt> {
+/// Ends a branch as its verdict says, and remembers what is decided of its transaction: a reader is rolled back whatever that is.
+async fn end(
+    inner: &Pass<'_>,
+    registered: &Registered,
+    branch: &BranchId,
+    verdict: Verdict,
+    decided: Decision,
+) -> Result<(), Doubt> {
     let who = Some(registered.name.as_str());
     let (done, decision) = match verdict {
         Verdict::Hold(reason) => return Err(Doubt::Held(reason)),
@@ -499,7 +560,7 @@ async fn end(inner: &Pass<'_>, registered: &Registered, branch: &BranchId, verdi
                 Decision::Abort => "rolled back",
             };
             tracing::info!(%branch, resource = %registered.name, "recovery {did} the branch");
-            inner.outcomes.recovered(branch.transaction, decision);
+            inner.outcomes.recovered(branch.transaction, decided);
             if let Some(observer) = &inner.recovery_observer {
                 observer(&Recovered { resource: registered.name.clone(), branch: branch.clone(), decision });
             }

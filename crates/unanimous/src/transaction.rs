@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use unanimous_core::{Branch, BranchContext, BranchError, Capability, Outcome, ResourceManager, TransactionId};
+use unanimous_core::{
+    Branch, BranchContext, BranchError, Capability, Outcome, ResourceManager, StoreId, TransactionId,
+};
 
 use crate::annotations::{Annotations, Data};
 use crate::commit::{Abort, Commit};
@@ -137,6 +139,18 @@ impl State {
 }
 
 type AfterEnd = Box<dyn FnOnce(Outcome) + Send>;
+
+impl Slot {
+    /// The identity of its store; none where that is not registered, or was never reached.
+    pub(crate) fn store(&self) -> Option<&StoreId> {
+        self.registered.as_ref().and_then(|registered| registered.known_identity())
+    }
+
+    /// Its branch's number in the transaction's end.
+    pub(crate) fn number(&self) -> u16 {
+        self.number.expect("branches are numbered when their end begins")
+    }
+}
 
 /// What the owner, its handles, its guards and its driver share.
 pub(crate) struct Shared {
@@ -557,7 +571,8 @@ impl Tx {
     }
 
     /// The same for a branch whose id was [reserved](crate::thread::Reserved::branch) before: it has this number. Where a carrier decides, the
-    /// id that the branch is asked to prepare under is another one all the same, since it names the carrier.
+    /// id that the branch is asked to prepare under is another one all the same, since it names the carrier; with [early
+    /// acknowledgement](crate::Builder::early_acknowledgement) too, since it lists the participants.
     ///
     /// Cancel safety: as [`join_foreign`](Self::join_foreign).
     ///

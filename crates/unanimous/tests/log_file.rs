@@ -443,3 +443,53 @@ async fn a_memory_log_keeps_the_same_rules() {
     assert!(log.ready().is_err() && log.lookup(owner.transaction(1)).await.is_err());
     assert!(matches!(log.decide(decision(owner, 4)).await, Err(DecideError::Refused(_))));
 }
+
+/// Early acknowledgement: what is concluded of an earlier run's transaction is recorded once, outlives a restart, is unfinished until it is
+/// forgotten, and is never contradicted; of a run that the log does not know nothing is taken.
+#[tokio::test]
+async fn a_conclusion_is_recorded_once_of_any_known_run() {
+    use unanimous::Decision::{Abort, Commit};
+    let folder = tempfile::tempdir().unwrap();
+    let first = written(folder.path()).await;
+    let log = open(folder.path()).await.unwrap();
+    let [aborted, committed, open_one] = [11, 12, 13].map(|sequence| first.transaction(sequence));
+    assert!(log.records_aborts());
+    assert_eq!(log.recorded(aborted).await.unwrap(), None);
+    assert!(
+        matches!(log.decide(decision(first, 11)).await, Err(DecideError::Refused(_))),
+        "it is no decision of its own"
+    );
+    log.conclude(decision(first, 11), Abort).await.unwrap();
+    log.conclude(decision(first, 12), Commit).await.unwrap();
+    log.conclude(decision(first, 11), Abort).await.expect("the same again is the same");
+    for (sequence, other) in [(11, Commit), (12, Abort)] {
+        let twice = log.conclude(decision(first, sequence), other).await;
+        assert!(matches!(twice, Err(DecideError::Unknown(_))), "{twice:?}");
+    }
+    let mut unknown = first;
+    unknown.incarnation.nonce ^= 1;
+    for decision_of in [Abort, Commit] {
+        let refused = log.conclude(decision(unknown, 1), decision_of).await;
+        assert!(matches!(refused, Err(DecideError::Refused(_))), "{refused:?}");
+    }
+    log.conclude(decision(log.owner(), 1), Abort).await.unwrap();
+    let own = log.owner().transaction(1);
+    assert!(matches!(log.decide(decision(log.owner(), 1)).await, Err(DecideError::Unknown(_))));
+    log.close().await;
+
+    let log = open(folder.path()).await.unwrap();
+    assert_eq!(
+        (log.recorded(aborted).await.unwrap(), log.lookup(aborted).await.unwrap()),
+        (Some(Known::Abort), Known::Abort)
+    );
+    assert_eq!(log.recorded(committed).await.unwrap(), Some(Known::Commit(decision(first, 12))));
+    assert_eq!((log.recorded(open_one).await.unwrap(), log.lookup(open_one).await.unwrap()), (None, Known::Abort));
+    let aborts = log.unfinished_aborts().await.unwrap();
+    assert_eq!(aborts.iter().map(|record| record.transaction).collect::<Vec<_>>(), [aborted, own]);
+    assert!(log.unfinished().await.unwrap().iter().all(|record| record.transaction != aborted));
+    log.forget(aborted);
+    log.forget(own);
+    assert!(log.unfinished_aborts().await.unwrap().is_empty());
+    assert_eq!(log.recorded(aborted).await.unwrap(), Some(Known::Abort), "it is kept to the horizon");
+    log.close().await;
+}

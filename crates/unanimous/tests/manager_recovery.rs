@@ -197,7 +197,7 @@ async fn a_store_that_another_has_taken_the_name_of_is_named() {
     assert_eq!(doubts_of(&doubts), [("b".to_owned(), Some(decided), why)]);
     assert_eq!(
         doubts[0].why.to_string(),
-        "decided to commit in the store store-before, and what is registered under its name is the store store-b now; \
+        "decided in the store store-before, and what is registered under its name is the store store-b now; \
          bring back the one it was"
     );
     assert_eq!(world.disk.unfinished(), [decided]);

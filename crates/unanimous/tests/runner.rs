@@ -68,6 +68,7 @@ mod manager_annotations;
 mod manager_carrier;
 mod manager_decision;
 mod manager_dropped;
+mod manager_early;
 mod manager_hooks;
 mod manager_logs;
 mod manager_outcome;

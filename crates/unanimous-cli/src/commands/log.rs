@@ -144,7 +144,7 @@ async fn restored(path: &Path) -> Result<ExitCode, Failure> {
     ));
     for transaction in &log.opened().unproven {
         say(format!(
-            "not believed: the decision to commit {transaction}, the log's last write, which may have been copied before it was durable"
+            "not believed: the decision about {transaction}, the log's last write, which may have been copied before it was durable"
         ));
     }
     Ok(ExitCode::SUCCESS)
@@ -218,6 +218,7 @@ fn record_text(view: &RecordView<'_>) -> String {
             format!("opened by the incarnation {incarnation} at {}", utc(*started_at))
         }
         Record::Commit(decision) => format!("commit {}", decision_text(decision)),
+        Record::Abort(decision) => format!("abort {}", decision_text(decision)),
         Record::Finished { transaction, at } => format!("finished {transaction} at {}", utc(*at)),
         Record::Floor { incarnation, sequence } => {
             format!("nothing is presumed of the incarnation {incarnation} up to its transaction {sequence}")
@@ -275,6 +276,12 @@ fn record_json(view: &RecordView<'_>) -> Value {
             "decided_at": decision.decided_at,
             "participants": decision.participants.iter().map(participant_json).collect::<Vec<_>>(),
             "note": (!decision.note.is_empty()).then(|| decision.note.as_str()),
+        }),
+        Record::Abort(decision) => json!({
+            "kind": "abort",
+            "transaction": decision.transaction.to_string(),
+            "decided_at": decision.decided_at,
+            "participants": decision.participants.iter().map(participant_json).collect::<Vec<_>>(),
         }),
         Record::Finished { transaction, at } => {
             json!({"kind": "finished", "transaction": transaction.to_string(), "at": at})

@@ -12,9 +12,10 @@ use std::fmt;
 use std::time::Duration;
 
 use super::record::{
-    EncodeError, FINISHED_LEN, FLOOR_LEN, FOLDED_LEN, INCARNATION_LEN, Record, check, commit_len, encode_commit,
+    EncodeError, FINISHED_LEN, FLOOR_LEN, FOLDED_LEN, INCARNATION_LEN, Record, check, decision_len, encode_decision,
 };
 use crate::decider::{DecisionRecord, HoldReason, Known};
+use crate::outcome::Decision;
 use crate::xid::{Incarnation, LogId, TransactionId};
 
 /// The memory of one log.
@@ -26,13 +27,34 @@ pub struct History {
     incarnations: BTreeMap<u32, Era>,
     /// How many of them have a floor.
     floors: usize,
-    unfinished: BTreeMap<TransactionId, DecisionRecord>,
-    finished: BTreeMap<TransactionId, (DecisionRecord, u64)>,
+    unfinished: BTreeMap<TransactionId, Decided>,
+    finished: BTreeMap<TransactionId, (Decided, u64)>,
     /// The finished ones by the time of their end.
     by_age: BTreeSet<(u64, TransactionId)>,
     /// The bytes of the records of unfinished and of finished decisions.
     unfinished_bytes: usize,
     finished_bytes: usize,
+}
+
+/// A decision, and which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Decided {
+    decision: Decision,
+    record: DecisionRecord,
+}
+
+impl Decided {
+    fn len(&self) -> usize {
+        decision_len(&self.record, self.decision)
+    }
+
+    fn decides_as(&self, other: &Self) -> bool {
+        self.decision == other.decision && self.record.decides_as(&other.record)
+    }
+
+    fn of(&self, decision: Decision) -> Option<&DecisionRecord> {
+        (self.decision == decision).then_some(&self.record)
+    }
 }
 
 /// What is known of an incarnation.
@@ -146,7 +168,8 @@ impl History {
     pub fn apply(&mut self, record: Record) -> Result<(), HistoryError> {
         match record {
             Record::Incarnation { incarnation, started_at } => self.begin(incarnation, started_at)?,
-            Record::Commit(record) => self.commit(record)?,
+            Record::Commit(record) => self.decide(Decided { decision: Decision::Commit, record })?,
+            Record::Abort(record) => self.decide(Decided { decision: Decision::Abort, record })?,
             Record::Finished { transaction, at } => self.finish(transaction, at),
             Record::Floor { incarnation, sequence } => {
                 self.era(incarnation).ok_or(HistoryError::UnknownIncarnation(incarnation))?;
@@ -167,33 +190,33 @@ impl History {
         Ok(())
     }
 
-    fn commit(&mut self, record: DecisionRecord) -> Result<(), HistoryError> {
-        let transaction = record.transaction;
+    fn decide(&mut self, decided: Decided) -> Result<(), HistoryError> {
+        let transaction = decided.record.transaction;
         if transaction.log != self.log {
             return Err(HistoryError::ForeignLog(transaction));
         }
-        check(&record).map_err(HistoryError::Unwritable)?;
+        check(&decided.record).map_err(HistoryError::Unwritable)?;
         let incarnation = transaction.incarnation;
         if incarnation.counter >= self.folded_before && self.era(incarnation).is_none() {
             return Err(HistoryError::UnknownIncarnation(incarnation));
         }
         match self.decision(transaction) {
-            Some(known) if known.decides_as(&record) => {}
+            Some(known) if known.decides_as(&decided) => {}
             Some(_) => return Err(HistoryError::DecidedTwice(transaction)),
             None => {
-                self.unfinished_bytes += commit_len(&record);
-                self.unfinished.insert(transaction, record);
+                self.unfinished_bytes += decided.len();
+                self.unfinished.insert(transaction, decided);
             }
         }
         Ok(())
     }
 
     fn finish(&mut self, transaction: TransactionId, at: u64) {
-        if let Some(record) = self.unfinished.remove(&transaction) {
-            self.unfinished_bytes -= commit_len(&record);
-            self.finished_bytes += commit_len(&record) + FINISHED_LEN;
+        if let Some(decided) = self.unfinished.remove(&transaction) {
+            self.unfinished_bytes -= decided.len();
+            self.finished_bytes += decided.len() + FINISHED_LEN;
             self.by_age.insert((at, transaction));
-            self.finished.insert(transaction, (record, at));
+            self.finished.insert(transaction, (decided, at));
         }
     }
 
@@ -216,31 +239,42 @@ impl History {
         self.incarnations.get(&incarnation.counter).filter(|era| era.nonce == incarnation.nonce)
     }
 
-    fn decision(&self, transaction: TransactionId) -> Option<&DecisionRecord> {
-        self.unfinished.get(&transaction).or_else(|| self.finished.get(&transaction).map(|(record, _)| record))
+    fn decision(&self, transaction: TransactionId) -> Option<&Decided> {
+        self.unfinished.get(&transaction).or_else(|| self.finished.get(&transaction).map(|(decided, _)| decided))
     }
 
-    /// What is known of a transaction that is not live and not being decided just now.
+    /// What is known of a transaction that is not live and not being decided just now: where nothing is recorded, abort is presumed. Not for
+    /// transactions whose ids list their participants: see [`recorded`](Self::recorded).
     pub fn lookup(&self, transaction: TransactionId) -> Known {
+        self.recorded(transaction).unwrap_or(Known::Abort)
+    }
+
+    /// What is recorded of such a transaction; none where the log would know a decision, and has none.
+    pub fn recorded(&self, transaction: TransactionId) -> Option<Known> {
         if transaction.log != self.log {
-            return Known::Hold(HoldReason::ForeignLog);
+            return Some(Known::Hold(HoldReason::ForeignLog));
         }
-        if let Some(record) = self.decision(transaction) {
-            return Known::Commit(record.clone());
+        if let Some(decided) = self.decision(transaction) {
+            return Some(decided.of(Decision::Commit).cloned().map_or(Known::Abort, Known::Commit));
         }
         if transaction.incarnation.counter < self.folded_before {
-            return Known::Hold(HoldReason::BeyondHorizon);
+            return Some(Known::Hold(HoldReason::BeyondHorizon));
         }
         match self.era(transaction.incarnation) {
-            None => Known::Hold(HoldReason::ForeignIncarnation),
-            Some(era) if transaction.sequence <= era.floor => Known::Hold(HoldReason::BeyondHorizon),
-            Some(_) => Known::Abort,
+            None => Some(Known::Hold(HoldReason::ForeignIncarnation)),
+            Some(era) if transaction.sequence <= era.floor => Some(Known::Hold(HoldReason::BeyondHorizon)),
+            Some(_) => None,
         }
     }
 
-    /// The decisions that are not finished, in the order of their transactions' ids.
+    /// The decisions to commit that are not finished, in the order of their transactions' ids.
     pub fn unfinished(&self) -> impl Iterator<Item = &DecisionRecord> {
-        self.unfinished.values()
+        self.unfinished.values().filter_map(|decided| decided.of(Decision::Commit))
+    }
+
+    /// The decisions to abort that are not finished, in the order of their transactions' ids.
+    pub fn unfinished_aborts(&self) -> impl Iterator<Item = &DecisionRecord> {
+        self.unfinished.values().filter_map(|decided| decided.of(Decision::Abort))
     }
 
     /// Whether the transaction is decided and not finished.
@@ -248,9 +282,9 @@ impl History {
         self.unfinished.contains_key(&transaction)
     }
 
-    /// The decisions that are finished and still kept, with the time of their end (microseconds since 1970, UTC).
+    /// The decisions to commit that are finished and still kept, with the time of their end (microseconds since 1970, UTC).
     pub fn finished(&self) -> impl Iterator<Item = (&DecisionRecord, u64)> {
-        self.finished.values().map(|(record, at)| (record, *at))
+        self.finished.values().filter_map(|(decided, at)| Some((decided.of(Decision::Commit)?, *at)))
     }
 
     /// The bytes of the records of unfinished decisions: they can't be dropped.
@@ -320,8 +354,8 @@ impl History {
 
     fn drop_finished(&mut self, at: u64, transaction: TransactionId) {
         self.by_age.remove(&(at, transaction));
-        let (record, _) = self.finished.remove(&transaction).expect("what is listed by age is kept");
-        self.finished_bytes -= commit_len(&record) + FINISHED_LEN;
+        let (decided, _) = self.finished.remove(&transaction).expect("what is listed by age is kept");
+        self.finished_bytes -= decided.len() + FINISHED_LEN;
         self.raise_floor(transaction.incarnation, transaction.sequence);
     }
 
@@ -351,12 +385,12 @@ impl History {
                 out.add(&Record::Floor { incarnation, sequence: floor });
             }
         }
-        for record in self.unfinished() {
-            out.add_commit(record);
+        for decided in self.unfinished.values() {
+            out.add_decided(decided);
         }
-        for (record, at) in self.finished() {
-            out.add_commit(record);
-            out.add(&Record::Finished { transaction: record.transaction, at });
+        for (decided, at) in self.finished.values() {
+            out.add_decided(decided);
+            out.add(&Record::Finished { transaction: decided.record.transaction, at: *at });
         }
         (out.bytes, out.count)
     }
@@ -374,8 +408,9 @@ impl Checkpoint {
         self.count += 1;
     }
 
-    fn add_commit(&mut self, record: &DecisionRecord) {
-        encode_commit(record, &mut self.bytes).expect("a decision is checked when it is applied");
+    fn add_decided(&mut self, decided: &Decided) {
+        encode_decision(&decided.record, decided.decision, &mut self.bytes)
+            .expect("a decision is checked when it is applied");
         self.count += 1;
     }
 }

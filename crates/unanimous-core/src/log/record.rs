@@ -9,6 +9,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::decider::{DecisionRecord, Note, Participant};
+use crate::outcome::Decision;
 use crate::xid::{Incarnation, LogId, MAX_SEQUENCE, StoreId, TransactionId};
 
 const KIND_INCARNATION: u8 = 1;
@@ -18,6 +19,7 @@ const KIND_FLOOR: u8 = 4;
 const KIND_FOLDED: u8 = 5;
 /// A decision without a note keeps its own kind, so that a version that knows no notes can read it.
 const KIND_NOTED_COMMIT: u8 = 6;
+const KIND_ABORT: u8 = 7;
 
 /// Kind and length.
 const PREFIX: usize = 5;
@@ -37,6 +39,8 @@ pub enum Record {
     },
     /// A decision to commit.
     Commit(DecisionRecord),
+    /// A decision to abort, of a transaction that lists its participants in its branches' ids: aborts of others are presumed. It has no note.
+    Abort(DecisionRecord),
     /// Every branch of a decided transaction is confirmed.
     Finished {
         /// The transaction.
@@ -139,10 +143,14 @@ pub fn check(record: &DecisionRecord) -> Result<(), EncodeError> {
 }
 
 /// The bytes that a decision's record takes.
-pub(crate) fn commit_len(record: &DecisionRecord) -> usize {
+pub(crate) fn decision_len(record: &DecisionRecord, decision: Decision) -> usize {
     let participants: usize = record.participants.iter().map(participant_len).sum();
-    let note = if record.note.is_empty() { 0 } else { 2 + record.note.as_str().len() };
+    let note = if has_note(record, decision) { 2 + record.note.as_str().len() } else { 0 };
     PREFIX + TRANSACTION + 8 + 2 + participants + note
+}
+
+fn has_note(record: &DecisionRecord, decision: Decision) -> bool {
+    decision == Decision::Commit && !record.note.is_empty()
 }
 
 /// The bytes that a [`Record::Finished`] takes.
@@ -163,7 +171,8 @@ impl Record {
     pub fn encoded_len(&self) -> usize {
         match self {
             Record::Incarnation { .. } => INCARNATION_LEN,
-            Record::Commit(record) => commit_len(record),
+            Record::Commit(record) => decision_len(record, Decision::Commit),
+            Record::Abort(record) => decision_len(record, Decision::Abort),
             Record::Finished { .. } => FINISHED_LEN,
             Record::Floor { .. } => FLOOR_LEN,
             Record::Folded { .. } => FOLDED_LEN,
@@ -176,12 +185,14 @@ impl Record {
     ///
     /// When [`check`] refuses the decision; nothing is appended then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        if let Record::Commit(record) = self {
-            return encode_commit(record, out);
+        match self {
+            Record::Commit(record) => return encode_decision(record, Decision::Commit, out),
+            Record::Abort(record) => return encode_decision(record, Decision::Abort, out),
+            _ => {}
         }
         put_prefix(out, self.kind(), self.encoded_len());
         match self {
-            Record::Commit(_) => {}
+            Record::Commit(_) | Record::Abort(_) => {}
             Record::Incarnation { incarnation, started_at } => {
                 put_incarnation(out, *incarnation);
                 out.extend_from_slice(&started_at.to_le_bytes());
@@ -202,7 +213,8 @@ impl Record {
     fn kind(&self) -> u8 {
         match self {
             Record::Incarnation { .. } => KIND_INCARNATION,
-            Record::Commit(record) => commit_kind(record),
+            Record::Commit(record) => decision_kind(record, Decision::Commit),
+            Record::Abort(record) => decision_kind(record, Decision::Abort),
             Record::Finished { .. } => KIND_FINISHED,
             Record::Floor { .. } => KIND_FLOOR,
             Record::Folded { .. } => KIND_FOLDED,
@@ -240,14 +252,22 @@ fn put_transaction(out: &mut Vec<u8>, transaction: TransactionId) {
     out.extend_from_slice(&transaction.sequence.to_le_bytes());
 }
 
-fn commit_kind(record: &DecisionRecord) -> u8 {
-    if record.note.is_empty() { KIND_COMMIT } else { KIND_NOTED_COMMIT }
+fn decision_kind(record: &DecisionRecord, decision: Decision) -> u8 {
+    match decision {
+        Decision::Abort => KIND_ABORT,
+        Decision::Commit if has_note(record, decision) => KIND_NOTED_COMMIT,
+        Decision::Commit => KIND_COMMIT,
+    }
 }
 
 /// Appends the bytes of a decision's record, as [`Record::encode`] does.
-pub(crate) fn encode_commit(record: &DecisionRecord, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+pub(crate) fn encode_decision(
+    record: &DecisionRecord,
+    decision: Decision,
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
     check(record)?;
-    put_prefix(out, commit_kind(record), commit_len(record));
+    put_prefix(out, decision_kind(record, decision), decision_len(record, decision));
     put_transaction(out, record.transaction);
     out.extend_from_slice(&record.decided_at.to_le_bytes());
     let count = u16::try_from(record.participants.len()).expect("just checked");
@@ -257,7 +277,7 @@ pub(crate) fn encode_commit(record: &DecisionRecord, out: &mut Vec<u8>) -> Resul
         put_text(out, &participant.resource);
         put_text(out, participant.store.as_ref().map_or("", StoreId::as_str));
     }
-    if !record.note.is_empty() {
+    if has_note(record, decision) {
         let length = u16::try_from(record.note.as_str().len()).expect("a note has at most 512 bytes");
         out.extend_from_slice(&length.to_le_bytes());
         out.extend_from_slice(record.note.as_str().as_bytes());
@@ -288,6 +308,7 @@ impl<'a> Reader<'a> {
             KIND_NOTED_COMMIT => body.noted_commit().map(Record::Commit),
             KIND_FINISHED => body.finished(),
             KIND_FLOOR => body.floor(),
+            KIND_ABORT => body.commit().map(Record::Abort),
             KIND_FOLDED => body.u32().map(|before| Record::Folded { before }),
             unknown => return Err(DecodeError::UnknownKind(unknown)),
         };

@@ -21,7 +21,7 @@ impl Protocol {
     pub fn hash_rest(&self, state: &mut impl Hasher) {
         std::mem::discriminant(&self.stage).hash(state);
         self.path.map(|path| std::mem::discriminant(&path)).hash(state);
-        (self.ask_single, self.live, self.answered, self.waited).hash(state);
+        (self.ask_single, self.early, self.refused, self.live, self.answered, self.waited).hash(state);
     }
 
     /// The stage, by name.
@@ -33,8 +33,10 @@ impl Protocol {
             Stage::LastCommit => "LastCommit",
             Stage::Asking => "Asking",
             Stage::Deciding => "Deciding",
+            Stage::RecordingAbort(_) => "RecordingAbort",
             Stage::PhaseTwo => "PhaseTwo",
             Stage::Aborting(_) => "Aborting",
+            Stage::Left => "Left",
             Stage::Held => "Held",
             Stage::Over => "Over",
         }

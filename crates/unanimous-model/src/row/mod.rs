@@ -275,7 +275,9 @@ impl RowWorld {
                 });
             }
             Action::HandOver(_) | Action::Flush(_) => {}
-            Action::CommitOnePhase(_) | Action::ForceDecision => unreachable!("the carrier decides"),
+            Action::CommitOnePhase(_) | Action::ForceDecision | Action::ForceAbort => {
+                unreachable!("the carrier decides")
+            }
         }
         Ok(())
     }

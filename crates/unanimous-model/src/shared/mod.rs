@@ -229,7 +229,7 @@ impl SharedWorld {
             }
             // Decisions are kept here: what becomes of finished ones is the other models'.
             Action::HandOver(_) | Action::Flush(_) | Action::Forget => {}
-            Action::CommitOnePhase(_) | Action::CommitCarrying(_) | Action::AskCarrier(_) => {
+            Action::CommitOnePhase(_) | Action::CommitCarrying(_) | Action::AskCarrier(_) | Action::ForceAbort => {
                 unreachable!("the log decides")
             }
         }

@@ -10,6 +10,7 @@
 //! | `World::perform`, `World::drop_driver` | `unanimous::driver`: `perform`, `id_of`, `leave_live`, `Drop` |
 //! | a decision on its way (`deciding`), poisoned | `unanimous::log`: `writer`, `state` |
 //! | opening writes what it read into a new segment | `unanimous::log::file`, `segments` |
+//! | a transaction's participants listed again, and what follows forced | `unanimous::recovery::conclude`, before its branches are asked for |
 //! | listed, not live, asked, acted; forgotten | `unanimous::recovery::whole_pass`, and `forget_or_report` |
 //! | a question to a carrier, its fence | one step here, as a transaction in `unanimous::sqlite::rows::ask`; its steps in [`row`](crate::row) |
 
@@ -72,6 +73,8 @@ pub struct Branch {
     pub carries: bool,
     /// A pass of recovery has found it absent from its store's list.
     pub confirmed: bool,
+    /// It is prepared, listed, and neither durable nor acknowledged: its store's failure loses it.
+    pub unsure: bool,
 }
 
 /// A decision's way to the disk.
@@ -88,6 +91,25 @@ pub enum Row {
     None,
     Commit(Written),
     Abort,
+}
+
+/// Who has handed a decision to the log, and hears what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Deciding {
+    Nobody,
+    Driver,
+    Recovery,
+}
+
+/// Recovery lists the participants of a transaction of which the log has no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Again {
+    No,
+    /// In bits: who was listed, and who of them was prepared.
+    Listing {
+        listed: u8,
+        prepared: u8,
+    },
 }
 
 /// What becomes of a decision after it was made.
@@ -140,6 +162,22 @@ pub enum Planted {
     ListsBeforeDecisions,
     /// What a driver leaves when its runtime ends is taken for aborted (rule 5).
     AbortedWhenDropped,
+    /// Recovery presumes abort of a transaction whose ids list its participants.
+    PresumeOfAll,
+    /// Recovery commits what all participants list, without a record.
+    CommitUnrecorded,
+    /// Recovery rolls back what one participant does not list, without a record.
+    RollBackUnrecorded,
+    /// Recovery takes a participant that it has not listed for missing.
+    UnlistedIsMissing,
+    /// Recovery takes a participant that it has not listed for prepared.
+    UnlistedIsPrepared,
+    /// Recovery lists the participants before it looks at the live table.
+    ListsBeforeLive,
+    /// Recovery concludes from a prepare that is listed and not durable (rule 3).
+    UnsureIsPrepared,
+    /// An abort is forgotten, and no floor is left, once no store lists a branch of it.
+    AbortLeavesNoFloor,
 }
 
 /// What may still go wrong.
@@ -160,6 +198,8 @@ pub struct World {
     branches: [Branch; MOST],
     count: usize,
     pub log: Written,
+    /// Which decision the log has.
+    pub entry: Decision,
     pub poisoned: bool,
     /// Whether the log was read, and what was read is durable, since its process began.
     pub opened: bool,
@@ -167,7 +207,9 @@ pub struct World {
     pub kept: Kept,
     /// Recovery has found the decision unfinished, and collects who confirms it.
     pub forgetting: bool,
-    pub deciding: bool,
+    pub deciding: Deciding,
+    pub again: Again,
+    pub early: bool,
     pub asking: bool,
     pub live: Live,
     pub waiting: bool,
@@ -195,6 +237,7 @@ impl World {
             listed: false,
             carries: false,
             confirmed: false,
+            unsure: false,
         };
         let mut branches = [branch(Capability::TwoPhase); MOST];
         for (place, spec) in branches[..specs.len()].iter_mut().zip(specs) {
@@ -202,6 +245,9 @@ impl World {
         }
         Self {
             protocol: Some(Protocol::new(specs.iter().copied(), ask_single)),
+            early: false,
+            entry: Decision::Commit,
+            again: Again::No,
             branches,
             count: specs.len(),
             log: Written::No,
@@ -210,7 +256,7 @@ impl World {
             row: Row::None,
             kept: Kept::Unfinished,
             forgetting: false,
-            deciding: false,
+            deciding: Deciding::Nobody,
             asking: false,
             live: Live::No,
             waiting: false,
@@ -219,6 +265,13 @@ impl World {
             faults,
             planted,
         }
+    }
+
+    /// The same, acknowledged early where that is possible.
+    #[must_use]
+    pub fn acknowledging_early(mut self) -> Self {
+        self.protocol = self.protocol.map(|protocol| protocol.acknowledging_early(MOST));
+        self
     }
 
     pub fn branches(&self) -> &[Branch] {
@@ -243,8 +296,17 @@ impl World {
     fn is_decided(&self) -> bool {
         match self.has_carrier() {
             true => self.row == Row::Commit(Written::Durable),
-            false => self.log == Written::Durable,
+            false => self.log == Written::Durable && self.entry == Decision::Commit,
         }
+    }
+
+    /// Hands a decision to the log.
+    fn hand_in(&mut self, who: Deciding, decision: Decision) -> Result<(), Violation> {
+        if self.deciding != Deciding::Nobody || self.log == Written::Durable && self.entry != decision {
+            return Err(Violation::DecisionChanged);
+        }
+        (self.deciding, self.log, self.entry) = (who, Written::Cached, decision);
+        Ok(())
     }
 
     /// Feeds an event to the protocol and performs what it wants.
@@ -265,7 +327,7 @@ impl World {
         }
         self.protocol = Some(protocol);
         if let Event::Decided(unanimous_core::protocol::DecisionAnswer::Forced) = event {
-            self.decide(Decision::Commit)?;
+            self.decide(self.entry)?;
         }
         Ok(self)
     }
@@ -295,6 +357,7 @@ impl World {
                 if let Some(Path::Carrier(i)) = protocol.path() {
                     self.branches[i].carries = true;
                 }
+                self.early = protocol.path() == Some(Path::Early);
             }
             Action::LeaveLive => {
                 self.live = if protocol.is_aborting() { Live::Aborted } else { Live::No };
@@ -317,8 +380,11 @@ impl World {
             Action::AskCarrier(_) => self.asking = true,
             Action::ForceDecision => {
                 self.fixed(protocol)?;
-                self.deciding = true;
-                self.log = Written::Cached;
+                self.hand_in(Deciding::Driver, Decision::Commit)?;
+            }
+            Action::ForceAbort => {
+                self.fixed(protocol)?;
+                self.hand_in(Deciding::Driver, Decision::Abort)?;
             }
             Action::Commit(i) => {
                 if !self.is_decided() {
@@ -381,6 +447,9 @@ impl Model for World {
             branches,
             count,
             log,
+            entry,
+            again,
+            early,
             poisoned,
             opened,
             row,
@@ -396,6 +465,7 @@ impl Model for World {
             planted: _,
         } = self;
         code.put((log, poisoned, opened, row, kept, forgetting, deciding, asking));
+        code.put((entry, again, early));
         code.put((live, waiting, told, decided, faults, protocol.is_some()));
         if let Some(protocol) = protocol {
             protocol.hash_rest(code);

@@ -1,9 +1,9 @@
 //! What the driver, the stores and the faults do.
 
-use unanimous_core::protocol::{DecisionAnswer, Event, Protocol};
+use unanimous_core::protocol::{DecisionAnswer, Event, Path, Protocol};
 use unanimous_core::{Capability, Decision, FailureKind, Known, Outcome, Work};
 
-use super::{Call, Kept, Live, NO, Planted, Recovering, Row, Store, Told, World, Written};
+use super::{Again, Call, Deciding, Kept, Live, NO, Planted, Recovering, Row, Store, Told, World, Written};
 use crate::walk::What;
 
 /// A step: what happens, what has changed by then, and the event that the protocol hears of it.
@@ -32,8 +32,7 @@ impl World {
     pub fn each_step(&self, take: &mut Take<'_>) {
         match &self.protocol {
             Some(protocol) if !protocol.is_over() => self.driver_steps(protocol, take),
-            Some(_) => {}
-            None => self.log_steps(&mut |what, world, _| take(what, world, None)),
+            _ => self.log_steps(take),
         }
         for i in 0..self.count {
             self.answer_steps(i, take);
@@ -51,6 +50,10 @@ impl World {
         // The time limit passes at any moment, also when nothing may come of it any more.
         if self.told.is_none() {
             take(("time limit", 0), self.clone(), Some(Event::GiveUp));
+        }
+        // The same for a log that is given up, or takes no decisions any more.
+        if self.told.is_none() && protocol.path() == Some(Path::Early) && protocol.stage_name() == "Voting" {
+            take(("log given up", 0), self.clone(), Some(Event::Disowned));
         }
         if self.waiting {
             take(("waited", 0), self.with(|world| world.waiting = false), Some(Event::WaitElapsed));
@@ -76,20 +79,24 @@ impl World {
 
     /// The log ends a decision that was handed to it, also where nobody hears it any more.
     fn log_steps(&self, take: &mut Take<'_>) {
-        if !self.deciding {
+        if self.deciding == Deciding::Nobody {
             return;
         }
+        let hears = self.deciding == Deciding::Driver && self.protocol.is_some();
         for (what, log, answer) in [
             ("synced", Written::Durable, DecisionAnswer::Forced),
             ("decision refused", Written::No, DecisionAnswer::Refused),
             ("sync failed", Written::Cached, DecisionAnswer::Unknown),
         ] {
             let world = self.with(|world| {
-                world.deciding = false;
+                world.deciding = Deciding::Nobody;
                 world.log = log;
                 world.poisoned = answer == DecisionAnswer::Unknown;
+                if log == Written::No {
+                    world.entry = Decision::Commit;
+                }
             });
-            take((what, 0), world, Some(Event::Decided(answer)));
+            take((what, 0), world, hears.then_some(Event::Decided(answer)));
         }
     }
 
@@ -112,6 +119,7 @@ impl World {
             (Call::Rollback, Store::Active | Store::Prepared | Store::Gone) => branch.store = Store::Gone,
             _ => return Err(FailureKind::Refused),
         }
+        branch.unsure = false;
         Ok(())
     }
 
@@ -145,6 +153,18 @@ impl World {
                 }
             }
             return;
+        }
+        if call == Call::Prepare && branch.unsure {
+            let sure = returned.with(|world| world.branches[i].unsure = false);
+            take(("prepare durable", i), sure, Some(call.answered(i, Ok(()))));
+            if self.faults.losses > 0 {
+                take(("its answer lost", i), lost(&returned), Some(call.answered(i, Err(FailureKind::Lost))));
+            }
+            return;
+        }
+        if call == Call::Prepare && self.early && answer.is_ok() {
+            let unsure = done.with(|world| (world.branches[i].unsure, world.branches[i].out) = (true, Some(call)));
+            take(("listed, not durable", i), unsure, None);
         }
         if call == Call::Carry && answer.is_ok() {
             // Between the write and its sync: seen by others, lost by a power cut, not yet answered.
@@ -199,6 +219,18 @@ impl World {
             world.branches[i].late &= !call.bit();
             take(("late one executed", i), world, None);
         }
+        if branch.unsure {
+            if branch.out.is_none() {
+                take(("durable after all", i), self.with(|world| world.branches[i].unsure = false), None);
+            }
+            if self.faults.losses > 0 {
+                let failed = self.with(|world| {
+                    world.faults.losses -= 1;
+                    (world.branches[i].store, world.branches[i].unsure) = (Store::Gone, false);
+                });
+                take(("store fails, prepare lost", i), failed, None);
+            }
+        }
         let orphaned = self.protocol.is_none() || (branch.out.is_none() && branch.late != 0);
         if branch.store == Store::Active && orphaned {
             take(("session ends", i), self.with(|world| world.branches[i].store = Store::Gone), None);
@@ -216,7 +248,7 @@ impl World {
             if self.log == Written::Cached {
                 take(
                     ("power, cache lost", 0),
-                    world.with(|world| (world.log, world.opened) = (Written::No, true)),
+                    world.with(|world| (world.log, world.entry, world.opened) = (Written::No, Decision::Commit, true)),
                     None,
                 );
                 take(("power, was on disk", 0), world.with(|world| world.log = Written::Durable), None);
@@ -275,7 +307,8 @@ impl World {
     pub(super) fn killed(&self) -> World {
         let mut world = self.undriven();
         world.poisoned = false;
-        world.deciding = false;
+        world.deciding = Deciding::Nobody;
+        world.again = Again::No;
         world.live = Live::No;
         world.forgetting = false;
         world.opened = world.log != Written::Cached;

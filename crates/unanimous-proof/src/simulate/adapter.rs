@@ -3,6 +3,7 @@
 //!
 //! Must not know the world's faults.
 
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -143,6 +144,15 @@ impl ResourceManager for SimStore {
             Response::Listed(listed) => Ok(listed),
             other => Err(StoreError::new(unexpected(&other))),
         }
+    }
+
+    fn durably_in_doubt(&self) -> Option<impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send> {
+        (self.capability() == Capability::TwoPhase).then_some(async {
+            match self.ask(Request::ListDurably).await? {
+                Response::Listed(listed) => Ok(listed),
+                other => Err(StoreError::new(unexpected(&other))),
+            }
+        })
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {

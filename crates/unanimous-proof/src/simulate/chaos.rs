@@ -19,7 +19,7 @@ pub(super) fn start(world: &Arc<World>) {
     let plan = &world.plan;
     if plan.down_at_start {
         let server = world.between(0, world.servers().len() as u64 - 1) as usize;
-        world.servers()[server].stop();
+        world.servers()[server].stop(world);
         let back = world.some_time(3_000_000);
         later(world, back, move |world| world.servers()[server].start());
     }
@@ -95,14 +95,14 @@ fn shut_down(world: &Arc<World>, process: usize) {
     });
 }
 
-fn crash_store(world: &Arc<World>, server: usize, restore: bool) {
+pub(super) fn crash_store(world: &Arc<World>, server: usize, restore: bool) {
     let own = &world.servers()[server];
     if own.boot().is_none() {
         return;
     }
     world.note(format_args!("{} crashes", own.name));
     world.saw(Path::StoreCrash);
-    own.stop();
+    own.stop(world);
     if restore && own.restore(world) {
         world.saw(Path::StoreRestored);
         world.note(format_args!("{} is restored", own.name));
@@ -204,7 +204,7 @@ async fn nothing_is_forgotten(world: &World, running: &Running) {
     for (server, id) in
         world.servers().iter().flat_map(|server| server.prepared().into_iter().map(move |id| (server, id)))
     {
-        if id.transaction.log != own || id.decider != DeciderId::Log {
+        if id.transaction.log != own || matches!(id.decider, DeciderId::Store(_)) {
             continue;
         }
         let Ok(Known::Commit(record)) = running.log.lookup(id.transaction).await else { continue };
@@ -220,7 +220,12 @@ async fn nothing_is_forgotten(world: &World, running: &Running) {
 
 /// Asks the log, and compares with what it said before.
 pub(super) async fn look_up(world: &World, running: &Running, id: TransactionId) {
-    let Ok(known) = running.log.lookup(id).await else { return };
+    // Of one that may have been acknowledged early the log presumes nothing, and nobody else may.
+    let known = match world.plan.early() {
+        true => running.log.recorded(id).await,
+        false => running.log.lookup(id).await.map(Some),
+    };
+    let Ok(Some(known)) = known else { return };
     let (decision, record) = match known {
         Known::Commit(record) => (Decision::Commit, Some(record)),
         Known::Abort => (Decision::Abort, None),

@@ -106,7 +106,8 @@ fn is_excused(world: &World, store: usize, id: &BranchId, reason: &HoldReason) -
         HoldReason::ForeignIncarnation => restored,
         HoldReason::BeyondHorizon => {
             let old = world.now().saturating_sub(began) >= world.plan.horizon;
-            restored || (came_back || !decided) && (old || world.plan.log_size < 100_000)
+            // One that was acknowledged and not recorded ages as one that was never decided.
+            restored || (came_back || !decided || world.plan.early()) && (old || world.plan.log_size < 100_000)
         }
         HoldReason::NotListed => came_back && read,
         _ => false,
@@ -272,7 +273,9 @@ impl Judge<'_> {
     /// Nobody may know the outcome only where a one-phase commit was not answered, the log's disk failed, or the runtime ended.
     fn may_be_unknown(&self) -> bool {
         let last_resource = self.entry.wrote.iter().flatten().any(|store| !self.is_atomic(*store));
-        self.entry.may_be_unknown || self.troubled || last_resource
+        // Early, an abort is not told before it is recorded.
+        let unrecorded = self.world.plan.early() && self.world.plan.log_may_refuse();
+        self.entry.may_be_unknown || self.troubled || last_resource || unrecorded
     }
 
     /// In the process that still runs, a volatile branch ends as the others do.

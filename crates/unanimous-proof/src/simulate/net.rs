@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::chaos;
 use super::coverage::Path;
 use super::executor::{Life, lock};
 use super::process::Death;
@@ -164,6 +165,17 @@ impl Net {
                 return;
             }
             let response = server.execute(&world, &life, &line, &request);
+            if let Some(place) = server.place_of(&request, &response) {
+                let most = if world.has_faults() { *world.pick(&[1_000, 10_000, 1_000_000, 4_000_000]) } else { 1_000 };
+                world.sleep(world.some_time(most)).await;
+                if world.plan.store_crashes > 0 && world.fault(30) {
+                    chaos::crash_store(&world, server.index, false);
+                }
+                if server.boot() != boot {
+                    return;
+                }
+                server.confirm(place);
+            }
             if late {
                 world.saw(Path::Late);
             }

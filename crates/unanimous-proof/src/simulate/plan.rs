@@ -175,4 +175,20 @@ impl Plan {
             stores,
         }
     }
+    /// Whether commits are acknowledged early. Not where its price would be paid: an operator's rollback and a restored store lose what was
+    /// acknowledged. No draw of its own, so that other seeds stay what they are.
+    pub(super) fn early(&self) -> bool {
+        self.delay == 2_000 && self.operators == 0 && self.store_restores == 0 && !self.log_restores
+    }
+
+    /// Whether this store lists a branch before its replica has confirmed it, and loses it where it crashes in between. No draw of its own either.
+    pub(super) fn replicates(&self, store: &StorePlan) -> bool {
+        self.early() && store.capability == Capability::TwoPhase && !store.two_steps
+    }
+
+    /// Whether the log may refuse a decision after all have voted.
+    pub(super) fn log_may_refuse(&self) -> bool {
+        let DiskFaults { sync, write, names, full } = self.disk;
+        self.log_size < 100_000 || self.shutdowns > 0 || sync + write + names + full > 0
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use unanimous::log::{FileLog, OpenError};
-use unanimous::{Decision, Outcome, TransactionManager};
+use unanimous::{DeciderId, Decision, Outcome, TransactionManager};
 use unanimous_testing::disk::TestDisk;
 
 use super::adapter::SimStore;
@@ -251,7 +251,8 @@ impl Boot {
             .env(Arc::new(SimEnv { world: world.clone(), life: life.clone() }))
             .phase_two_wait(plan.phase_two_wait)
             .store_wait(plan.store_wait)
-            .recovery_interval(plan.recovery_interval);
+            .recovery_interval(plan.recovery_interval)
+            .early_acknowledgement(plan.early());
         if let Some(limit) = plan.time_limit {
             builder = builder.time_limit(limit);
         }
@@ -275,6 +276,9 @@ impl Boot {
                     Decision::Commit => Path::RecoveredCommit,
                     Decision::Abort => Path::RecoveredRollback,
                 });
+                if let (Decision::Commit, DeciderId::Together(_)) = (recovered.decision, &recovered.branch.decider) {
+                    own.saw(Path::EarlyRecovered);
+                }
             }
         });
         let manager = match builder.build().await {

@@ -1,6 +1,7 @@
 //! A store's server: sessions, locks, prepared branches, and what is committed. Each request happens at once, when its message arrives.
 //!
-//! What is durable survives its crash: prepared branches and what is committed; sessions and what they have not prepared don't.
+//! What is durable survives its crash: prepared branches and what is committed; sessions and what they have not prepared don't. Where it replicates, a
+//! prepared branch is listed at once, and durable when it is acknowledged.
 //!
 //! Must not know messages, adapters or managers.
 
@@ -27,6 +28,8 @@ pub(super) struct Server {
     pub(super) capability: Capability,
     pub(super) fences: bool,
     pub(super) two_steps: bool,
+    /// Whether a replica confirms what it writes, some time later.
+    replicates: bool,
     identity: StoreId,
     state: Mutex<State>,
 }
@@ -40,6 +43,11 @@ struct State {
     locks: BTreeMap<Key, TransactionId>,
     durable: Durable,
     backup: Option<Durable>,
+    /// How much it has written, in the order of its log, and how much of that its replica has confirmed.
+    written: u64,
+    confirmed: u64,
+    /// Branches that are listed, by the place of their prepare.
+    unconfirmed: BTreeMap<u64, BranchId>,
 }
 
 struct Session {
@@ -101,6 +109,8 @@ pub(super) enum Request {
         id: BranchId,
     },
     List,
+    /// The same, and a write behind it.
+    ListDurably,
     Identity,
     /// How a prepared transaction ended.
     Status {
@@ -136,7 +146,7 @@ pub(super) enum Response {
 }
 
 impl Server {
-    pub(super) fn new(index: usize, plan: &StorePlan) -> Arc<Self> {
+    pub(super) fn new(index: usize, plan: &StorePlan, replicates: bool) -> Arc<Self> {
         let state = State {
             up: true,
             boot: 1,
@@ -145,6 +155,9 @@ impl Server {
             locks: BTreeMap::new(),
             durable: Durable::default(),
             backup: None,
+            written: 0,
+            confirmed: 0,
+            unconfirmed: BTreeMap::new(),
         };
         Arc::new(Self {
             index,
@@ -152,6 +165,7 @@ impl Server {
             capability: plan.capability,
             fences: plan.fences,
             two_steps: plan.two_steps,
+            replicates,
             identity: format!("store-{}", plan.name).parse().expect("the names of the plan are letters"),
             state: Mutex::new(state),
         })
@@ -167,11 +181,40 @@ impl Server {
         state.up.then_some(state.boot)
     }
 
-    pub(super) fn stop(&self) {
+    /// It fails, and loses the last part of what its replica has not confirmed.
+    pub(super) fn stop(&self, world: &World) {
         let mut state = self.state();
         state.up = false;
         state.sessions.clear();
+        if state.confirmed < state.written {
+            let kept = world.between(state.confirmed, state.written);
+            for id in state.unconfirmed.split_off(&(kept + 1)).into_values() {
+                world.saw(Path::LostUnconfirmed);
+                world.note(format_args!("{} loses {id}, which no replica has confirmed", self.name));
+                state.durable.prepared.remove(&id);
+                if let Some(at) = lock(&world.ledger).at(id.transaction, self.index) {
+                    at.prepared = false;
+                }
+            }
+            state.confirm_all();
+        }
         state.lock_again();
+    }
+
+    /// The place of what this request has just written and must not be answered before the replica confirms it.
+    pub(super) fn place_of(&self, request: &Request, response: &Response) -> Option<u64> {
+        let writes = match (request, response) {
+            (Request::Prepare { .. }, Response::Done) | (Request::ListDurably, _) => self.replicates,
+            _ => false,
+        };
+        writes.then(|| self.state().written)
+    }
+
+    /// The replica has everything up to this place.
+    pub(super) fn confirm(&self, place: u64) {
+        let mut state = self.state();
+        state.confirmed = state.confirmed.max(place);
+        state.unconfirmed = state.unconfirmed.split_off(&(place + 1));
     }
 
     pub(super) fn start(&self) {
@@ -315,6 +358,11 @@ impl Server {
             },
             Request::CommitPrepared { id } => self.finish(state, world, life, id, Decision::Commit),
             Request::RollbackPrepared { id } => self.finish(state, world, life, id, Decision::Abort),
+            Request::ListDurably => {
+                world.saw(Path::ListedDurably);
+                state.written += 1;
+                Response::Listed(state.durable.prepared.keys().cloned().collect())
+            }
             Request::List => Response::Listed(state.durable.prepared.keys().cloned().collect()),
             Request::Identity => Response::Identity(self.identity.clone()),
             Request::Status { transaction } => Response::Status(state.durable.ended.get(transaction).copied()),
@@ -347,8 +395,8 @@ impl Server {
             world.violation(format!("the coordinator {} finished {id}, which is another's", life.process));
         }
         state.end_prepared(self, world, id, keys, decision);
-        if decision == Decision::Commit && id.decider == DeciderId::Log {
-            world.saw(Path::ByLog);
+        if let (Decision::Commit, DeciderId::Log | DeciderId::Together(_)) = (decision, &id.decider) {
+            world.saw(if id.decider == DeciderId::Log { Path::ByLog } else { Path::Early });
             if let Some(entry) = lock(&world.ledger).entry(id.transaction) {
                 // One that writes alone may prepare too, and is decided by nobody but itself.
                 let together = entry.wrote.as_ref().is_some_and(|wrote| wrote.len() > 1 && wrote.contains(&self.index));
@@ -416,6 +464,10 @@ impl State {
         if self.durable.ended.contains_key(&id.transaction) {
             world.violation(format!("the id {id} was used again in {}", server.name));
         }
+        if server.replicates {
+            self.written += 1;
+            self.unconfirmed.insert(self.written, id.clone());
+        }
         if life.is_dead() {
             world.saw(Path::LatePrepare);
         }
@@ -425,11 +477,17 @@ impl State {
         Response::Done
     }
 
+    fn confirm_all(&mut self) {
+        self.confirmed = self.written;
+        self.unconfirmed.clear();
+    }
+
     fn commit(&mut self, server: &Server, world: &World, transaction: TransactionId, keys: Vec<Key>) {
         self.unlock(transaction, &keys);
         if keys.is_empty() {
             return;
         }
+        self.confirm_all();
         self.durable.committed.insert(transaction, keys);
         if let Some(at) = lock(&world.ledger).at(transaction, server.index) {
             at.committed = true;
@@ -440,6 +498,8 @@ impl State {
 
     fn end_prepared(&mut self, server: &Server, world: &World, id: &BranchId, keys: Vec<Key>, decision: Decision) {
         self.durable.ended.insert(id.transaction, decision);
+        // An end is durable at once, and so is what was written before it.
+        self.confirm_all();
         match decision {
             Decision::Commit => self.commit(server, world, id.transaction, keys),
             Decision::Abort => self.unlock(id.transaction, &keys),

@@ -50,7 +50,9 @@ impl World {
             servers: OnceLock::new(),
             processes: OnceLock::new(),
         });
-        let servers = world.plan.stores.iter().enumerate().map(|(i, store)| Server::new(i, store)).collect();
+        let plan = &world.plan;
+        let servers = plan.stores.iter().enumerate().map(|(i, store)| Server::new(i, store, plan.replicates(store)));
+        let servers = servers.collect();
         let _ = world.servers.set(servers);
         let _ = world.processes.set((0..world.plan.processes).map(Process::new).collect());
         world

@@ -218,6 +218,10 @@ impl<S: Subject> Case<S> {
         let listed = self.listed(resource).await?;
         let expected: BTreeSet<_> = expected.into_iter().cloned().collect();
         ensure!(listed == expected, "in_doubt lists {listed:?}, and should list {expected:?}");
+        if let Some(list) = resource.durably_in_doubt() {
+            let durably = BTreeSet::from_iter(must("durably_in_doubt", list.await)?);
+            ensure!(durably == expected, "durably_in_doubt lists {durably:?}, and should list {expected:?}");
+        }
         Ok(())
     }
 

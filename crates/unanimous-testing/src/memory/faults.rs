@@ -38,6 +38,8 @@ pub enum Call {
     RollbackTo,
     /// [`ResourceManager::in_doubt`](unanimous::ResourceManager::in_doubt).
     List,
+    /// [`ResourceManager::durably_in_doubt`](unanimous::ResourceManager::durably_in_doubt).
+    DurableList,
     /// [`ResourceManager::commit`](unanimous::ResourceManager::commit).
     RecoveredCommit,
     /// [`ResourceManager::rollback`](unanimous::ResourceManager::rollback).

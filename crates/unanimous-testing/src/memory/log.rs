@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use unanimous::{
-    BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Incarnation, Known, LogId, Owner,
-    StoreError, TransactionId,
+    BoxError, DecideError, Decider, Decision, DecisionLog, DecisionRecord, HoldReason, Incarnation, Known, LogId,
+    Owner, StoreError, TransactionId,
 };
 
 use super::faults::{Call, Fault, Faults, Hold};
@@ -25,6 +25,7 @@ pub struct LogDisk {
 struct Kept {
     incarnations: BTreeSet<Incarnation>,
     decisions: BTreeMap<TransactionId, DecisionRecord>,
+    aborts: BTreeMap<TransactionId, DecisionRecord>,
     forgotten: BTreeSet<TransactionId>,
 }
 
@@ -58,6 +59,12 @@ impl LogDisk {
         kept.decisions.keys().filter(|transaction| !kept.forgotten.contains(transaction)).copied().collect()
     }
 
+    /// The transactions that are recorded as aborted and not forgotten.
+    pub fn unfinished_aborts(&self) -> Vec<TransactionId> {
+        let kept = lock(&self.kept);
+        kept.aborts.keys().filter(|transaction| !kept.forgotten.contains(transaction)).copied().collect()
+    }
+
     /// All decisions, with what they list.
     pub fn records(&self) -> Vec<DecisionRecord> {
         lock(&self.kept).decisions.values().cloned().collect()
@@ -80,13 +87,7 @@ pub struct KeptLog {
 
 impl Decider for KeptLog {
     async fn lookup(&self, transaction: TransactionId) -> Result<Known, StoreError> {
-        let kept = lock(&self.kept);
-        Ok(match kept.decisions.get(&transaction) {
-            _ if transaction.log != self.owner.log => Known::Hold(HoldReason::ForeignLog),
-            _ if !kept.incarnations.contains(&transaction.incarnation) => Known::Hold(HoldReason::ForeignIncarnation),
-            Some(record) => Known::Commit(record.clone()),
-            None => Known::Abort,
-        })
+        Ok(self.recorded(transaction).await?.unwrap_or(Known::Abort))
     }
 
     async fn unfinished(&self) -> Result<Vec<DecisionRecord>, StoreError> {
@@ -114,8 +115,46 @@ impl DecisionLog for KeptLog {
 
     async fn decide(&self, record: DecisionRecord) -> Result<(), DecideError> {
         self.ready().map_err(DecideError::Refused)?;
-        lock(&self.kept).decisions.insert(record.transaction, record);
+        if record.transaction.owner() != self.owner {
+            return Err(DecideError::Refused("another run of the log began it".into()));
+        }
+        self.conclude(record, Decision::Commit).await
+    }
+
+    fn records_aborts(&self) -> bool {
+        true
+    }
+
+    async fn conclude(&self, record: DecisionRecord, decision: Decision) -> Result<(), DecideError> {
+        self.ready().map_err(DecideError::Refused)?;
+        let mut kept = lock(&self.kept);
+        let Kept { decisions, aborts, .. } = &mut *kept;
+        let (own, other) = match decision {
+            Decision::Commit => (decisions, aborts),
+            Decision::Abort => (aborts, decisions),
+        };
+        if other.contains_key(&record.transaction) {
+            return Err(DecideError::Unknown("it was decided otherwise".into()));
+        }
+        own.insert(record.transaction, record);
         Ok(())
+    }
+
+    async fn recorded(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {
+        let kept = lock(&self.kept);
+        Ok(match kept.decisions.get(&transaction) {
+            _ if transaction.log != self.owner.log => Some(Known::Hold(HoldReason::ForeignLog)),
+            _ if !kept.incarnations.contains(&transaction.incarnation) => {
+                Some(Known::Hold(HoldReason::ForeignIncarnation))
+            }
+            Some(record) => Some(Known::Commit(record.clone())),
+            None => kept.aborts.contains_key(&transaction).then_some(Known::Abort),
+        })
+    }
+
+    async fn unfinished_aborts(&self) -> Result<Vec<DecisionRecord>, StoreError> {
+        let kept = lock(&self.kept);
+        Ok(kept.aborts.values().filter(|record| !kept.forgotten.contains(&record.transaction)).cloned().collect())
     }
 
     async fn close(&self) {
@@ -173,10 +212,34 @@ impl<L: DecisionLog> JournalLog<L> {
         self.shared.full.store(full, Ordering::SeqCst);
     }
 
-    fn poison(&self, word: &str) -> DecideError {
+    fn poison(&self, verb: &str, word: &str) -> DecideError {
         self.shared.poisoned.store(true, Ordering::SeqCst);
-        self.shared.journal.act(format!("log.decide: {word}"));
+        self.shared.journal.act(format!("log.{verb}: {word}"));
         DecideError::Unknown("the sync failed".into())
+    }
+
+    /// A decision, told by this verb, that fails as it was told to.
+    async fn write(
+        &self,
+        verb: &str,
+        record: DecisionRecord,
+        write: impl AsyncFnOnce(DecisionRecord) -> Result<(), DecideError>,
+    ) -> Result<(), DecideError> {
+        let branches: Vec<_> = record.participants.iter().map(|participant| participant.resource.as_str()).collect();
+        self.shared.journal.act(format!("log.{verb}! [{}]", branches.join(" ")));
+        match self.shared.faults.at(Call::Decide).await {
+            Fault::Pass | Fault::Hold(_) => write(record).await,
+            Fault::Panic => panic!("the log panics"),
+            Fault::Lost | Fault::Late => Err(self.poison(verb, "lost")),
+            Fault::LostDone => {
+                write(record).await?;
+                Err(self.poison(verb, "lost, done"))
+            }
+            Fault::Conflict | Fault::Refused => {
+                self.shared.journal.act(format!("log.{verb}: refused"));
+                Err(DecideError::Refused("the log refuses".into()))
+            }
+        }
     }
 }
 
@@ -228,21 +291,31 @@ impl<L: DecisionLog> DecisionLog for JournalLog<L> {
     }
 
     async fn decide(&self, record: DecisionRecord) -> Result<(), DecideError> {
-        let branches: Vec<_> = record.participants.iter().map(|participant| participant.resource.as_str()).collect();
-        self.shared.journal.act(format!("log.decide! [{}]", branches.join(" ")));
-        match self.shared.faults.at(Call::Decide).await {
-            Fault::Pass | Fault::Hold(_) => self.shared.log.decide(record).await,
-            Fault::Panic => panic!("the log panics"),
-            Fault::Lost | Fault::Late => Err(self.poison("lost")),
-            Fault::LostDone => {
-                self.shared.log.decide(record).await?;
-                Err(self.poison("lost, done"))
-            }
-            Fault::Conflict | Fault::Refused => {
-                self.shared.journal.act("log.decide: refused");
-                Err(DecideError::Refused("the log refuses".into()))
-            }
+        self.write("decide", record, async |record| self.shared.log.decide(record).await).await
+    }
+
+    fn records_aborts(&self) -> bool {
+        self.shared.log.records_aborts()
+    }
+
+    async fn conclude(&self, record: DecisionRecord, decision: Decision) -> Result<(), DecideError> {
+        let verb = match decision {
+            Decision::Commit => "conclude-commit",
+            Decision::Abort => "conclude-abort",
+        };
+        self.write(verb, record, async |record| self.shared.log.conclude(record, decision).await).await
+    }
+
+    async fn recorded(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {
+        self.shared.journal.look("log.recorded");
+        if self.shared.poisoned.load(Ordering::SeqCst) {
+            return Ok(Some(Known::Hold(HoldReason::Poisoned)));
         }
+        self.shared.log.recorded(transaction).await
+    }
+
+    async fn unfinished_aborts(&self) -> Result<Vec<DecisionRecord>, StoreError> {
+        self.shared.log.unfinished_aborts().await
     }
 
     async fn close(&self) {

@@ -5,6 +5,7 @@
 //! Must not know managers or logs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use unanimous::{
@@ -33,6 +34,7 @@ pub struct MemoryStore {
     name: String,
     pub(super) capability: Capability,
     pub(super) sort_key: String,
+    lists_durably: bool,
     journal: Journal,
     shared: Arc<Shared>,
 }
@@ -106,6 +108,7 @@ impl MemoryStore {
             name: name.to_owned(),
             capability,
             sort_key: String::new(),
+            lists_durably: true,
             journal: journal.clone(),
             shared: Arc::new(shared),
         }
@@ -119,6 +122,11 @@ impl MemoryStore {
     /// The same store, with this sort key for its branches.
     pub fn sorted(&self, key: &str) -> Self {
         Self { sort_key: key.to_owned(), ..self.clone() }
+    }
+
+    /// The same store, which can't make certain of [what it lists](ResourceManager::durably_in_doubt).
+    pub fn listing_unsurely(&self) -> Self {
+        Self { lists_durably: false, ..self.clone() }
     }
 
     /// A branch for [`Tx::join_branch`](unanimous::Tx::join_branch), without the store standing behind it.
@@ -305,6 +313,13 @@ impl ResourceManager for MemoryStore {
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
         self.look(Call::List, "list").await?;
         Ok(if self.disk().hiding { Vec::new() } else { self.prepared() })
+    }
+
+    fn durably_in_doubt(&self) -> Option<impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send> {
+        self.lists_durably.then_some(async {
+            self.look(Call::DurableList, "durable-list").await?;
+            Ok(if self.disk().hiding { Vec::new() } else { self.prepared() })
+        })
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {

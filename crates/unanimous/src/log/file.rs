@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use unanimous_core::log::{Damage, History, Record, Tail};
 use unanimous_core::{
-    BoxError, DecideError, Decider, DecisionLog, DecisionRecord, HoldReason, Incarnation, Known, LogId, Owner,
-    StoreError, TransactionId,
+    BoxError, DecideError, Decider, Decision, DecisionLog, DecisionRecord, HoldReason, Incarnation, Known, LogId,
+    Owner, StoreError, TransactionId,
 };
 
 use super::answer::answered;
@@ -267,7 +267,7 @@ impl Opened {
         }
         for transaction in &self.unproven {
             tracing::warn!(path = %path.display(), %transaction,
-                "the decision to commit it is the restored log's last write, and is not believed: it may have been copied before it was durable");
+                "the decision about it is the restored log's last write, and is not believed: it may have been copied before it was durable");
         }
         for damage in &self.repaired {
             tracing::warn!(path = %path.display(), %damage, "believed a single copy, and wrote it anew");
@@ -326,6 +326,32 @@ impl FileLog {
     fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
+
+    fn read<T>(&self, read: impl FnOnce(&State) -> T) -> Result<T, StoreError> {
+        let state = self.shared().lock();
+        match &state.phase {
+            Phase::Open | Phase::Closing => Ok(read(&state)),
+            Phase::Closed => Err(StoreError::new(LogError::Closed)),
+            Phase::Poisoned(poison) => Err(StoreError::new(LogError::Poisoned(poison.clone()))),
+        }
+    }
+
+    fn write(
+        &self,
+        record: DecisionRecord,
+        decision: Decision,
+        concluded: bool,
+    ) -> impl Future<Output = Result<(), DecideError>> + Send + use<> {
+        let queued = self.shared().lock().queue(record, decision, concluded);
+        if queued.is_ok() {
+            // A conclusion is recovery's, within a limit of time that must be heard.
+            match concluded {
+                true => self.shared().start(),
+                false => self.shared().start_and_wait(),
+            }
+        }
+        answered(queued)
+    }
 }
 
 impl fmt::Debug for FileLog {
@@ -340,31 +366,11 @@ impl fmt::Debug for FileLog {
 
 impl Decider for FileLog {
     async fn lookup(&self, transaction: TransactionId) -> Result<Known, StoreError> {
-        loop {
-            let ended = {
-                let mut state = self.shared().lock();
-                match &state.phase {
-                    Phase::Closed => return Err(StoreError::new(LogError::Closed)),
-                    Phase::Poisoned(_) => return Ok(Known::Hold(HoldReason::Poisoned)),
-                    Phase::Open | Phase::Closing => {}
-                }
-                match state.wait(transaction) {
-                    Some(ended) => ended,
-                    None => return Ok(state.history.lookup(transaction)),
-                }
-            };
-            // However it ended, the state knows more now.
-            let _ = ended.await;
-        }
+        Ok(self.recorded(transaction).await?.unwrap_or(Known::Abort))
     }
 
     async fn unfinished(&self) -> Result<Vec<DecisionRecord>, StoreError> {
-        let state = self.shared().lock();
-        match &state.phase {
-            Phase::Open | Phase::Closing => Ok(state.unfinished()),
-            Phase::Closed => Err(StoreError::new(LogError::Closed)),
-            Phase::Poisoned(poison) => Err(StoreError::new(LogError::Poisoned(poison.clone()))),
-        }
+        self.read(State::unfinished)
     }
 
     fn forget(&self, transaction: TransactionId) {
@@ -395,11 +401,43 @@ impl DecisionLog for FileLog {
 
     /// Queued at the call, not at the first poll. Within [`wait`](crate::thread::wait) it may be written at the call too, which blocks then.
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
-        let queued = self.shared().lock().queue(record);
-        if queued.is_ok() {
-            self.shared().start_and_wait();
+        self.write(record, Decision::Commit, false)
+    }
+
+    fn records_aborts(&self) -> bool {
+        true
+    }
+
+    /// Queued at the call, not at the first poll.
+    fn conclude(
+        &self,
+        record: DecisionRecord,
+        decision: Decision,
+    ) -> impl Future<Output = Result<(), DecideError>> + Send {
+        self.write(record, decision, true)
+    }
+
+    async fn recorded(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {
+        loop {
+            let ended = {
+                let mut state = self.shared().lock();
+                match &state.phase {
+                    Phase::Closed => return Err(StoreError::new(LogError::Closed)),
+                    Phase::Poisoned(_) => return Ok(Some(Known::Hold(HoldReason::Poisoned))),
+                    Phase::Open | Phase::Closing => {}
+                }
+                match state.wait(transaction) {
+                    Some(ended) => ended,
+                    None => return Ok(state.history.recorded(transaction)),
+                }
+            };
+            // However it ended, the state knows more now.
+            let _ = ended.await;
         }
-        answered(queued)
+    }
+
+    async fn unfinished_aborts(&self) -> Result<Vec<DecisionRecord>, StoreError> {
+        self.read(State::unfinished_aborts)
     }
 
     /// Begun at the call, not at the first poll.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use unanimous_core::log::{History, Record};
 use unanimous_core::{
-    BoxError, DecideError, Decider, DecisionLog, DecisionRecord, Incarnation, Known, Owner, StoreError, TransactionId,
+    BoxError, DecideError, Decider, Decision, DecisionLog, DecisionRecord, Incarnation, Known, Owner, StoreError,
+    TransactionId,
 };
 
 use super::error::LogError;
@@ -76,23 +77,28 @@ impl MemoryLog {
         lock(&self.state)
     }
 
-    fn write(&self, record: DecisionRecord) -> Result<(), DecideError> {
+    fn write(&self, record: DecisionRecord, decision: Decision) -> Result<(), DecideError> {
         let refused = |error: LogError| DecideError::Refused(error.into());
         let mut state = self.lock();
         let transaction = record.transaction;
-        if let Known::Commit(known) = state.history.lookup(transaction) {
-            return if known.decides_as(&record) {
-                Ok(())
-            } else {
-                Err(DecideError::Unknown(LogError::DecidedTwice(transaction).into()))
-            };
+        match (decision, state.history.recorded(transaction)) {
+            (Decision::Commit, Some(Known::Commit(known))) if known.decides_as(&record) => return Ok(()),
+            (Decision::Abort, Some(Known::Abort)) => return Ok(()),
+            (_, Some(Known::Commit(_) | Known::Abort)) => {
+                return Err(DecideError::Unknown(LogError::DecidedTwice(transaction).into()));
+            }
+            (_, Some(Known::Hold(_)) | None) => {}
         }
         state.ready().map_err(refused)?;
         if transaction.owner() != self.owner {
             return Err(refused(LogError::NotOwned(transaction)));
         }
         unanimous_core::log::record::check(&record).map_err(|error| refused(LogError::Unwritable(error)))?;
-        state.history.apply(Record::Commit(record)).expect("just checked");
+        let record = match decision {
+            Decision::Commit => Record::Commit(record),
+            Decision::Abort => Record::Abort(record),
+        };
+        state.history.apply(record).expect("just checked");
         Ok(())
     }
 }
@@ -147,8 +153,30 @@ impl DecisionLog for MemoryLog {
 
     /// Decided at the call, not at the first poll.
     fn decide(&self, record: DecisionRecord) -> impl Future<Output = Result<(), DecideError>> + Send {
-        let decided = self.write(record);
+        let decided = self.write(record, Decision::Commit);
         async move { decided }
+    }
+
+    fn records_aborts(&self) -> bool {
+        true
+    }
+
+    /// Decided at the call, not at the first poll.
+    fn conclude(
+        &self,
+        record: DecisionRecord,
+        decision: Decision,
+    ) -> impl Future<Output = Result<(), DecideError>> + Send {
+        let decided = self.write(record, decision);
+        async move { decided }
+    }
+
+    async fn recorded(&self, transaction: TransactionId) -> Result<Option<Known>, StoreError> {
+        Ok(self.lock().open()?.recorded(transaction))
+    }
+
+    async fn unfinished_aborts(&self) -> Result<Vec<DecisionRecord>, StoreError> {
+        Ok(self.lock().open()?.unfinished_aborts().cloned().collect())
     }
 
     async fn close(&self) {

@@ -73,7 +73,7 @@ pub(super) fn load(
     let mut frames = segment.frames;
     let unproven = frames.pop_if(|frame| restored && frame.kind == FrameKind::Synced);
     let unproven = unproven.into_iter().flat_map(|frame| frame.records).filter_map(|record| match record {
-        Record::Commit(record) => Some(record.transaction),
+        Record::Commit(record) | Record::Abort(record) => Some(record.transaction),
         _ => None,
     });
     let unproven = unproven.collect();

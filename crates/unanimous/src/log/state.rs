@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use unanimous_core::log::frame::copy_len;
 use unanimous_core::log::record::check;
 use unanimous_core::log::{History, Record};
-use unanimous_core::{DecisionRecord, Known, Note, Owner, TransactionId};
+use unanimous_core::{Decision, DecisionRecord, Known, Note, Owner, TransactionId};
 
 use super::answer::Answer;
 use super::error::{LogError, Poison};
@@ -85,6 +85,7 @@ pub(super) enum Phase {
 /// A decision that is queued or being written.
 struct Pending {
     record: DecisionRecord,
+    decision: Decision,
     /// Taken into a batch: a failure leaves it unknown.
     in_flight: bool,
     waiters: Vec<oneshot::Sender<Answer>>,
@@ -162,11 +163,17 @@ impl State {
         }
     }
 
-    /// Queues a decision; the receiver is told how it ends.
-    pub(super) fn queue(&mut self, mut record: DecisionRecord) -> Result<oneshot::Receiver<Answer>, Answer> {
+    /// Queues a decision; the receiver is told how it ends. One of an earlier incarnation's transaction is taken only where it is `concluded`, and
+    /// the history would know another.
+    pub(super) fn queue(
+        &mut self,
+        mut record: DecisionRecord,
+        decision: Decision,
+        concluded: bool,
+    ) -> Result<oneshot::Receiver<Answer>, Answer> {
         let transaction = record.transaction;
         if let Some(known) = self.pending.get_mut(&transaction) {
-            if !known.record.decides_as(&record) {
+            if known.decision != decision || !known.record.decides_as(&record) {
                 return Err(Answer::Unknown(LogError::DecidedTwice(transaction)));
             }
             let (sender, receiver) = oneshot::channel();
@@ -174,21 +181,28 @@ impl State {
             return Ok(receiver);
         }
         self.usable().map_err(Answer::Refused)?;
-        if transaction.owner() != self.owner {
+        if transaction.owner() != self.owner && !concluded {
             return Err(Answer::Refused(LogError::NotOwned(transaction)));
         }
-        match self.history.lookup(transaction) {
-            Known::Commit(known) if known.decides_as(&record) => return Err(Answer::Durable),
-            Known::Commit(_) => return Err(Answer::Unknown(LogError::DecidedTwice(transaction))),
+        match self.history.recorded(transaction) {
+            Some(Known::Commit(known)) if decision == Decision::Commit && known.decides_as(&record) => {
+                return Err(Answer::Durable);
+            }
+            Some(Known::Abort) if decision == Decision::Abort => return Err(Answer::Durable),
+            Some(Known::Commit(_) | Known::Abort) => return Err(Answer::Unknown(LogError::DecidedTwice(transaction))),
+            Some(Known::Hold(_)) if transaction.owner() != self.owner => {
+                return Err(Answer::Refused(LogError::NotOwned(transaction)));
+            }
             // A long transaction may be decided when later ones were dropped already.
-            Known::Abort | Known::Hold(_) => {}
+            Some(Known::Hold(_)) | None => {}
         }
         check(&record).map_err(|error| Answer::Refused(LogError::Unwritable(error)))?;
-        if !self.has_room(Record::Commit(record.clone()).encoded_len()) {
+        let drop_note = decision == Decision::Abort || !self.has_room(Record::Commit(record.clone()).encoded_len());
+        if drop_note {
             record.note = Note::default();
         }
         let mut bytes = Vec::new();
-        Record::Commit(record.clone()).encode(&mut bytes).expect("just checked");
+        record_of(record.clone(), decision).encode(&mut bytes).expect("just checked");
         if bytes.len() > self.limits.frame() {
             return Err(Answer::Refused(LogError::TooLarge { bytes: bytes.len(), most: self.limits.frame() }));
         }
@@ -200,7 +214,7 @@ impl State {
         self.pending_bytes += bytes.len();
         self.queue.push_back((transaction, bytes));
         let (sender, receiver) = oneshot::channel();
-        self.pending.insert(transaction, Pending { record, in_flight: false, waiters: vec![sender] });
+        self.pending.insert(transaction, Pending { record, decision, in_flight: false, waiters: vec![sender] });
         Ok(receiver)
     }
 
@@ -236,6 +250,12 @@ impl State {
     /// The durable decisions that are not finished, and not about to be noted as such.
     pub(super) fn unfinished(&self) -> Vec<DecisionRecord> {
         self.history.unfinished().filter(|record| !self.finishing.contains_key(&record.transaction)).cloned().collect()
+    }
+
+    /// The same of decisions to abort.
+    pub(super) fn unfinished_aborts(&self) -> Vec<DecisionRecord> {
+        let aborts = self.history.unfinished_aborts();
+        aborts.filter(|record| !self.finishing.contains_key(&record.transaction)).cloned().collect()
     }
 
     /// Whether anything waits to be written.
@@ -292,7 +312,7 @@ impl State {
         let mut answers = Answers::default();
         for transaction in &batch.decided {
             let pending = self.pending.remove(transaction).expect("what is in flight is pending");
-            let record = Record::Commit(pending.record);
+            let record = record_of(pending.record, pending.decision);
             self.pending_bytes -= record.encoded_len();
             self.history.apply(record).expect("checked when it was queued");
             answers.decided.extend(pending.waiters.into_iter().map(|waiter| (waiter, Answer::Durable)));
@@ -341,5 +361,12 @@ impl State {
             answers.closed = std::mem::take(&mut self.closers);
         }
         answers
+    }
+}
+
+fn record_of(record: DecisionRecord, decision: Decision) -> Record {
+    match decision {
+        Decision::Commit => Record::Commit(record),
+        Decision::Abort => Record::Abort(record),
     }
 }

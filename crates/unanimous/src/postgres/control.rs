@@ -15,6 +15,7 @@ use unanimous_core::{BranchId, StoreId};
 
 use super::branch::Backend;
 use super::error::PostgresError;
+use super::rows::DURABLE;
 use super::session::{Connect, Session, Who, row, store_of, within};
 use super::sql::{identifier, literal};
 use crate::sync::lock;
@@ -230,15 +231,19 @@ impl Control {
     /// The branches of ours that are prepared in this database, whoever prepared them.
     pub(super) async fn list(&self) -> Result<Vec<Prepared>, PostgresError> {
         let session = self.session().await?;
-        let sql = format!(
-            "SELECT here.*, p.gid, p.owner, \
-             pg_catalog.to_char(p.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS since \
-             FROM ({HERE}) AS here LEFT JOIN pg_catalog.pg_prepared_xacts AS p ON p.database = pg_catalog.current_database() \
-             ORDER BY p.prepared, p.gid"
-        );
-        let answer = ask(&session, "listing prepared branches", &sql).await?;
+        let answer = ask(&session, "listing prepared branches", &list()).await?;
         self.is_here(&answer)?;
         self.give_back(session);
+        Ok(rows(&answer).filter_map(prepared).collect())
+    }
+
+    /// The same, when all of them are durable, and on the replicas that they must be on: what is written after the list, by the same server, is
+    /// confirmed after it. A message that nobody decodes is the least that PostgreSQL writes and waits for.
+    pub(super) async fn list_durably(&self) -> Result<Vec<Prepared>, PostgresError> {
+        let write = "SELECT pg_catalog.pg_logical_emit_message(true, 'unanimous'::text, 'in doubt'::text)";
+        let sql = format!("{}; {DURABLE}; {write}", list());
+        let answer = self.forced("listing prepared branches, durably", &sql).await?;
+        self.is_here(&answer)?;
         Ok(rows(&answer).filter_map(prepared).collect())
     }
 
@@ -330,7 +335,7 @@ impl Control {
     /// Whether an answer with [`HERE`] in it is the store's primary's.
     fn is_here(&self, answer: &[SimpleQueryMessage]) -> Result<(), PostgresError> {
         let damaged = || PostgresError::Damaged("the server does not say who it is".to_owned());
-        let here = row(answer).ok_or_else(damaged)?;
+        let here = rows(answer).find(|row| row.try_get("standby").is_ok()).ok_or_else(damaged)?;
         let found = store_of(here)?;
         if here.get("standby").ok_or_else(damaged)? != "f" {
             return Err(PostgresError::Standby);
@@ -387,10 +392,20 @@ pub(super) fn rows(messages: &[SimpleQueryMessage]) -> impl Iterator<Item = &Sim
     })
 }
 
-/// A prepared transaction that is not ours has another kind of id.
+/// Lists what is prepared, and says where.
+fn list() -> String {
+    format!(
+        "SELECT here.*, p.gid, p.owner, \
+         pg_catalog.to_char(p.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS since \
+         FROM ({HERE}) AS here LEFT JOIN pg_catalog.pg_prepared_xacts AS p ON p.database = pg_catalog.current_database() \
+         ORDER BY p.prepared, p.gid"
+    )
+}
+
+/// A prepared transaction that is not ours has another kind of id, and another statement's row has none.
 fn prepared(row: &SimpleQueryRow) -> Option<Prepared> {
     Some(Prepared {
-        branch: row.get("gid")?.parse().ok()?,
+        branch: row.try_get("gid").ok()??.parse().ok()?,
         owner: row.get("owner")?.to_owned(),
         since: row.get("since")?.to_owned(),
     })

@@ -64,6 +64,7 @@ mod tls;
 mod writer;
 
 use std::fmt;
+use std::future::Future;
 use std::ops::Deref;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -424,6 +425,14 @@ impl ResourceManager for Postgres {
             );
         }
         Ok(prepared.into_iter().map(|prepared| prepared.branch).collect())
+    }
+
+    /// A prepare is listed while it waits for synchronous replicas (PostgreSQL's `EndPrepare`).
+    fn durably_in_doubt(&self) -> Option<impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send> {
+        Some(async {
+            let prepared = self.store.control.list_durably().await.map_err(StoreError::new)?;
+            Ok(prepared.into_iter().map(|prepared| prepared.branch).collect())
+        })
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {

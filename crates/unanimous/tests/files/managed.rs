@@ -54,6 +54,23 @@ impl World {
     }
 }
 
+/// A folder's promise is listed although its sync failed, and to sync it again proves nothing: folders are never acknowledged early.
+#[tokio::test]
+async fn two_folders_are_not_acknowledged_early() {
+    let data = tempfile::tempdir().unwrap();
+    let left = Files::open("left", data.path().join("left")).await.unwrap();
+    let right = Files::open("right", data.path().join("right")).await.unwrap();
+    assert!(left.durably_in_doubt().is_none());
+    let log = FileLog::open(data.path().join("decisions")).await.unwrap();
+    let builder = TransactionManager::builder(log).early_acknowledgement(true);
+    let manager = builder.resource(left.clone()).resource(right.clone()).build().await.unwrap();
+    let world = World { data, manager, left, right };
+    let tx = world.manager.begin();
+    world.create(&tx, "a", "1").await.unwrap();
+    assert_eq!(tx.commit().await.unwrap().pending, 0);
+    world.assert_both(&[("a", "1")]);
+}
+
 #[tokio::test]
 async fn two_folders_commit_together_or_not_at_all() {
     let world = World::new().await;

@@ -2,6 +2,7 @@
 //! is held. It must not know who its clients are.
 
 use std::fmt;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::{Arc, mpsc};
@@ -335,6 +336,10 @@ impl<R: ResourceManager> ResourceManager for Gated<R> {
 
     async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
         self.inner.in_doubt().await
+    }
+
+    fn durably_in_doubt(&self) -> Option<impl Future<Output = Result<Vec<BranchId>, StoreError>> + Send> {
+        self.inner.durably_in_doubt()
     }
 
     async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {

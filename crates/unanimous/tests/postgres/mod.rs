@@ -7,6 +7,7 @@ mod ancestor;
 mod branch;
 mod conformance;
 mod decisions;
+mod early;
 mod facts;
 mod foreign;
 mod join;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use unanimous::files::Files;
-use unanimous::{BranchId, ResourceManager as _};
+use unanimous::{BranchId, DeciderId, ResourceManager as _};
 
 use super::why::{Decision, Finding};
 use super::{Picture, What};
@@ -153,6 +153,12 @@ fn explain(act: Act, branch: &BranchId, given: &Given, finding: &Finding, stand:
         (Stand::Against, Act::Commit) => format!(
             "  {word:<10}  HEURISTIC: against the decision to abort. The other branches are rolled back or will be, and nothing undoes that: \
              the transaction would be torn, for good"
+        ),
+        (Stand::NotKnown, Act::Commit) if matches!(branch.decider, DeciderId::Together(_)) => format!(
+            "  {word:<10}  tears it, unless all of its branches are committed by hand: recovery will abort the rest where it may still conclude, since it finds this one missing"
+        ),
+        (Stand::NotKnown, Act::Rollback) if matches!(branch.decider, DeciderId::Together(_)) => format!(
+            "  {word:<10}  loses the transaction, which may have been acknowledged: recovery will abort the rest where it may still conclude, since it finds this one missing"
         ),
         (Stand::NotKnown, _) => format!(
             "  {word:<10}  nobody knows from here what is decided, or will be: where it is the opposite, the transaction is torn, for good"

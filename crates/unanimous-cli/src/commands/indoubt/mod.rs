@@ -237,6 +237,8 @@ async fn rows(log: Option<&Log>, stores: &[Seen]) -> Rows {
                 }
             }
             DeciderId::Log if own == Some(transaction.log) => {}
+            // One process owns its log.
+            DeciderId::Together(_) => {}
             // Its log may be in one of the databases that were given.
             DeciderId::Log => {
                 for content in contents() {

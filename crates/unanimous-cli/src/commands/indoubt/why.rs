@@ -135,6 +135,7 @@ pub(super) fn why(
     }
     match &branch.decider {
         DeciderId::Log => by_log(branch, log),
+        DeciderId::Together(_) => by_log_or_participants(branch, log),
         DeciderId::Store(store) => by_store(branch, store, log, stores, rows),
     }
 }
@@ -215,6 +216,33 @@ fn by_log(branch: &BranchId, log: &Log) -> Finding {
     }
 }
 
+/// Nothing is presumed where the log has no record: its application may have been told that it has committed.
+fn by_log_or_participants(branch: &BranchId, log: &Log) -> Finding {
+    match log.view.history().recorded(branch.transaction) {
+        Some(Known::Abort) if log.view.verify().is_sound() => {
+            let why = "decided to abort, and its store has not finished it";
+            return finding(Decision::Abort, why, repeats(log, "rolls it back"));
+        }
+        None if log.view.verify().is_sound() => {}
+        _ => return by_log(branch, log),
+    }
+    let Some(holder) = log.holder else {
+        return finding(
+            Decision::Unknown,
+            "not recorded, and perhaps acknowledged: it has committed if all of its participants are prepared",
+            format!("{RECOVER}, with all of its stores; finish nothing by hand, neither way"),
+        );
+    };
+    finding(
+        Decision::None,
+        "not recorded yet, and perhaps acknowledged: it has committed if all of its participants are prepared",
+        format!(
+            "leave it to {}, which records it once it can list all of its stores; finish nothing by hand, neither way",
+            who(holder)
+        ),
+    )
+}
+
 fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen], rows: &Rows) -> Finding {
     let Some(seen) = stores.iter().find(|seen| seen.is(decider)) else {
         let down: Vec<&str> = stores.iter().filter(|seen| seen.state.is_err()).map(|seen| seen.name.as_str()).collect();
@@ -253,6 +281,15 @@ fn by_store(branch: &BranchId, decider: &StoreId, log: &Log, stores: &[Seen], ro
 }
 
 fn decided(branch: &BranchId, record: &DecisionRecord, log: &Log) -> Finding {
+    if let DeciderId::Together(roster) = &branch.decider
+        && !roster.lists(branch.number)
+    {
+        return finding(
+            Decision::Commit { at: record.decided_at, note: record.note.to_string() },
+            "its transaction has committed; this branch had only read, and was in the middle of its end",
+            repeats(log, "rolls it back, which changes nothing"),
+        );
+    }
     if !lists(record, branch) {
         return not_listed();
     }
