@@ -105,7 +105,8 @@ def requests(application, count, threads, pool):
 
 def serve(side, table, folder):
     """One side: does a round of a case for each line that it reads, and prints what it took."""
-    logging.basicConfig(level=logging.WARNING)
+    # Each side's recovery sees the others' branches.
+    logging.basicConfig(level=logging.ERROR)
     middleware, join = theirs() if side == "theirs" else ours(folder, "billing" if side == "carrier" else None)
     applications = {branches: middleware(with_two(join, table) if branches else without) for branches in (False, True)}
     # Threads that stay, so that they keep their connections.

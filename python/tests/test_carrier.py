@@ -4,6 +4,7 @@ import contextlib
 import re
 import signal
 import socket
+import struct
 import threading
 
 import psycopg
@@ -15,7 +16,7 @@ import unanimous_tm.psycopg2
 from test_durability import KILLER, until
 from test_messages import MARK, Wire
 from test_postgres import Listener, Psycopg2, Psycopg2Unreported, Psycopg3, Refuses, execute
-from unanimous_tm import transaction
+from unanimous_tm import _postgres, transaction
 from unanimous_tm.psycopg2 import BranchError
 from unanimous_tm.transaction.interfaces import DoomedTransaction, OutcomeUnknown
 
@@ -375,6 +376,30 @@ class Cut(Wire):
                     target.sendall(data)
 
 
+class Fails(Wire):
+    """What is sent behind a commit fails, as when it is cancelled then."""
+
+    def _body(self, stream, kind):
+        message = Wire._body(stream, kind)
+        if kind == b"Q" and message.endswith(b"; COMMIT; BEGIN\0"):
+            text = message[5:].replace(b"; COMMIT; BEGIN", b"; COMMIT; SELECT 1/0")
+            message = kind + struct.pack("!i", len(text) + 4) + text
+        return message
+
+
+def test_an_error_behind_the_commit_does_not_say_that_it_failed(carried, orders, billing):
+    with contextlib.closing(Fails(billing.url)) as wire, contextlib.closing(psycopg2.connect(wire.url)) as other:
+        for value in (1, 2):
+            unanimous_tm.psycopg2.join(other)
+            billing.insert(other, value)
+            orders.insert(unanimous_tm.psycopg2.join(orders.url), value)
+            transaction.commit()
+            # It is the application's again.
+            other.rollback()
+            assert orders.values() == billing.values() == list(range(1, value + 1))
+    assert nothing_is_left(orders, billing)
+
+
 @pytest.fixture(params=[False, True], ids=["not committed", "committed"])
 def cut(request, carried, billing):
     with contextlib.closing(Cut(billing.url, "COMMIT", request.param)) as cut:
@@ -538,3 +563,24 @@ def test_a_role_that_may_not_make_the_tables_is_told_so(configured, orders, bill
         unanimous_tm.psycopg2.join(as_role)
     transaction.abort()
     assert orders.values() == billing.values() == [] and nothing_is_left(orders, billing)
+
+
+def test_a_warning_of_the_carriers_commit_is_asked_about_where_the_server_replicates(carried, orders, billing, monkeypatch):
+    """A replica may not have heard of it: the row that was read is written again."""
+    warns = "begin raise warning 'the work''s own'; return new; end"
+    billing.execute(f"create function f{billing.table}() returns trigger language plpgsql as $$ {warns} $$")
+    billing.execute(
+        f"create constraint trigger later after insert on {billing.table} deferrable initially deferred for each row"
+        f" execute function f{billing.table}()"
+    )
+    with contextlib.closing(psycopg2.connect(billing.url)) as other:
+        for replicas, asked in (("", 0), ("one", 1)):
+            unanimous_tm.psycopg2.join(other)
+            monkeypatch.setitem(_postgres._known, other, (*_postgres._known[other][:3], replicas, *_postgres._known[other][4:]))
+            billing.insert(other, 1)
+            orders.insert(unanimous_tm.psycopg2.join(orders.url), 1)
+            ours = prepares()
+            transaction.commit()
+            id = ours._gid.split(":")[1]
+            assert billing.execute(f"select asked from unanimous.decision where transaction_id = '{id}'") == [(asked,)]
+    assert orders.values() == billing.values() == [1, 1]
