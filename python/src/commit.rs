@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -57,7 +58,14 @@ pub(crate) fn commit<'py>(
             if matches!(error, CommitError::Unknown { .. }) {
                 group.forget(py);
             }
-            Err(not_committed(py, &error, group.take_failed()))
+            match group.take_failed() {
+                // What ends a program does so.
+                Some(ends) if !ends.is_instance_of::<PyException>(py) => {
+                    ends.set_cause(py, Some(not_committed(py, &error, None)));
+                    Err(ends)
+                }
+                failed => Err(not_committed(py, &error, failed)),
+            }
         }
     }
 }

@@ -457,6 +457,23 @@ def test_an_interrupt_behind_the_carriers_commit_is_raised_when_all_is_committed
     assert orders.values() == billing.values() == [1] and nothing_is_left(orders, billing)
 
 
+def test_an_interrupt_of_the_carriers_commit_alone_says_that_the_outcome_is_unknown(driver, carried, billing, monkeypatch):
+    billing.insert(driver.join(billing.url), 1)
+    (carrier,) = transaction.get()._resources
+    commit = carrier._driver.commit_alone
+
+    def interrupted(*arguments):
+        commit(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(carrier._driver, "commit_alone", interrupted)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        transaction.commit()
+    assert isinstance(raised.value.__cause__, OutcomeUnknown)
+    transaction.abort()
+    assert billing.values() == [1]
+
+
 def test_a_carrier_that_is_late_meets_the_fence(driver, carried, orders, billing, monkeypatch):
     """Somebody has asked, found nothing, and made sure that no commit follows."""
     both(driver, orders, billing)

@@ -84,6 +84,10 @@ class DataManager:
         self._released = False
         self._gid = ""
         self._savepoints = 0
+        #: The session is made to keep the statements of decisions by its commit.
+        self._keeps = False
+        #: The work has deallocated them.
+        self._has_deallocated = False
         self._started: Optional[concurrent.futures.Future] = None
         self._look()
         self._driver.begin(self._reserve(trans))
@@ -141,7 +145,7 @@ class DataManager:
         """Whether the same work can succeed when it is done again."""
         code = self._driver.sqlstate(error)
         # The next try does without the statements that the work has deallocated.
-        return code in _RETRYABLE or (code == _NOT_KEPT and _kept.get(self.conn) == _KEEPS_NOTHING)
+        return code in _RETRYABLE or (code == _NOT_KEPT and self._has_deallocated)
 
     # The two phases, as a branch of a configured resource has them.
 
@@ -172,9 +176,12 @@ class DataManager:
                 sql = f"{sql}; {self._notify_sql()}"
             warning = driver.commit_alone(self._guard_sql, sql, decision is not None)
             self.unanimous_refused = False
+            if self._keeps:
+                _kept[self.conn] = _KEEPS
         except BaseException as error:
-            # What the session keeps is not known now.
-            _kept[self.conn] = _KEEPS_NOTHING
+            if decision is not None and driver.sqlstate(error) == _NOT_KEPT:
+                self._has_deallocated = True
+                _kept[self.conn] = _KEEPS_NOTHING
             # A decision that is there already may be to commit.
             is_decided = decision is not None and driver.sqlstate(error) == "23505"
             if driver.is_sent and (is_decided or not driver.has_refused(error)):
@@ -303,15 +310,17 @@ class DataManager:
     def _decision_sql(self, decision: _core.Decision) -> str:
         """From the second time on by statements that the session keeps: one that is closed soon is not worth it."""
         conn = self.conn
-        times = _kept.get(conn, 0)
-        if times == _KEEPS_NOTHING or (times == 0 and not self._has_own_session()):
+        state = _kept.get(conn)
+        if state == _KEEPS:
+            return decision.kept_sql()
+        if state == _HAS_CARRIED:
+            # Until it has succeeded nobody knows what the session keeps.
             _kept[conn] = _KEEPS_NOTHING
-            return decision.sql()
-        _kept[conn] = min(times + 1, 2)
-        if times == 0:
-            return decision.sql()
-        kept = decision.kept_sql()
-        return kept if times == 2 else f"{_core.postgres_keep_decisions_sql()}; {kept}"
+            self._keeps = True
+            return f"{_core.postgres_keep_decisions_sql()}; {decision.kept_sql()}"
+        if state is None:
+            _kept[conn] = _HAS_CARRIED if self._has_own_session() else _KEEPS_NOTHING
+        return decision.sql()
 
     def _has_own_session(self) -> bool:
         """Whether its session is nobody else's, as a pooler's may be."""
@@ -502,9 +511,9 @@ def join(connect: Callable[[str], Any], conn: Any, trans: Any = None, notify: An
 # What the servers of connections have said of themselves.
 _known: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
-# How often a connection's session has carried a decision, up to twice: from then on it keeps the statements. Or that it is not to keep them.
-_kept: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-_KEEPS_NOTHING = -1
+# What is known of connections whose sessions carry decisions: from the second time on they keep the statements.
+_HAS_CARRIED, _KEEPS, _KEEPS_NOTHING = "has carried", "keeps", "keeps nothing"
+_kept: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 # The databases, by system and number, that have an outbox.
 _outboxes: set[tuple[str, ...]] = set()
