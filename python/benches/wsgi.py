@@ -1,18 +1,22 @@
-"""What a WSGI request costs beside the ancestors', in one process and in alternation: without branches, and with two PostgreSQL branches.
+"""What a WSGI request costs beside the ancestors', in alternation: without branches, and with two PostgreSQL branches.
 
 ::
 
     cargo xtask python bench wsgi
 
-Prints medians of rounds, in microseconds of the clock: requests with branches mostly wait for the servers' disks. Ours are decided in a log on the disk; the
-ancestors' decisions are nowhere. Both keep their connections over the requests.
+Each side is a process of its own, and keeps its connections over the requests. `theirs` decides nowhere; `ours` in a log on the disk; `carrier` by a row in
+the second database, with what is committed there. Prints medians of rounds, in microseconds of the clock; and the processors' time of a request, in the
+side's process and in the servers: requests with branches wait for disks where these are slow, and for processors where they are not.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
+import json
 import logging
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +29,13 @@ import psycopg2
 HERE = Path(__file__).parent
 URLS = {name: os.environ[f"UNANIMOUS_TEST_POSTGRES_{number}"] for name, number in (("orders", 1), ("billing", 2))}
 ENVIRON = {"REQUEST_METHOD": "GET", "PATH_INFO": "/"}
+
+#: Name, whether it has branches, requests of each thread in a round, threads.
+CASES = (
+    ("without branches", False, 2000, 1),
+    ("two PostgreSQL branches", True, 40, 1),
+    ("two PostgreSQL branches, 8 threads", True, 20, 8),
+)
 
 
 def start_response(status, headers, exc_info=None):
@@ -45,21 +56,18 @@ def theirs():
     return repoze.tm.TM, psycopg2transaction.join
 
 
-def ours(folder):
+def ours(folder, carrier):
     import unanimous_tm
     from unanimous_tm.psycopg2 import join
     from unanimous_tm.wsgi import TM
 
-    unanimous_tm.configure(log=folder, resources=URLS)
+    unanimous_tm.configure(log=folder, resources=URLS, carrier=carrier)
     return TM, join
 
 
-def without(_join, _table):
-    def application(environ, respond):
-        respond("200 OK", [("Content-Type", "text/plain")])
-        return [b"hello"]
-
-    return application
+def without(environ, respond):
+    respond("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
 
 
 def with_two(join, table):
@@ -79,7 +87,7 @@ def with_two(join, table):
 
 
 def requests(application, count, threads, pool):
-    """The seconds that a request took, of so many in each thread."""
+    """The seconds that a request took, of so many in each thread, and those of this process's processors."""
     all_there = threading.Barrier(threads)
 
     def work():
@@ -88,44 +96,88 @@ def requests(application, count, threads, pool):
             for _part in application(dict(ENVIRON), start_response):
                 pass
 
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     for done in [pool.submit(work) for _ in range(threads)]:
         done.result()
-    return (time.perf_counter() - start) / count / threads
+    took, busy = time.perf_counter() - start, time.process_time() - busy
+    return took / count / threads, busy / count / threads
+
+
+def serve(side, table, folder):
+    """One side: does a round of a case for each line that it reads, and prints what it took."""
+    # Each side's recovery sees the others' branches.
+    logging.basicConfig(level=logging.ERROR)
+    middleware, join = theirs() if side == "theirs" else ours(folder, "billing" if side == "carrier" else None)
+    applications = {branches: middleware(with_two(join, table) if branches else without) for branches in (False, True)}
+    # Threads that stay, so that they keep their connections.
+    pools = {threads: concurrent.futures.ThreadPoolExecutor(threads) for _, _, _, threads in CASES}
+    for line in sys.stdin:
+        _, branches, count, threads = CASES[int(line)]
+        print(json.dumps(requests(applications[branches], count, threads, pools[threads])), flush=True)
+
+
+def _fields(pid):
+    """What Linux says of a process, from its state on (proc(5), /proc/pid/stat)."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+
+
+def servers():
+    """The processes above the servers' sessions."""
+    parents = set()
+    for url in URLS.values():
+        with contextlib.closing(psycopg2.connect(url)) as conn:
+            parents.add(_fields(conn.info.backend_pid)[1])
+    return parents
+
+
+def processors(parents):
+    """The processors' seconds of the servers' sessions, which stay."""
+    took = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            fields = _fields(pid)
+            if fields[1] in parents:
+                took += int(fields[11]) + int(fields[12])
+    return took / os.sysconf("SC_CLK_TCK")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
+    if arguments.side:
+        serve(*arguments.side)
+        return
     table = "bench_" + uuid.uuid4().hex
     for url in URLS.values():
         with psycopg2.connect(url) as conn, conn.cursor() as cursor:
             cursor.execute(f"create table {table} (v int)")
-    with tempfile.TemporaryDirectory(prefix="unanimous-bench-") as folder:
-        sides = {"theirs": theirs(), "ours": ours(folder)}
-        for name, make, count, threads in (
-            ("without branches", without, 2000, 1),
-            ("two PostgreSQL branches", with_two, 20, 1),
-            ("two PostgreSQL branches, 8 threads", with_two, 10, 8),
-        ):
-            applications = {side: middleware(make(join, table)) for side, (middleware, join) in sides.items()}
-            took = {side: [] for side in applications}
-            # Threads that stay, so that they keep their connections.
-            pools = {side: concurrent.futures.ThreadPoolExecutor(threads) for side in applications}
-            for side, application in applications.items():
-                requests(application, count, threads, pools[side])
-            for number in range(arguments.rounds):
+    with tempfile.TemporaryDirectory(prefix="unanimous-bench-") as folder, contextlib.ExitStack() as stack:
+        sides = {}
+        for side in ("theirs", "ours", "carrier"):
+            run = [sys.executable, __file__, "--side", side, table, str(Path(folder) / side)]
+            sides[side] = stack.enter_context(subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        parents = servers()
+        for case, (name, branches, count, threads) in enumerate(CASES):
+            took = {side: ([], [], []) for side in sides}
+            for number in range(arguments.rounds + 1):
                 # Each begins as often as the other.
-                for side in list(took)[:: 1 if number % 2 else -1]:
-                    took[side].append(requests(applications[side], count, threads, pools[side]) * 1e6)
-            medians = {side: statistics.median(times) for side, times in took.items()}
-            ratio = medians["theirs"] / medians["ours"]
-            print(f"{name}: theirs {medians['theirs']:.1f}, ours {medians['ours']:.1f} microseconds a request; ours {ratio:.2f} times as fast", flush=True)
-        import unanimous_tm._configuration
-
-        unanimous_tm._configuration.shutdown()
+                for side in list(sides)[:: 1 if number % 2 else -1]:
+                    before = processors(parents)
+                    print(case, file=sides[side].stdin, flush=True)
+                    clock, here = json.loads(sides[side].stdout.readline())
+                    there = (processors(parents) - before) / count / threads
+                    # The first round makes connections.
+                    if number > 0:
+                        for times, seconds in zip(took[side], (clock, here, there), strict=True):
+                            times.append(seconds * 1e6)
+            print(name)
+            base = statistics.median(took["theirs"][0])
+            for side, (clock, here, there) in took.items():
+                median, here, there = statistics.median(clock), statistics.mean(here), statistics.mean(there)
+                busy = f"processors {here + there:.0f} ({here:.0f} + {there:.0f})" if branches else f"processors {here:.1f}"
+                print(f"  {side:8} {median:8.1f} microseconds a request, {base / median:.2f} times as fast; {busy}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
 //! prepare of each      tpc_vote                  commit of each          tpc_finish
 //! ```
 //!
+//! The one that carries the decision has no vote: it commits when the others have voted, before the first `tpc_finish`.
+//!
 //! A data manager that its resource can finish after a crash is a branch. Of the others, those that follow each other are one together: nothing
 //! but this process knows of them, so that between them there is nothing to decide, and the order of all calls stays the ancestors'.
 //!
@@ -21,9 +23,10 @@ use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
-use unanimous::{Branch, BranchError, BranchId, Capability, FailureKind, Work};
+use unanimous::{Branch, BranchError, BranchId, Capability, DecisionRecord, FailureKind, ResourceManager, Work};
 
 use crate::phases::Phases;
+use crate::postgres::Decision;
 use crate::resource::Resource;
 
 /// Where a data manager's branch is, when it can be finished from elsewhere.
@@ -32,6 +35,8 @@ pub(crate) struct Place {
     pub(crate) resource: Resource,
     /// Of the id that was reserved for it.
     pub(crate) number: Option<u16>,
+    /// Its commit carries the decision.
+    pub(crate) carries: bool,
 }
 
 /// The data managers of one commit.
@@ -285,33 +290,33 @@ impl ManagerBranch {
         self.group.state().stages[self.members.start].clone()
     }
 
-    /// Those from this one on that can be called side by side: they wait for their servers too, up to the next that is called here and may
-    /// use their connections.
-    fn neighbours(&self) -> Range<usize> {
+    /// Those behind this one that can be called side by side with it: they wait for their servers too, up to the next that is called here and
+    /// may use their connections. The one that carries the decision is called by itself.
+    fn neighbours(&self) -> Vec<usize> {
         let start = self.members.start;
         if !self.group.side_by_side {
-            return start..start + 1;
+            return Vec::new();
         }
-        let last = (start..self.group.len()).find(|&index| self.group.resource(index).is_none());
-        start..last.unwrap_or(self.group.len())
+        let places = (start + 1..self.group.len()).map_while(|index| Some((index, self.group.place(index)?)));
+        places.filter(|(_, place)| !place.carries).map(|(index, _)| index).collect()
     }
 
     /// Lets this one and its neighbours vote at the same time, where there are several and their ids are known; they are asked for the answers in
     /// their order.
     fn start_prepares(&self, py: Python<'_>, id: &BranchId) -> PyResult<()> {
+        // Its own is called here, which needs no thread.
         let neighbours = self.neighbours();
-        if neighbours.len() < 2 || matches!(self.stage(), Stage::Asked(_)) {
+        if neighbours.is_empty() || matches!(self.stage(), Stage::Asked(_)) {
             return Ok(());
         }
-        let numbers: Option<Vec<_>> =
-            neighbours.clone().map(|index| self.group.place(index).and_then(|place| place.number)).collect();
-        for (index, number) in neighbours.zip(numbers.unwrap_or_default()) {
+        let number = |index| self.group.place(index).and_then(|place| place.number);
+        let Some(numbers) = neighbours.iter().map(|&index| number(index)).collect::<Option<Vec<_>>>() else {
+            return Ok(());
+        };
+        for (index, number) in neighbours.into_iter().zip(numbers) {
             let id = BranchId { number, ..id.clone() };
             self.group.set_stage(index, Stage::Asked(id.clone()));
-            // Its own is called here, which needs no thread.
-            if index > self.members.start {
-                self.group.start(py, index, "start_prepare", (id.to_string(),))?;
-            }
+            self.group.start(py, index, "start_prepare", (id.to_string(),))?;
         }
         Ok(())
     }
@@ -319,10 +324,10 @@ impl ManagerBranch {
     /// The same for their commits, once for all. What can't be started is done in its turn.
     fn start_commits(&self, py: Python<'_>) {
         let neighbours = self.neighbours();
-        if neighbours.len() < 2 || std::mem::replace(&mut self.group.state().committing, true) {
+        if neighbours.is_empty() || std::mem::replace(&mut self.group.state().committing, true) {
             return;
         }
-        for index in neighbours.skip(1) {
+        for index in neighbours {
             if let Err(error) = self.group.start(py, index, "start_commit", ()) {
                 self.group.log(py, "start_commit() of %s failed", index, error);
             }
@@ -341,6 +346,34 @@ impl ManagerBranch {
         let message = "commit_branch() of %s failed; its resource commits the branch";
         self.group.log(py, message, self.members.start, error);
         false
+    }
+
+    /// Commits without a vote, with a decision where it carries one. What raises that the data manager does not call refused has perhaps come behind
+    /// the commit.
+    fn commit_alone(&self, decision: Option<Decision>) -> Result<(), BranchError> {
+        let (group, index) = (&self.group, self.members.start);
+        let raised = Python::attach(|py| -> Result<(), (PyErr, bool)> {
+            let manager = self.manager(py).map_err(|error| (error, true))?;
+            let committed = manager.call_method1(intern!(py, "commit_alone"), (decision,));
+            committed.map(drop).map_err(|error| {
+                let refused = manager.getattr(intern!(py, "unanimous_refused")).and_then(|refused| refused.extract());
+                // What ends a program, it does so also where the transaction turns out to have committed.
+                if !error.is_instance_of::<PyException>(py) {
+                    group.state().unfinished.get_or_insert(error.clone_ref(py));
+                }
+                (error, refused.unwrap_or(false))
+            })
+        });
+        match raised {
+            Ok(()) => group.set_stage(index, Stage::Over),
+            // It is rolled back, as one that has not voted.
+            Err((error, true)) => return Err(BranchError::refused(self.no(error))),
+            Err((error, false)) => {
+                group.set_stage(index, Stage::Over);
+                return Err(BranchError::lost(self.no(error)));
+            }
+        }
+        Ok(())
     }
 
     /// Keeps what was raised for the caller.
@@ -365,7 +398,11 @@ impl Error for Raised {}
 
 impl Branch for ManagerBranch {
     fn capability(&self) -> Capability {
-        if self.resource().is_some() { Capability::TwoPhase } else { Capability::Volatile }
+        match self.place() {
+            Some(place) if place.carries => Capability::Carrier,
+            Some(_) => Capability::TwoPhase,
+            None => Capability::Volatile,
+        }
     }
 
     async fn flush(&self) -> Result<Work, BranchError> {
@@ -381,7 +418,7 @@ impl Branch for ManagerBranch {
 
     async fn prepare(&self, id: &BranchId) -> Result<(), BranchError> {
         let group = &self.group;
-        if self.resource().is_none() {
+        let Some(resource) = self.resource() else {
             let voted = Python::attach(|py| {
                 let phases = Phases::get(py).map_err(|error| (0, error))?;
                 phases.vote(py, &group.transaction, &self.managers)
@@ -389,7 +426,8 @@ impl Branch for ManagerBranch {
             let count = voted.as_ref().map_or_else(|(count, _)| *count, |()| self.members.len());
             group.state().stages[self.members.clone()][..count].fill(Stage::Voted);
             return voted.map_err(|(_, error)| BranchError::refused(self.no(error)));
-        }
+        };
+        resource.note_decider(&id.decider);
         let prepared = Python::attach(|py| {
             self.start_prepares(py, id)?;
             group.set_stage(self.members.start, Stage::Asked(id.clone()));
@@ -422,12 +460,19 @@ impl Branch for ManagerBranch {
                 return Ok(());
             }
         }
-        resource.commit(&id).await?;
+        ResourceManager::commit(resource, &id).await?;
         group.set_stage(self.members.start, Stage::Over);
         Ok(())
     }
 
+    async fn commit_carrying(&self, record: &DecisionRecord) -> Result<(), BranchError> {
+        self.commit_alone(Some(Decision(record.clone())))
+    }
+
     async fn commit_one_phase(&self, id: &BranchId) -> Result<(), BranchError> {
+        if self.place().is_some_and(|place| place.carries) {
+            return self.commit_alone(None);
+        }
         if let Err(error) = self.prepare(id).await {
             // Nothing could commit it any more, whatever became of the question: a prepare that lands late is rolled back by recovery.
             if let Err(error) = self.rollback().await {
@@ -444,7 +489,7 @@ impl Branch for ManagerBranch {
         if let (Some(resource), Stage::Asked(id) | Stage::Prepared(id)) = (self.resource(), self.stage()) {
             // Its data manager could not: the program's own abort would only fail with the same.
             Python::attach(|py| self.group.forget_one(py, self.members.start));
-            resource.rollback(&id).await?;
+            ResourceManager::rollback(resource, &id).await?;
             self.group.set_stage(self.members.start, Stage::Over);
         }
         Ok(())

@@ -5,10 +5,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-use unanimous::{CommitError, JoinError, Options, Transaction, thread};
+use unanimous::{CommitError, JoinError, Options, ResourceManager, Transaction, thread};
 
 use crate::branch::{Group, Place};
 use crate::engine::{self, Engine, told, wait_detached};
@@ -57,7 +58,14 @@ pub(crate) fn commit<'py>(
             if matches!(error, CommitError::Unknown { .. }) {
                 group.forget(py);
             }
-            Err(not_committed(py, &error, group.take_failed()))
+            match group.take_failed() {
+                // What ends a program does so.
+                Some(ends) if !ends.is_instance_of::<PyException>(py) => {
+                    ends.set_cause(py, Some(not_committed(py, &error, None)));
+                    Err(ends)
+                }
+                failed => Err(not_committed(py, &error, failed)),
+            }
         }
     }
 }
@@ -93,7 +101,7 @@ type Places<'py> = (Vec<Option<Place>>, Option<Bound<'py, Ids>>);
 
 /// The configured resource that each data manager says that its branch is in; empty where none does. And the ids that were reserved for them.
 fn places_of<'py>(engine: &Engine, managers: &Bound<'py, PyList>) -> PyResult<Places<'py>> {
-    let (mut places, mut ids) = (Vec::new(), None::<Bound<'_, Ids>>);
+    let (mut places, mut ids, mut carried) = (Vec::new(), None::<Bound<'_, Ids>>, false);
     for (index, manager) in managers.iter().enumerate() {
         let name = manager.getattr_opt(intern!(manager.py(), "unanimous_resource"))?;
         let Some(name) = name.and_then(|name| name.extract::<String>().ok()) else { continue };
@@ -110,10 +118,18 @@ fn places_of<'py>(engine: &Engine, managers: &Bound<'py, PyList>) -> PyResult<Pl
                 let first = ids.get_or_insert_with(|| its.clone());
                 first.is(&its).then_some(number)
             });
+        // One is enough, and the others of the same database prepare.
+        let carries = !carried && resource.carries() && can_carry(&manager)?;
+        carried |= carries;
         places.resize(managers.len(), None);
-        places[index] = Some(Place { resource: resource.clone(), number });
+        places[index] = Some(Place { resource: resource.clone(), number, carries });
     }
     Ok((places, ids))
+}
+
+fn can_carry(manager: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let carries = manager.getattr_opt(intern!(manager.py(), "unanimous_carries"))?;
+    carries.map_or(Ok(false), |carries| carries.is_truthy())
 }
 
 /// Begins under the ids that were reserved, where they are this manager's; else the branches get other ones.
@@ -132,17 +148,23 @@ fn join_all(py: Python<'_>, tx: Transaction, group: &Arc<Group>, gathered: &[Gat
         // Branches are called in the order of their names.
         let name = format!("python {place:04}");
         let place = branch.place().cloned();
+        // Where it has an id it was told before.
+        if let Some(Place { resource, carries: true, number: None }) = &place
+            && let Err(error) = wait_detached(py, resource.ready_to_carry(tx.id().owner()))
+        {
+            return Err(given_up(py, tx, raise(py, "TransactionError", &told(&error))));
+        }
         let joined = match place {
             None => {
                 // Nobody could finish it after a crash: it is let in here, as the ancestors do (rule 10).
                 tx.allow(&name);
                 tx.join_branch(&name, branch).map(drop)
             }
-            Some(Place { resource, number: None }) => {
+            Some(Place { resource, number: None, .. }) => {
                 let join = tx.join_foreign(resource.name(), &name, branch);
                 wait_detached(py, resource.entered(join)).map(drop)
             }
-            Some(Place { resource, number: Some(number) }) => {
+            Some(Place { resource, number: Some(number), .. }) => {
                 let join = tx.join_foreign_as(resource.name(), &name, branch, number);
                 wait_detached(py, resource.entered(join)).map(drop)
             }

@@ -12,7 +12,8 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use unanimous::files::Files;
 use unanimous::log::{FileLog, FileLogOptions, MemoryLog, OpenError};
-use unanimous::postgres::Postgres;
+use unanimous::postgres::tokio_postgres::Config;
+use unanimous::postgres::{Postgres, PostgresError};
 use unanimous::thread::{Background, wait_around};
 use unanimous::{BoxError, Builder, InDoubt, TransactionManager};
 
@@ -27,6 +28,8 @@ pub(crate) struct Configuration {
     pub(crate) log: Option<PathBuf>,
     /// By their names, where they are: `file:` and a folder, or a connection string of PostgreSQL's.
     urls: BTreeMap<String, String>,
+    /// The one of them that carries decisions.
+    carrier: Option<String>,
     phase_two_wait: Option<Duration>,
     recovery_interval: Option<Duration>,
     horizon: Option<Duration>,
@@ -79,11 +82,13 @@ pub(crate) fn wait_detached<F: Future>(py: Python<'_>, future: F) -> F::Output {
 
 /// Opens the process's manager; durations are seconds.
 #[pyfunction]
-#[pyo3(signature = (log, resources, *, phase_two_wait = None, recovery_interval = None, horizon = None, max_log_size = None))]
+#[pyo3(signature = (log, resources, *, carrier = None, phase_two_wait = None, recovery_interval = None, horizon = None, max_log_size = None))]
+#[expect(clippy::too_many_arguments, reason = "they are Python's keyword arguments")]
 pub(crate) fn open(
     py: Python<'_>,
     log: Option<PathBuf>,
     resources: BTreeMap<String, String>,
+    carrier: Option<String>,
     phase_two_wait: Option<f64>,
     recovery_interval: Option<f64>,
     horizon: Option<f64>,
@@ -96,6 +101,7 @@ pub(crate) fn open(
     let configuration = Configuration {
         log,
         urls: resources,
+        carrier,
         phase_two_wait: seconds(phase_two_wait)?,
         recovery_interval: seconds(recovery_interval)?,
         horizon: seconds(horizon)?,
@@ -161,11 +167,22 @@ impl Configuration {
             if let Some(root) = url.strip_prefix("file:") {
                 resources.files.insert(name.clone(), Files::new(name, root).with_env(background.env()));
             } else {
-                let postgres = Postgres::from_url(name, url)?;
+                let postgres = self.postgres(name, url)?;
                 resources.postgres.insert(name.clone(), Resource::new(postgres, background.clone()));
             }
         }
         Ok(resources)
+    }
+
+    fn postgres(&self, name: &str, url: &str) -> Result<Postgres, PostgresError> {
+        if self.carrier.as_deref() != Some(name) {
+            return Postgres::from_url(name, url);
+        }
+        let mut builder = Postgres::builder(name, url.parse::<Config>().map_err(PostgresError::Config)?).carrier();
+        if let Some(horizon) = self.horizon {
+            builder = builder.horizon(horizon);
+        }
+        Ok(builder.build())
     }
 
     pub(crate) fn builder(&self, mut builder: Builder, resources: &Resources) -> Builder {
@@ -176,7 +193,7 @@ impl Configuration {
             builder = builder.recovery_interval(interval);
         }
         for resource in resources.postgres.values() {
-            builder = builder.resource(Postgres::clone(&resource.postgres));
+            builder = builder.resource(resource.clone());
         }
         for files in resources.files.values() {
             builder = builder.resource(files.clone());

@@ -26,7 +26,8 @@ mod _core {
     use crate::ids::Ids;
     #[pymodule_export]
     use crate::postgres::{
-        postgres_deliver_sql, postgres_ensure_outbox, postgres_mark_sql, postgres_notifications_sql,
-        postgres_replicates, postgres_resource, postgres_vote_sql, postgres_who_sql,
+        Decision, postgres_deliver_sql, postgres_durable_sql, postgres_ensure_outbox, postgres_guard_sql,
+        postgres_keep_decisions_sql, postgres_mark_sql, postgres_notifications_sql, postgres_replicates,
+        postgres_resource, postgres_vote_sql, postgres_who_sql,
     };
 }

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use unanimous::postgres::{ForeignBranch, PostgresError};
+use unanimous::{DecisionRecord, ResourceManager};
 
 use crate::commit::raise;
 use crate::engine::{self, failed, told, wait_detached};
 use crate::resource::{Reach, Resource};
 
-/// Asks where a connection leads, outside of a transaction. Its row, of texts: system, database, role, replicas.
+/// Asks where a connection leads, outside of a transaction. Its row, of texts: system, database, role, replicas, session.
 #[pyfunction]
 pub(crate) fn postgres_who_sql() -> &'static str {
     ForeignBranch::who_sql()
@@ -32,6 +33,41 @@ pub(crate) fn postgres_mark_sql(mark: &str) -> String {
 pub(crate) fn postgres_vote_sql(mark: &str, gid: &str, notifications: Vec<(String, String)>) -> PyResult<String> {
     let sql = ForeignBranch::new(mark).vote_sql(gid, &notifications);
     sql.map_err(|error| PyValueError::new_err(told(&error)))
+}
+
+/// What a commit without a vote begins with, of a branch with this mark.
+#[pyfunction]
+pub(crate) fn postgres_guard_sql(mark: &str) -> String {
+    ForeignBranch::new(mark).guard_sql()
+}
+
+/// What a commit without a vote and without a decision's rows needs in front of it, so that it lasts.
+#[pyfunction]
+pub(crate) fn postgres_durable_sql() -> &'static str {
+    ForeignBranch::durable_sql()
+}
+
+/// The decision that a branch carries, as statements in front of its commit.
+#[pyclass(frozen)]
+pub(crate) struct Decision(pub(crate) DecisionRecord);
+
+#[pymethods]
+impl Decision {
+    /// In any session.
+    fn sql(&self) -> PyResult<String> {
+        ForeignBranch::decision_sql(&self.0).map_err(|error| PyValueError::new_err(told(&error)))
+    }
+
+    /// In a session that was made to keep the statements.
+    fn kept_sql(&self) -> PyResult<String> {
+        ForeignBranch::kept_decision_sql(&self.0).map_err(|error| PyValueError::new_err(told(&error)))
+    }
+}
+
+/// Makes a session keep the statements of decisions.
+#[pyfunction]
+pub(crate) fn postgres_keep_decisions_sql() -> String {
+    ForeignBranch::keep_decisions_sql()
 }
 
 /// What keeps a branch's notifications in the outbox, as the last statement of its work.

@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use unanimous::postgres::Postgres;
+use unanimous::postgres::{Postgres, PostgresBranch, PostgresError, PostgresOptions};
 use unanimous::thread::Background;
-use unanimous::{BranchError, BranchId, ResourceManager};
+use unanimous::{
+    BranchContext, BranchError, BranchId, Capability, DeciderId, DecisionRecord, Known, Owner, ResourceManager,
+    StoreError, StoreId, TransactionId,
+};
 
 /// For how long a database that could not be reached is not asked again who it is.
 const BACK_OFF: Duration = Duration::from_secs(5);
@@ -19,6 +22,8 @@ pub(crate) struct Resource {
     pub(crate) postgres: Arc<Postgres>,
     pub(crate) background: Background,
     reach: Arc<Mutex<Reach>>,
+    /// Who has decided when a branch of it was prepared last: most likely who decides next time.
+    decider: Arc<Mutex<DeciderId>>,
 }
 
 /// Whether a database has said who it is.
@@ -32,7 +37,33 @@ pub(crate) enum Reach {
 
 impl Resource {
     pub(crate) fn new(postgres: Postgres, background: Background) -> Self {
-        Self { postgres: Arc::new(postgres), background, reach: Arc::new(Mutex::new(Reach::Never)) }
+        Self {
+            postgres: Arc::new(postgres),
+            background,
+            reach: Arc::new(Mutex::new(Reach::Never)),
+            decider: Arc::new(Mutex::new(DeciderId::Log)),
+        }
+    }
+
+    /// Whether its branches can carry decisions.
+    pub(crate) fn carries(&self) -> bool {
+        self.postgres.capability() == Capability::Carrier
+    }
+
+    pub(crate) async fn ready_to_carry(&self, owner: Owner) -> Result<(), PostgresError> {
+        self.entered(self.postgres.ready_to_carry(owner)).await
+    }
+
+    /// Who is expected to decide about its next branch.
+    pub(crate) fn decider(&self) -> DeciderId {
+        self.decider.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn note_decider(&self, decider: &DeciderId) {
+        let mut noted = self.decider.lock().unwrap_or_else(PoisonError::into_inner);
+        if *noted != *decider {
+            *noted = decider.clone();
+        }
     }
 
     pub(crate) fn is_reached(&self) -> bool {
@@ -52,18 +83,6 @@ impl Resource {
         *self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn name(&self) -> &str {
-        self.postgres.name()
-    }
-
-    pub(crate) async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.entered(ResourceManager::commit(&*self.postgres, id)).await
-    }
-
-    pub(crate) async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
-        self.entered(ResourceManager::rollback(&*self.postgres, id)).await
-    }
-
     /// Polls within the background's runtime, which the driver needs.
     pub(crate) async fn entered<F: Future>(&self, future: F) -> F::Output {
         let mut future = std::pin::pin!(future);
@@ -72,5 +91,56 @@ impl Resource {
             future.as_mut().poll(cx)
         })
         .await
+    }
+}
+
+/// As the manager knows it: it is asked from threads that are within no runtime, and from recovery, which is.
+impl ResourceManager for Resource {
+    type Branch = PostgresBranch;
+    type Options = PostgresOptions;
+
+    fn name(&self) -> &str {
+        self.postgres.name()
+    }
+
+    fn capability(&self) -> Capability {
+        self.postgres.capability()
+    }
+
+    async fn identity(&self) -> Result<StoreId, StoreError> {
+        self.entered(self.postgres.identity()).await
+    }
+
+    async fn begin(&self, context: &BranchContext, options: PostgresOptions) -> Result<PostgresBranch, BranchError> {
+        self.entered(self.postgres.begin(context, options)).await
+    }
+
+    async fn in_doubt(&self) -> Result<Vec<BranchId>, StoreError> {
+        self.entered(self.postgres.in_doubt()).await
+    }
+
+    async fn commit(&self, id: &BranchId) -> Result<(), BranchError> {
+        self.entered(ResourceManager::commit(&*self.postgres, id)).await
+    }
+
+    async fn rollback(&self, id: &BranchId) -> Result<(), BranchError> {
+        self.entered(ResourceManager::rollback(&*self.postgres, id)).await
+    }
+
+    async fn decision(&self, transaction: TransactionId, owner: Owner) -> Result<Known, StoreError> {
+        self.entered(self.postgres.decision(transaction, owner)).await
+    }
+
+    async fn decided(&self, transaction: TransactionId, owner: Owner) -> Result<Option<Known>, StoreError> {
+        self.entered(self.postgres.decided(transaction, owner)).await
+    }
+
+    async fn unfinished(&self, owner: Owner) -> Result<Vec<DecisionRecord>, StoreError> {
+        self.entered(self.postgres.unfinished(owner)).await
+    }
+
+    fn forget(&self, transaction: TransactionId) {
+        let _entered = self.background.enter();
+        self.postgres.forget(transaction);
     }
 }

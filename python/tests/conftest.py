@@ -84,13 +84,14 @@ def nothing_is_left():
 def configured(tmp_path):
     """Configures this process for a test; afterwards it is as before."""
 
-    def configure(resources, log=tmp_path / "decisions"):
-        unanimous_tm.configure(log=log, resources=resources)
+    def configure(resources, log=tmp_path / "decisions", **options):
+        unanimous_tm.configure(log=log, resources=resources, **options)
 
     yield configure
     unanimous_tm.shutdown()
     unanimous_tm._configuration._log = None
     unanimous_tm._configuration._resources = {}
+    unanimous_tm._configuration._carrier = None
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""kill -9 of a gunicorn with 2 workers of 8 threads under load over two PostgreSQL servers: ``crash.py --rounds N [--seed S] [--ancestors]``.
+"""kill -9 of a gunicorn with 2 workers of 8 threads under load over two PostgreSQL servers: ``crash.py --rounds N [--seed S] [--carrier | --ancestors]``.
 
 In each round one worker, or all of them with their master, die at a random moment. What was prepared then must be gone within 30 seconds, while
 requests go on; then the load pauses, and each id is in both databases or in neither, and those that were acknowledged are there.
 
-With ``--ancestors`` the application runs with the ancestors' own packages, for comparison: what is violated is counted, and no failure.
+With ``--carrier`` the second database carries the decisions. With ``--ancestors`` the application runs with the ancestors' own packages, for comparison: what is violated is counted, and no failure.
 
 Must not know how anything is recovered: it sees processes, answers and tables.
 """
@@ -66,11 +66,13 @@ class Server:
         self.log = folder / "gunicorn.log"
         environment = {**os.environ, "CRASH_TABLE": table, "PYTHONDONTWRITEBYTECODE": "1"}
         run = [sys.executable]
-        if whose == "ours":
+        if whose != "theirs":
             run += ["-m", "unanimous_tm", "run"]
             environment["UNANIMOUS_LOG"] = str(folder / "decisions")
             for name, number in (("ORDERS", 1), ("BILLING", 2)):
                 environment[f"UNANIMOUS_RESOURCE_{name}"] = os.environ[f"UNANIMOUS_TEST_POSTGRES_{number}"]
+            if whose == "carrier":
+                environment["UNANIMOUS_CARRIER"] = "billing"
         else:
             environment["PYTHONPATH"] = os.pathsep.join(ancestors.sources())
         address = f"127.0.0.1:{self.port}"
@@ -185,7 +187,7 @@ def rounds(count, seed, whose, say):
                 if everything:
                     server.start()
                 load.wait_answered()
-                wait = IN_DOUBT if whose == "ours" else 1.0
+                wait = 1.0 if whose == "theirs" else IN_DOUBT
                 left = caught
                 while left and time.monotonic() < since + wait:
                     time.sleep(0.05)
@@ -226,9 +228,10 @@ def main():
     parser = argparse.ArgumentParser(prog="cargo xtask python crash")
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
-    parser.add_argument("--ancestors", action="store_true")
+    parser.add_argument("--ancestors", dest="whose", action="store_const", const="theirs", default="ours")
+    parser.add_argument("--carrier", dest="whose", action="store_const", const="carrier")
     asked = parser.parse_args()
-    whose = "theirs" if asked.ancestors else "ours"
+    whose = asked.whose
 
     def say(line):
         print(line, flush=True)
@@ -242,7 +245,7 @@ def main():
         f" torn {counted['torn']}, acknowledged and lost {counted['lost']}; all finished within {counted['longest']:.1f} s of the kill;"
         f" {time.monotonic() - start:.0f} s"
     )
-    if whose == "ours" and (counted["torn"] or counted["lost"] or counted["in doubt"]):
+    if whose != "theirs" and (counted["torn"] or counted["lost"] or counted["in doubt"]):
         sys.exit(1)
 
 

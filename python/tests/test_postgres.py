@@ -455,7 +455,7 @@ def test_a_warning_of_the_vote_is_seen_whatever_the_application_does_with_notice
         transaction.commit()
         assert conn.notices is kept
         assert orders.values() == [1]
-        monkeypatch.setitem(_postgres._known, conn, (*_postgres._known[conn][:3], "one"))
+        monkeypatch.setitem(_postgres._known, conn, (*_postgres._known[conn][:3], "one", ""))
         unanimous_tm.psycopg2.join(conn)
         orders.insert(conn, 2)
         conn.notices = []

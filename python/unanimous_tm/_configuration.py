@@ -23,6 +23,7 @@ _Path = Union[str, "os.PathLike[str]"]
 EXIT_WAIT = 5.0
 
 _RESOURCE = "UNANIMOUS_RESOURCE_"
+_CARRIER = "UNANIMOUS_CARRIER"
 
 #: What the names of folders begin with that no configuration names.
 _FOLDER = "files:"
@@ -30,6 +31,7 @@ _FOLDER = "files:"
 _lock = threading.Lock()
 _log: Optional[str] = None
 _resources: dict[str, str] = {}
+_carrier: Optional[str] = None
 _options: dict[str, Any] = {}
 #: The environment is looked at once, and what is said in the program goes before it.
 _looked = False
@@ -50,6 +52,7 @@ def configure(
     log: Optional[_Path] = None,
     resources: Optional[Mapping[str, str]] = None,
     *,
+    carrier: Optional[str] = None,
     phase_two_wait: float = 5.0,
     recovery_interval: float = 60.0,
     horizon: Optional[float] = None,
@@ -64,12 +67,15 @@ def configure(
         next start: it must find the same.
     :param resources: by names that are the same over restarts: connection strings of PostgreSQL databases, and folders as ``file:/srv/receipts``.
         Each ``UNANIMOUS_RESOURCE_NAME`` of the environment is one more, ``name``.
+    :param carrier: the name of a PostgreSQL database among the resources whose branch decides where it takes part with others: it is not prepared,
+        but commits last, with the decision as a row, which saves a forced write. ``UNANIMOUS_CARRIER`` where it is left out. It
+        needs a log, which says whose rows they are and decides the transactions that the carrier has no part in.
     :param phase_two_wait: how many seconds a commit waits, behind the decision, for branches that don't confirm; recovery goes on with them.
     :param recovery_interval: how often, in seconds, stores are asked for branches in doubt although none is known.
-    :param horizon: how many seconds finished decisions are kept; a week where it is left out.
+    :param horizon: how many seconds finished decisions are kept; a week where it is left out, and a day in a carrier.
     :param max_log_size: the bytes that a log may take; 48 MiB where it is left out.
     """
-    global _log, _resources, _options, _looked
+    global _log, _resources, _carrier, _options
     options = {
         "phase_two_wait": phase_two_wait,
         "recovery_interval": recovery_interval,
@@ -87,7 +93,12 @@ def configure(
             # A FileStore that was made before stays one, by the name that its folder has now.
             named = {_folder_of(url) for url in _resources.values()}
             _resources.update({name: url for name, url in made.items() if _folder_of(url) not in named})
+            # One that is no resource any more carries nothing.
+            _carrier = os.environ.get(_CARRIER) or None
+        if carrier is not None:
+            _carrier = carrier
         _options = options
+        _check_carrier()
 
 
 def recover() -> list[InDoubt]:
@@ -134,18 +145,30 @@ def open_engine() -> None:
     with _lock:
         if not _core.is_open():
             _look()
-            _core.open(_log, _resources, **_options)
+            _check_carrier()
+            _core.open(_log, _resources, carrier=_carrier, **_options)
+
+
+def _check_carrier() -> None:
+    if _carrier is None:
+        return
+    if _resources.get(_carrier, "file:").startswith("file:"):
+        known = sorted(name for name, url in _resources.items() if not url.startswith("file:"))
+        raise ValueError(f"the carrier is one of the PostgreSQL databases that are configured ({', '.join(known)}), not {_carrier!r}")
+    if _log is None:
+        raise ValueError("a carrier needs a log, which says whose decisions its rows are: configure(log=..., carrier=...)")
 
 
 def _look() -> None:
     """Takes over what the environment says, once."""
-    global _log, _resources, _looked
+    global _log, _resources, _carrier, _looked
     if not _looked:
         _looked = True
         log = os.environ.get("UNANIMOUS_LOG")
         if log:
             _log = os.path.realpath(log)
         _resources = _environment()
+        _carrier = os.environ.get(_CARRIER) or None
 
 
 def _environment() -> dict[str, str]:

@@ -12,10 +12,11 @@ Must not know transactions.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 # libpq's PGTransactionStatusType.
@@ -62,6 +63,9 @@ class Driver:
     #: A vote's warning is certainly about replicas.
     tells_warnings = False
 
+    #: A commit was sent.
+    is_sent = False
+
     def __init__(self, conn: Any) -> None:
         self.conn = conn
 
@@ -93,6 +97,10 @@ class Driver:
     def mark(self, sql: Callable[[], str]) -> None:
         """Marks what has begun, by this statement or in the driver's own way."""
         self.run(sql())
+
+    def writes(self) -> bool:
+        """Whether what has begun may write, as the connection was told."""
+        raise NotImplementedError
 
     def run(self, sql: str) -> list[tuple]:
         """One message, in the transaction. The rows of its last statement, if it gives any."""
@@ -127,6 +135,17 @@ class Driver:
         which may say that this has not reached a replica, if there is one."""
         raise NotImplementedError
 
+    def commit_alone(self, guard: Callable[[], str], sql: str, can_ask: bool) -> Optional[str]:
+        """Commits behind these statements, in one message, guarded by this statement or in the driver's own way. With `can_ask` it can be found out
+        whether it has, so that an error may leave it open. A warning, as :meth:`vote`."""
+        raise NotImplementedError
+
+    def has_refused(self, error: BaseException) -> bool:
+        """Whether an error of :meth:`commit_alone` says that it has not committed, and will not."""
+        code = self.sqlstate(error)
+        # 40003: statement completion unknown.
+        return code is not None and code != "40003" and not self.is_lost(error)
+
     def is_open(self) -> bool:
         """Whether the server has answered last that it is inside of a transaction."""
         try:
@@ -155,6 +174,8 @@ class Psycopg2(Driver):
     _waits = False
     #: It has ended that, and is in no transaction.
     _ended = False
+    #: Behind the commit that was sent another transaction begins.
+    _begins = False
 
     def begin(self, gid: str) -> None:
         super().begin(gid)
@@ -170,6 +191,11 @@ class Psycopg2(Driver):
                 self._marked = marked
                 return
         self.run(sql())
+
+    def writes(self) -> bool:
+        reads = self.conn.readonly
+        # The mark is what the default was not.
+        return not reads if reads is not None else self._marked != "off"
 
     @property
     def dsn(self) -> str:
@@ -207,16 +233,16 @@ class Psycopg2(Driver):
             # Its only other way out is to send the opposite of what was decided.
             raise RuntimeError("psycopg2 can't be told that what it has prepared has ended elsewhere")
         # It thinks that the transaction is open; a rollback of none would be a warning in the server's log.
-        self.run("BEGIN")
+        if self.conn.get_transaction_status() == _IDLE:
+            self.run("BEGIN")
         self.conn.tpc_rollback()
+
+    def rollback(self) -> None:
+        self.reset()
 
     def vote(self, gid: str, sql: Callable[[], str], outbox: Optional[str]) -> Optional[str]:
         conn = self.conn
-        # The application may have a list of its own there, and the driver forgets all but the last fifty.
-        kept = conn.notices
-        heard: list[str] = []
-        conn.notices = heard
-        try:
+        with self._hearing() as heard:
             if not self._is_marked():
                 # Where the driver has marked it, this fails, and the server says why.
                 self.run(sql())
@@ -230,10 +256,41 @@ class Psycopg2(Driver):
                     conn.poll()
                 else:
                     self.run(f"PREPARE TRANSACTION {literal(gid)}")
+        return self._warning(heard)
+
+    def commit_alone(self, guard: Callable[[], str], sql: str, can_ask: bool) -> Optional[str]:
+        if not self._is_marked():
+            # Where the driver has marked it, this fails, and the server says why.
+            sql = f"{guard()}; {sql}"
+        with self._hearing() as heard:
+            self.is_sent, self._begins = True, can_ask
+            # It takes the transaction for open until it has rolled back one.
+            self.run(f"{sql}; COMMIT; BEGIN" if can_ask else f"{sql}; COMMIT")
+        return self._warning(heard)
+
+    def has_refused(self, error: BaseException) -> bool:
+        if self._begins:
+            # What fails outside of the transaction may have come behind the commit.
+            return not self.conn.closed and self.conn.get_transaction_status() == _IN_ERROR
+        return super().has_refused(error)
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[list[str]]:
+        """What the server says meanwhile beside its answers."""
+        conn = self.conn
+        # The application may have a list of its own there, and the driver forgets all but the last fifty.
+        kept = conn.notices
+        heard: list[str] = []
+        conn.notices = heard
+        try:
+            yield heard
         finally:
             conn.notices = kept
             for text in heard:
                 kept.append(text)
+
+    @staticmethod
+    def _warning(heard: list[str]) -> Optional[str]:
         if not heard:
             return None
         # Their severity is translated, and where they come from is not told: what does not say that it is harmless may be it.
@@ -264,6 +321,10 @@ class Psycopg3(Driver):
 
     _begun = False
     _warning: Optional[str] = None
+
+    def writes(self) -> bool:
+        reads = self.conn.read_only
+        return not reads if reads is not None else self.conn.info.parameter_status(_REPORTED) != "on"
 
     @property
     def dsn(self) -> str:
@@ -305,6 +366,16 @@ class Psycopg3(Driver):
         self.conn.add_notice_handler(self._noticed)
         try:
             self.run(sql())
+        finally:
+            self.conn.remove_notice_handler(self._noticed)
+        return self._warning
+
+    def commit_alone(self, guard: Callable[[], str], sql: str, can_ask: bool) -> Optional[str]:
+        self.conn.add_notice_handler(self._noticed)
+        try:
+            sql = f"{guard()}; {sql}; COMMIT"
+            self.is_sent = True
+            self.run(sql)
         finally:
             self.conn.remove_notice_handler(self._noticed)
         return self._warning

@@ -8,6 +8,7 @@
     the application's statements
     the vote                one message, not sent or not obeyed where the transaction has failed, or is another one
     COMMIT PREPARED gid     the second phase; then what delivers the notifications
+    row; COMMIT             one message instead of both, where the branch carries the decision
 
 PostgreSQL answers PREPARE TRANSACTION in a failed transaction with the tag ROLLBACK and no error, and neither driver tells: hence the mark. A
 resource's branch has its id from the begin on, as psycopg2 can't be told later; nothing is prepared under it before the core asks for it.
@@ -37,6 +38,9 @@ FINISH_WAIT = 5.0
 
 # What another try of the transaction can cure: serialization failures and deadlocks.
 _RETRYABLE = ("40001", "40P01")
+
+# A statement that was prepared is not there (any more).
+_NOT_KEPT = "26000"
 
 _OPEN, _VOTING, _PREPARED, _COMMITTED, _ENDED = "open", "voting", "prepared", "committed", "ended"
 
@@ -75,9 +79,15 @@ class DataManager:
         self._state = _OPEN
         #: It must commit. Also set by who calls it, for all of a transaction before the first of them is called.
         self.unanimous_decided = False
+        #: What :meth:`commit_alone` has raised means that nothing was committed, and will not be.
+        self.unanimous_refused = True
         self._released = False
         self._gid = ""
         self._savepoints = 0
+        #: The session is made to keep the statements of decisions by its commit.
+        self._keeps = False
+        #: The work has deallocated them.
+        self._has_deallocated = False
         self._started: Optional[concurrent.futures.Future] = None
         self._look()
         self._driver.begin(self._reserve(trans))
@@ -133,7 +143,9 @@ class DataManager:
 
     def should_retry(self, error: BaseException) -> bool:
         """Whether the same work can succeed when it is done again."""
-        return self._driver.sqlstate(error) in _RETRYABLE
+        code = self._driver.sqlstate(error)
+        # The next try does without the statements that the work has deallocated.
+        return code in _RETRYABLE or (code == _NOT_KEPT and self._has_deallocated)
 
     # The two phases, as a branch of a configured resource has them.
 
@@ -146,6 +158,41 @@ class DataManager:
             self._prepare(gid)
         else:
             self._wait()
+
+    def commit_alone(self, decision: Optional[_core.Decision] = None) -> None:
+        """Commits without a vote, and notifies with that; with the rows of a decision, where it carries one. Behind an error nothing is committed
+        where `unanimous_refused` says so; else nobody here knows.
+
+        :raises BranchError: the work has failed or has ended its transaction; or a replica has perhaps not heard of the commit.
+        """
+        driver = self._driver
+        try:
+            if not driver.is_open():
+                # The server says why.
+                driver.run(self._guard_sql())
+                raise BranchError("the work in this connection has ended its transaction")
+            sql = _core.postgres_durable_sql() if decision is None else self._decision_sql(decision)
+            if self.notifies:
+                sql = f"{sql}; {self._notify_sql()}"
+            warning = driver.commit_alone(self._guard_sql, sql, decision is not None)
+            self.unanimous_refused = False
+            if self._keeps:
+                _kept[self.conn] = _KEEPS
+        except BaseException as error:
+            if decision is not None and driver.sqlstate(error) == _NOT_KEPT:
+                self._has_deallocated = True
+                _kept[self.conn] = _KEEPS_NOTHING
+            # A decision that is there already may be to commit.
+            is_decided = decision is not None and driver.sqlstate(error) == "23505"
+            if driver.is_sent and (is_decided or not driver.has_refused(error)):
+                self.unanimous_refused = False
+                self._state = _ENDED
+                self._release()
+            self._tell(error)
+            raise
+        self._state = _ENDED
+        self._release()
+        self._check_replicas(warning, "commit")
 
     def commit_branch(self) -> None:
         """Commits what is prepared, and delivers its notifications. An error leaves open which of it is done."""
@@ -213,7 +260,7 @@ class DataManager:
         if who is None and self._driver.is_idle():
             who = _known[self.conn] = tuple(self._driver.ask(_core.postgres_who_sql()))
         if who is not None:
-            system, database, role, _replicas = who
+            system, database, role, *_ = who
             self.unanimous_resource = _core.postgres_resource(system, database, role)
 
     def _reserve(self, trans: Any) -> str:
@@ -223,7 +270,7 @@ class DataManager:
         ids = trans._ids
         if ids is None:
             ids = trans._ids = _core.Ids()
-        reserved = ids.branch()
+        reserved = ids.branch(self.unanimous_resource)
         if reserved is None:
             return self._own_id()
         number, gid = reserved
@@ -240,8 +287,16 @@ class DataManager:
             self._mark = os.urandom(16).hex()
         return self._mark
 
+    @property
+    def unanimous_carries(self) -> bool:
+        """Whether its commit could carry a decision, as far as can be told: a transaction that only reads can't."""
+        return self._driver.writes()
+
     def _mark_sql(self) -> str:
         return _core.postgres_mark_sql(self.mark)
+
+    def _guard_sql(self) -> str:
+        return _core.postgres_guard_sql(self.mark)
 
     def notify(self, asked: list[Notification]) -> None:
         """Notifies when the transaction has committed."""
@@ -251,6 +306,26 @@ class DataManager:
                 _core.postgres_ensure_outbox(self.unanimous_resource)
                 _outboxes.add(store)
         self.notifies.extend(one for one in asked if one not in self.notifies)
+
+    def _decision_sql(self, decision: _core.Decision) -> str:
+        """From the second time on by statements that the session keeps: one that is closed soon is not worth it."""
+        conn = self.conn
+        state = _kept.get(conn)
+        if state == _KEEPS:
+            return decision.kept_sql()
+        if state == _HAS_CARRIED:
+            # Until it has succeeded nobody knows what the session keeps.
+            _kept[conn] = _KEEPS_NOTHING
+            self._keeps = True
+            return f"{_core.postgres_keep_decisions_sql()}; {decision.kept_sql()}"
+        if state is None:
+            _kept[conn] = _HAS_CARRIED if self._has_own_session() else _KEEPS_NOTHING
+        return decision.sql()
+
+    def _has_own_session(self) -> bool:
+        """Whether its session is nobody else's, as a pooler's may be."""
+        who = _known.get(self.conn)
+        return who is not None and who[4] == str(self.conn.info.backend_pid)
 
     def _prepare(self, gid: str) -> None:
         kept = self.notifies if self.unanimous_resource is not None else []
@@ -264,17 +339,25 @@ class DataManager:
             code = self._driver.sqlstate(error)
             if self._driver.is_open() or (code is not None and not self._driver.is_lost(error)):
                 self._state = _OPEN
-            if code == "25P02":
-                raise BranchError("a statement of the work in this connection failed, so that it can only be aborted") from error
-            if code == "22012":
-                raise BranchError(
-                    "the work in this connection has ended its transaction (COMMIT, ROLLBACK, BEGIN), or has set"
-                    " default_transaction_read_only, which shows that; leave both to the transaction that it has joined"
-                ) from error
+            self._tell(error)
             raise
         self._state = _PREPARED
+        self._check_replicas(warning, "vote")
+
+    def _tell(self, error: BaseException) -> None:
+        """What an error of the mark's means."""
+        code = self._driver.sqlstate(error)
+        if code == "25P02":
+            raise BranchError("a statement of the work in this connection failed, so that it can only be aborted") from error
+        if code == "22012":
+            raise BranchError(
+                "the work in this connection has ended its transaction (COMMIT, ROLLBACK, BEGIN), or has set"
+                " default_transaction_read_only, which shows that; leave both to the transaction that it has joined"
+            ) from error
+
+    def _check_replicas(self, warning: Optional[str], what: str) -> None:
         if warning is not None and (self._driver.tells_warnings or self._replicates()):
-            raise BranchError(f"the vote may not be on a replica that it must be on: {warning}")
+            raise BranchError(f"the {what} may not be on a replica that it must be on: {warning}")
 
     def _replicates(self) -> bool:
         """Whether a warning of the vote's may be about a replica. The connection can't be asked any more."""
@@ -427,6 +510,10 @@ def join(connect: Callable[[str], Any], conn: Any, trans: Any = None, notify: An
 
 # What the servers of connections have said of themselves.
 _known: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+# What is known of connections whose sessions carry decisions: from the second time on they keep the statements.
+_HAS_CARRIED, _KEEPS, _KEEPS_NOTHING = "has carried", "keeps", "keeps nothing"
+_kept: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 # The databases, by system and number, that have an outbox.
 _outboxes: set[tuple[str, ...]] = set()

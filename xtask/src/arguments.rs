@@ -13,7 +13,7 @@ usage: cargo xtask test [STEP]
        cargo xtask fuzz [--executions N] [--target NAME]
        cargo xtask python wheel
        cargo xtask python test [ARGUMENT ...]
-       cargo xtask python crash --rounds N [--seed S] [--ancestors]
+       cargo xtask python crash --rounds N [--seed S] [--carrier | --ancestors]
        cargo xtask python bench NAME [ARGUMENT ...]
 
 test         format, runners, clippy, documentation, features, tests, dependencies, packages, a few crash rounds;
@@ -42,6 +42,7 @@ fuzz         the fuzz targets of fuzz/ (docs/proof.md). Needs a nightly toolchai
 python wheel builds the Python package into target/wheels
 python test  builds it, and runs its own tests and the ancestors' on two PostgreSQL servers; arguments are pytest's
 python crash kill -9 of a gunicorn with 2 workers of 8 threads under load over two servers, N times; exits 1 when anything was violated
+             --carrier    one of the databases carries the decisions
              --ancestors  the ancestors' packages instead, for comparison: what is violated is counted only
 python bench the figures of python/benches/NAME.py, against the ancestors in the same run";
 

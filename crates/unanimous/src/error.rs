@@ -17,7 +17,8 @@ use crate::transaction::Status;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum JoinError {
-    /// A branch that joins for a registered resource ([`join_foreign`](crate::Tx::join_foreign)) must be two-phase.
+    /// A branch that joins for a registered resource ([`join_foreign`](crate::Tx::join_foreign)) must be two-phase, or a carrier where the
+    /// resource is one.
     NotTwoPhase {
         /// The branch's name.
         name: String,
@@ -111,7 +112,10 @@ impl fmt::Display for JoinError {
                  join its resource, or let its capability be volatile"
             ),
             JoinError::NotTwoPhase { name } => {
-                write!(f, "the branch {name:?} can't be recovered by a resource: it says that it is not two-phase")
+                write!(
+                    f,
+                    "the branch {name:?} can't be recovered by a resource: it says that it is not two-phase, nor is it the branch of a carrier"
+                )
             }
             JoinError::Store { resource, .. } => write!(f, "the resource {resource:?} could not begin a branch"),
         }

@@ -549,7 +549,8 @@ impl Tx {
 
     /// Joins a branch of a registered resource that somebody else works on: another driver, another language. The branch prepares in the resource's
     /// store, by the id that it is given; so the resource lists it, and recovery finishes what a crash leaves of it. Several
-    /// can join, each under a name of its own.
+    /// can join, each under a name of its own. Where the resource is a carrier, its branch may say that it [is one](Capability::Carrier): then
+    /// it commits with the decision's row, as the resource's own would.
     ///
     /// Where the branch's own connection can't finish it, its `commit` and `rollback` may ask the
     /// [registered](Self::registered) resource's, by the id.
@@ -558,7 +559,7 @@ impl Tx {
     ///
     /// # Errors
     ///
-    /// [`JoinError::NotRegistered`]; [`JoinError::NotTwoPhase`];
+    /// [`JoinError::NotRegistered`]; [`JoinError::NotTwoPhase`]; [`JoinError::SecondUnprepared`];
     /// [`JoinError::Store`] where the store, which was down until now, can't say who it is; [`JoinError::Duplicate`]. The transaction
     /// goes on without that branch.
     pub async fn join_foreign<B: Branch>(
@@ -570,9 +571,9 @@ impl Tx {
         self.join_foreign_numbered(resource, name, branch, None).await
     }
 
-    /// The same for a branch whose id was [reserved](crate::thread::Reserved::branch) before: it has this number. Where a carrier decides, the
-    /// id that the branch is asked to prepare under is another one all the same, since it names the carrier; with [early
-    /// acknowledgement](crate::Builder::early_acknowledgement) too, since it lists the participants.
+    /// The same for a branch whose id was [reserved](crate::thread::Reserved::branch) before: it has this number. The id that the branch is
+    /// asked to prepare under is another one all the same where another decides than the one that was [named](crate::thread::Reserved::branch_decided_by)
+    /// then, and with [early acknowledgement](crate::Builder::early_acknowledgement), since it lists the participants.
     ///
     /// Cancel safety: as [`join_foreign`](Self::join_foreign).
     ///
@@ -598,11 +599,16 @@ impl Tx {
     ) -> Result<Joined<'_, B>, JoinError> {
         let shared = &self.shared;
         let lease = shared.lease()?;
-        if DynBranch::capability(&branch) != Capability::TwoPhase {
+        let capability = DynBranch::capability(&branch);
+        if !matches!(capability, Capability::TwoPhase | Capability::Carrier) {
             return Err(JoinError::NotTwoPhase { name: name.to_owned() });
         }
         let not_registered = || JoinError::NotRegistered { resource: resource.to_owned() };
         let registered = shared.manager.registered(resource).ok_or_else(not_registered)?;
+        // Whose rows are asked after a crash is the resource's to say, not the branch's.
+        if capability == Capability::Carrier && registered.capability != Capability::Carrier {
+            return Err(JoinError::NotTwoPhase { name: name.to_owned() });
+        }
         if registered.known_identity().is_none() {
             let store = |error| JoinError::Store { resource: resource.to_owned(), source: BranchError::refused(error) };
             registered.identity().await.map_err(store)?;

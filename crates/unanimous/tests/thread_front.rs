@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use unanimous::thread::{StateError, begin, reserve, wait, wait_around};
-use unanimous::{Branch, BranchError, BranchId, Capability, JoinError, KnownOutcome, Options, Work};
+use unanimous::{Branch, BranchError, BranchId, Capability, DeciderId, JoinError, KnownOutcome, Options, Work};
 
 use crate::support::{Call, Fault, World};
 use crate::thread_support::{Plain, Witness, here};
@@ -119,6 +119,43 @@ fn a_foreign_branch_that_nobody_could_recover_is_refused() {
     assert_eq!(a.keys(), ["row"]);
 }
 
+/// It commits last, with the decision's row, wherever it comes in their order; and the others' ids name it.
+#[test]
+fn a_foreign_branch_of_a_carrier_carries_the_decision() {
+    let mut world = World::new();
+    let (a, b, c) = (world.two_phase("a"), world.two_phase("b"), world.carrier("c"));
+    let plain = Plain::over(&[&a, &b, &c], world);
+    let tx = begin(plain.manager.manager(), Options::default());
+    for (name, store) in [("1", &c), ("2", &a), ("3", &b)] {
+        let branch = store.branch();
+        branch.put("row").unwrap();
+        wait(tx.join_foreign(store_name(store), name, branch)).unwrap();
+    }
+    let second = wait(tx.join_foreign("c", "4", c.branch())).map(drop).unwrap_err();
+    assert!(
+        matches!(&second, JoinError::SecondUnprepared { joined, refused } if joined == "1" && refused == "4"),
+        "{second}"
+    );
+    plain.world.journal.clear();
+    wait(async move { tx.commit().await }).unwrap();
+    let acts = plain.acts();
+    let acts: Vec<_> = acts.iter().map(String::as_str).filter(|act| !act.ends_with(".flush")).collect();
+    assert_eq!(acts, ["a.prepare!", "b.prepare!", "c.commit-carrying! [a b]", "a.commit!", "b.commit!", "c.forget"]);
+    assert_eq!([a.keys(), b.keys(), c.keys()], [["row"], ["row"], ["row"]]);
+}
+
+/// Nobody would ask the rows of a store that is no carrier.
+#[test]
+fn a_carrying_branch_of_a_resource_that_is_no_carrier_is_refused() {
+    let mut world = World::new();
+    let (a, c) = (world.two_phase("a"), world.carrier("c"));
+    let plain = Plain::over(&[&a, &c], world);
+    let tx = begin(plain.manager.manager(), Options::default());
+    let refused = wait(tx.join_foreign("a", "1", c.branch())).map(drop).unwrap_err();
+    assert!(matches!(&refused, JoinError::NotTwoPhase { name } if name == "1"), "{refused}");
+    wait(async move { tx.abort().await });
+}
+
 /// Writes down under which ids branches are asked to prepare.
 struct Asked(Arc<Mutex<Vec<BranchId>>>);
 
@@ -166,6 +203,28 @@ fn a_branch_prepares_under_the_id_that_was_reserved_for_it() {
     assert!(matches!(&refused, JoinError::Duplicate { .. }), "{refused}");
     wait(async move { tx.commit().await }).unwrap();
     assert_eq!(*asked.lock().unwrap(), [ids[2].clone(), ids[1].clone(), ids[0].clone()]);
+}
+
+/// Where the carrier that was expected decides, that is also its whole id.
+#[test]
+fn a_branch_prepares_under_the_id_that_was_reserved_for_a_carriers_decision() {
+    let mut world = World::new();
+    let (a, c) = (world.two_phase("a"), world.carrier("c"));
+    let plain = Plain::over(&[&a, &c], world);
+    let store = wait(unanimous::ResourceManager::identity(&c)).unwrap();
+    for expected in [DeciderId::Log, DeciderId::Store(store.clone())] {
+        let mut reserved = reserve(plain.manager.manager());
+        let id = reserved.branch_decided_by(expected.clone()).unwrap();
+        let tx = reserved.begin(plain.manager.manager(), Options::default()).unwrap();
+        let asked: Arc<Mutex<Vec<BranchId>>> = Arc::default();
+        wait(tx.join_foreign_as("a", "1", Asked(asked.clone()), id.number)).unwrap();
+        let branch = c.branch();
+        branch.put("row").unwrap();
+        wait(tx.join_foreign("c", "2", branch)).unwrap();
+        wait(async move { tx.commit().await }).unwrap();
+        assert_eq!(*asked.lock().unwrap(), [BranchId { decider: DeciderId::Store(store.clone()), ..id.clone() }]);
+        assert_eq!(asked.lock().unwrap()[0] == id, expected != DeciderId::Log);
+    }
 }
 
 /// Each branch is recovered by the number that its store lists, also where the numbers run against the order of the names.

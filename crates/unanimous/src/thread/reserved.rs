@@ -42,9 +42,15 @@ impl Reserved {
 
     /// The id of another branch, decided in the log, for [`join_foreign_as`](crate::Tx::join_foreign_as). None where all 65535 are given out.
     pub fn branch(&mut self) -> Option<BranchId> {
+        self.branch_decided_by(DeciderId::Log)
+    }
+
+    /// The same where this one is expected to decide: the store that is a carrier. Who decides is known when the branches are flushed; where it
+    /// is another one, the branch is asked to prepare under another id, of the same number.
+    pub fn branch_decided_by(&mut self, decider: DeciderId) -> Option<BranchId> {
         let number = self.branches;
         self.branches = number.checked_add(1)?;
-        Some(BranchId { transaction: self.id, decider: DeciderId::Log, number })
+        Some(BranchId { transaction: self.id, decider, number })
     }
 
     /// Begins the transaction, as [`begin`](super::begin) does; its time limit counts from now. None where the id is not this manager's.

@@ -2,9 +2,9 @@
 
 use unanimous::log::MemoryLog;
 use unanimous::postgres::tokio_postgres::error::SqlState;
-use unanimous::postgres::tokio_postgres::{Client, SimpleQueryMessage};
+use unanimous::postgres::tokio_postgres::{Client, Config, SimpleQueryMessage};
 use unanimous::postgres::{ForeignBranch, Postgres, PostgresError};
-use unanimous::{BranchId, DeciderId, DecisionLog, ResourceManager};
+use unanimous::{BranchId, DeciderId, DecisionLog, DecisionRecord, Known, Note, Participant, ResourceManager};
 
 use super::listener::Listener;
 use super::{Pair, connect, prepared};
@@ -95,4 +95,46 @@ async fn notifications_go_with_the_vote_and_are_delivered_once() {
     }
     let refused = branch.vote_sql("id", &[(String::new(), String::new())]).unwrap_err();
     assert!(matches!(refused, PostgresError::Notification(_)), "{refused}");
+}
+
+/// Its rows are what the store's own branch writes, in a session that keeps the statements too; they need the run to be known, and are there or
+/// not with the work.
+#[tokio::test]
+async fn a_carriers_message_commits_the_work_and_the_decision_or_neither() {
+    let pair = Pair::new();
+    let url = pair.orders.url();
+    let carrier = Postgres::builder("orders", url.parse::<Config>().unwrap()).carrier().build();
+    let owner = MemoryLog::new().owner();
+    let client = connect(&url).await;
+    let branch = ForeignBranch::new("mark");
+    let record = |sequence| DecisionRecord {
+        transaction: owner.transaction(sequence),
+        participants: vec![Participant { number: 3, resource: "it's".to_owned(), store: None }],
+        decided_at: 1,
+        note: Note::default(),
+    };
+    let carry = async |work: &str, decision: String| {
+        client.batch_execute(&format!("begin; {}", branch.mark_sql())).await.unwrap();
+        let _ = client.batch_execute(work).await;
+        let sent = client.simple_query(&format!("{}; {decision}; commit", branch.guard_sql())).await;
+        let _ = client.batch_execute("rollback").await;
+        sent.map(drop).map_err(|error| error.code().cloned().unwrap())
+    };
+    carrier.check().await.unwrap();
+    let insert = |value: &str| format!("insert into t (v) values ('{value}')");
+    let sql = |sequence| ForeignBranch::decision_sql(&record(sequence)).unwrap();
+    assert_eq!(carry(&insert("unknown run"), sql(1)).await, Err(SqlState::NOT_NULL_VIOLATION));
+    carrier.ready_to_carry(owner).await.unwrap();
+    assert_eq!(carry("select 1/0", sql(1)).await, Err(SqlState::IN_FAILED_SQL_TRANSACTION));
+    assert_eq!(carry("rollback and chain", sql(1)).await, Err(SqlState::DIVISION_BY_ZERO));
+    assert_eq!(carrier.decided(record(1).transaction, owner).await.unwrap(), None);
+    let kept = ForeignBranch::kept_decision_sql(&record(2)).unwrap();
+    carry(&insert("1"), sql(1)).await.unwrap();
+    carry(&insert("2"), format!("{}; {kept}", ForeignBranch::keep_decisions_sql())).await.unwrap();
+    assert_eq!(carry(&insert("twice"), kept).await, Err(SqlState::UNIQUE_VIOLATION));
+    assert_eq!(pair.values(), ["1 2", ""]);
+    for sequence in [1, 2] {
+        let known = carrier.decision(record(sequence).transaction, owner).await.unwrap();
+        assert_eq!(known, Known::Commit(record(sequence)));
+    }
 }
