@@ -361,8 +361,13 @@ impl PostgresBranch {
 
     /// The same as a message of its own, behind what can't share one. Sent at the first poll.
     async fn park(&self) {
-        if self.link().is_open() && self.is_usable() && self.ask("parking the session", PARKED).await.is_err() {
-            self.spoil();
+        if !self.link().is_open() || !self.is_usable() {
+            return;
+        }
+        match self.ask("parking the session", PARKED).await {
+            // Inside of what has failed nothing can be written, and a rollback follows.
+            Err(error) if error.code() != Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => self.spoil(),
+            _ => {}
         }
     }
 
@@ -371,7 +376,6 @@ impl PostgresBranch {
     async fn clean(&self, prepared: bool) {
         if let Link::Own(session) = self.link()
             && session.who.guarded
-            && self.store.cleans
             && !self.close
             && !self.is_spoiled()
         {

@@ -141,7 +141,6 @@ pub struct PostgresBuilder {
     pool_timeout: Duration,
     carrier: bool,
     horizon: Duration,
-    cleans: bool,
 }
 
 impl PostgresBuilder {
@@ -179,13 +178,6 @@ impl PostgresBuilder {
     /// (deferred triggers, the wait for a replica), so this does, here: a vote that takes longer is a no, and fenced.
     pub fn vote_timeout(self, timeout: Duration) -> Self {
         Self { vote_timeout: timeout, ..self }
-    }
-
-    /// Gives the sessions of the store's own pool back as the work left them, instead of as they were when they were new. That spares the server
-    /// a message after each branch. Then what the work sets or takes for the session, and not for its transaction
-    /// (`SET` without `LOCAL`, `pg_advisory_lock`, `LISTEN`, temporary tables, `SET ROLE`), meets whoever is given that session next.
-    pub fn without_cleaning(self) -> Self {
-        Self { cleans: false, ..self }
     }
 
     /// How long a join waits for a connection of the pool; 30 s by default.
@@ -235,7 +227,6 @@ impl PostgresBuilder {
             pool_timeout,
             carrier,
             horizon,
-            cleans,
         } = self;
         let (source, connect) = match connections {
             Connections::Config(config) => {
@@ -250,7 +241,7 @@ impl PostgresBuilder {
         let capability = if carrier { Capability::Carrier } else { Capability::TwoPhase };
         let store = Store::new(name, capability, source, connect);
         let decisions = Decisions::new(horizon);
-        let store = Store { decisions, lock_timeout, vote_timeout, pool_timeout, max_connections, cleans, ..store };
+        let store = Store { decisions, lock_timeout, vote_timeout, pool_timeout, max_connections, ..store };
         Postgres { store: Arc::new(store) }
     }
 }
@@ -293,7 +284,6 @@ impl Postgres {
             pool_timeout: Duration::from_secs(30),
             carrier: false,
             horizon: store::HORIZON,
-            cleans: true,
         }
     }
 

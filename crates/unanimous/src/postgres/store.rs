@@ -36,8 +36,6 @@ pub(super) struct Store {
     pub(super) lock_timeout: Duration,
     pub(super) vote_timeout: Duration,
     pub(super) pool_timeout: Duration,
-    /// Whether a session of the own pool is cleaned between two branches.
-    pub(super) cleans: bool,
     /// The outbox is known to be there.
     pub(super) outbox: tokio::sync::OnceCell<()>,
     /// How many connections a pool may have.
@@ -71,7 +69,6 @@ impl Store {
             lock_timeout: Guard::DEFAULT.lock_timeout,
             vote_timeout: Duration::from_secs(60),
             pool_timeout: Duration::from_secs(30),
-            cleans: true,
             outbox: tokio::sync::OnceCell::new(),
             decisions: Decisions::new(HORIZON),
             max_connections: 16,

@@ -298,35 +298,6 @@ async fn what_cannot_be_prepared_is_gone_for_the_next() {
     }
 }
 
-#[tokio::test]
-async fn without_cleaning_the_next_finds_what_was_left() {
-    let pair = Pair::new();
-    let config: tokio_postgres::Config = pair.orders.url().parse().unwrap();
-    let orders = Postgres::builder("orders", config).without_cleaning().build();
-    let billing = Postgres::from_url("billing", &pair.billing.url()).unwrap();
-    let manager = super::builder(&orders, &billing).build().await.unwrap();
-    let mut found = Vec::new();
-    for both in [false, true, false] {
-        let tx = manager.begin();
-        let branch = tx.join(&orders).await.unwrap();
-        branch.batch_execute("insert into public.t (v) values (gen_random_uuid())").await.unwrap();
-        let path: String = branch.query_one("select current_setting('search_path')", &[]).await.unwrap().get(0);
-        branch.batch_execute(&format!("set search_path = path_{}", found.len())).await.unwrap();
-        found.push(path);
-        drop(branch);
-        if both {
-            tx.join(&billing)
-                .await
-                .unwrap()
-                .batch_execute("insert into t (v) values (gen_random_uuid())")
-                .await
-                .unwrap();
-        }
-        tx.commit().await.unwrap();
-    }
-    assert_eq!(found, ["\"$user\", public", "path_0", "path_1"]);
-}
-
 /// From its start the session waits so long, and the transaction sets it only where it wants another bound.
 #[tokio::test]
 async fn a_lock_is_waited_for_as_long_as_the_store_or_the_join_says() {

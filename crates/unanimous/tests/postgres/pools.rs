@@ -73,6 +73,25 @@ async fn what_fails_behind_a_commit_without_a_vote_is_not_the_commits_failure() 
     assert_eq!(values(&pair.orders), "a");
 }
 
+/// A refused commit is rolled back on its session, which goes on: ending it could end another client's, behind a pooler.
+#[tokio::test]
+async fn a_commit_without_a_vote_that_is_refused_keeps_its_connection() {
+    let pair = Pair::new();
+    let store = Postgres::new("orders", pool(&pair.orders, 1));
+    let manager = manager(&store).await;
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        let tx = manager.begin();
+        let branch = tx.join_with(&store, PostgresOptions::new().writes()).await.unwrap();
+        pids.push(pid(&branch).await);
+        branch.batch_execute("insert into t (v) values ('a'); select 1/0").await.unwrap_err();
+        drop(branch);
+        aborted(tx.commit().await);
+    }
+    assert_eq!(pids, [pids[0]; 3]);
+    assert_eq!(values(&pair.orders), "");
+}
+
 /// Nobody has ended it, as where its task was dropped: what it had begun is not the next user's to commit.
 #[tokio::test]
 async fn a_branch_that_is_dropped_without_an_end_leaves_no_transaction_in_its_pool() {

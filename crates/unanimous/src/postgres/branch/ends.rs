@@ -257,11 +257,7 @@ impl Drop for PostgresBranch {
             drop(link.client().simple_query("ROLLBACK").now_or_never());
         }
         match link {
-            Link::Own(session) if ended && !self.close => {
-                if self.store.cleans {
-                    session.clean(false);
-                }
-            }
+            Link::Own(session) if ended && !self.close => session.clean(false),
             Link::Own(session) if ended => drop(Object::take(session)),
             Link::Pool(object) if ended && self.close => drop(deadpool_postgres::Object::take(object)),
             Link::Pool(_) | Link::Client(_) if ended => {}
