@@ -62,7 +62,7 @@ async fn ask(mut line: Line, request: &str) -> Result<Asked, Error> {
     let mut status = String::new();
     // A connection that was idle between two rounds may be closed.
     let sent = line.write_all(request.as_bytes()).await;
-    if sent.is_err() || line.read_line(&mut status).await.is_ok_and(|read| read == 0) {
+    if sent.is_err() || !line.read_line(&mut status).await.is_ok_and(|read| read > 0) {
         return Ok(Asked::Closed);
     }
     let (mut length, mut keep) = (0, true);

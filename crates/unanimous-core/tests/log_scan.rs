@@ -426,7 +426,6 @@ fn a_noted_decision_is_a_kind_of_its_own() {
     }
 }
 
-/// A note is cut between two characters.
 /// An abort is a kind of its own, with a commit's body and no note.
 #[test]
 fn a_decision_to_abort_is_a_kind_of_its_own() {
@@ -441,6 +440,7 @@ fn a_decision_to_abort_is_a_kind_of_its_own() {
     }
 }
 
+/// A note is cut between two characters.
 #[test]
 fn a_note_is_cut_at_a_character() {
     assert_eq!(Note::new("ä".repeat(256)).as_str(), "ä".repeat(256));

@@ -385,8 +385,9 @@ impl TransactionManager {
     /// # Errors
     ///
     /// [`Undrained`] when the deadline passed first. The log is given up all the same: what is not decided by then aborts, what is
-    /// decided is finished by the next start. Only where a carrier's commit has not come back the log stays locked until this process
-    /// ends, since its next owner would presume that it can't commit any more.
+    /// decided is finished by the next start, which with [early acknowledgement](crate::Builder::early_acknowledgement) also commits what it finds
+    /// prepared in all of its participants. Only where a carrier's commit has not come back, or an early answer is just being given, the log stays locked until
+    /// this process ends, since its next owner would presume that it can't commit any more.
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), Undrained> {
         self.inner.closing.store(true, Ordering::Release);
         let expired = self.inner.env.sleep(deadline);

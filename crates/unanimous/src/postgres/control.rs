@@ -15,7 +15,7 @@ use unanimous_core::{BranchId, StoreId};
 
 use super::branch::Backend;
 use super::error::PostgresError;
-use super::rows::DURABLE;
+use super::node::backend;
 use super::session::{Connect, Session, Who, row, store_of, within};
 use super::sql::{identifier, literal};
 use crate::sync::lock;
@@ -88,6 +88,8 @@ pub(super) struct Control {
     decides: bool,
     known: OnceLock<Known>,
     idle: Mutex<Vec<Session>>,
+    /// Where a durable list was asked for and not answered: it may wait for a replica that is away.
+    listing: Mutex<Option<Backend>>,
 }
 
 /// What the store was when it was first reached.
@@ -100,7 +102,7 @@ pub(super) struct Known {
 
 impl Control {
     pub(super) fn new(connect: Arc<dyn Connect>, decides: bool) -> Self {
-        Self { connect, decides, known: OnceLock::new(), idle: Mutex::default() }
+        Self { connect, decides, known: OnceLock::new(), idle: Mutex::default(), listing: Mutex::default() }
     }
 
     /// Whether a session leads to where it should, and the server can do what it must.
@@ -219,6 +221,15 @@ impl Control {
         sql: &str,
     ) -> Result<Vec<SimpleQueryMessage>, PostgresError> {
         let session = self.session().await?;
+        self.forced_on(session, doing, sql).await
+    }
+
+    async fn forced_on(
+        &self,
+        session: Session,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<SimpleQueryMessage>, PostgresError> {
         session.take_warning();
         let answer = ask(&session, doing, sql).await?;
         if let Some(warning) = session.take_warning() {
@@ -238,11 +249,22 @@ impl Control {
     }
 
     /// The same, when all of them are durable, and on the replicas that they must be on: what is written after the list, by the same server, is
-    /// confirmed after it. A message that nobody decodes is the least that PostgreSQL writes and waits for.
+    /// confirmed after it. A message that nobody decodes is the least that PostgreSQL writes and waits for. It waits for the replicas whatever
+    /// the role's or the database's `synchronous_commit` is: the work may have set another one for its own prepare. One that waits still, since
+    /// the list of before was given up, is ended first: each pass would leave another one.
     pub(super) async fn list_durably(&self) -> Result<Vec<Prepared>, PostgresError> {
         let write = "SELECT pg_catalog.pg_logical_emit_message(true, 'unanimous'::text, 'in doubt'::text)";
-        let sql = format!("{}; {DURABLE}; {write}", list());
-        let answer = self.forced("listing prepared branches, durably", &sql).await?;
+        let waits = "SELECT pg_catalog.set_config('synchronous_commit', 'on', true)";
+        let sql = format!("{}; {waits}; {write}", list());
+        let unanswered = lock(&self.listing).take();
+        if let Some(unanswered) = unanswered {
+            self.terminate(&unanswered).await?;
+        }
+        let session = self.session().await?;
+        // A pooler's session may be another client's by then.
+        *lock(&self.listing) = session.is_ours().then(|| backend(&session));
+        let answer = self.forced_on(session, "listing prepared branches, durably", &sql).await?;
+        lock(&self.listing).take();
         self.is_here(&answer)?;
         Ok(rows(&answer).filter_map(prepared).collect())
     }

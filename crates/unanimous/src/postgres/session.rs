@@ -219,7 +219,7 @@ pub(super) struct Session {
     keeps_rows: AtomicBool,
     /// What was prepared on it, by its text. The cleaning leaves it alone.
     statements: Mutex<BTreeMap<Box<str>, Statement>>,
-    /// Our own cleaning, sent when the session was given back: answered by the time that it is used again.
+    /// Our own cleaning, sent when the branch ended: looked at when the session is used again.
     cleaning: Mutex<Option<Sent>>,
 }
 
@@ -323,6 +323,26 @@ impl Session {
         if let Line::Own { task, .. } = &self.line {
             task.abort();
         }
+    }
+
+    /// The answer to the cleaning, where one was sent.
+    async fn cleaned(&self) -> Result<(), PostgresError> {
+        let cleaning = lock(&self.cleaning).take();
+        match cleaning {
+            Some(cleaning) => within(CLEANING, CONNECT_LIMIT, cleaning).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends what begins a branch behind the cleaning; the answer is to both, so that a session that could not be cleaned aborts the branch.
+    pub(super) fn send_begin(&self, doing: &'static str, sql: String) -> Option<Sent> {
+        let cleaning = lock(&self.cleaning).take();
+        let begun = self.send(doing, sql)?;
+        let Some(cleaning) = cleaning else { return Some(begun) };
+        Some(Box::pin(async move {
+            within(CLEANING, CONNECT_LIMIT, cleaning).await?;
+            begun.await
+        }))
     }
 
     /// What was sent as its cleaning has not cleaned it: it ran into a transaction that had failed.
@@ -469,7 +489,7 @@ pub(super) async fn within<T>(
     }
 }
 
-/// The pool's manager: a session that was given back is used again when its cleaning was answered.
+/// The pool's manager.
 pub(super) struct Sessions(pub(super) Arc<dyn Connect>);
 
 impl managed::Manager for Sessions {
@@ -484,9 +504,9 @@ impl managed::Manager for Sessions {
         if session.client().is_closed() {
             return Err(RecycleError::message("the connection is closed"));
         }
-        let cleaning = lock(&session.cleaning).take();
-        if let Some(cleaning) = cleaning {
-            within(CLEANING, CONNECT_LIMIT, cleaning).await.map_err(RecycleError::Backend)?;
+        // On a guarded session the next `BEGIN` is sent behind it, and waits for both.
+        if !session.who.guarded {
+            session.cleaned().await.map_err(RecycleError::Backend)?;
         }
         if let Some(warnings) = &session.warnings {
             warnings.clear();

@@ -107,7 +107,7 @@ impl Store {
                 if !session.who.guarded {
                     return self.begin_on(Link::Own(session), work, &begin(None)).await;
                 }
-                let begun = session.send(BEGINNING, begin(Some(session.who.lock_timeout)));
+                let begun = session.send_begin(BEGINNING, begin(Some(session.who.lock_timeout)));
                 let backend = Backend { pid: session.who.pid, start: session.who.start.clone() };
                 let link = Link::Own(session);
                 Ok(PostgresBranch::new(link, Some(backend), self.clone(), work, begun))

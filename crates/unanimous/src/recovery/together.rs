@@ -63,7 +63,10 @@ async fn unrecorded(
             match inner.within(None, inner.log.recorded(branch.transaction)).await {
                 Ok(None) => drop(open.insert(branch.transaction, (branch.clone(), roster.clone()))),
                 Ok(Some(_)) => drop(lock(&inner.recovery.left).remove(&branch.transaction)),
-                Err(_) => {}
+                Err(error) => {
+                    tracing::warn!(transaction = %branch.transaction, error = &error as &(dyn std::error::Error + 'static),
+                        "the log can't say whether it is recorded; the next pass asks again");
+                }
             }
         }
     }

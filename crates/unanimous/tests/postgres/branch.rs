@@ -298,6 +298,32 @@ async fn what_cannot_be_prepared_is_gone_for_the_next() {
     }
 }
 
+/// The cleaning is not waited for before the next branch begins, and is looked at before that one commits.
+#[tokio::test]
+async fn a_branch_on_a_session_that_could_not_be_cleaned_aborts() {
+    use unanimous_testing::proxy::{Act, Proxy};
+    let pair = Pair::new();
+    let proxy = Proxy::start(pair.orders.cluster().port()).unwrap();
+    let fails = proxy.on("DISCARD SEQUENCES", Act::Replace("SELECT 1/0       ".into()));
+    let port = format!("port={}", pair.orders.cluster().port());
+    let url = pair.orders.url().replace(&port, &format!("port={}", proxy.port()));
+    let config: tokio_postgres::Config = url.parse().unwrap();
+    let orders = Postgres::builder("orders", config).max_connections(1).build();
+    let billing = Postgres::from_url("billing", &pair.billing.url()).unwrap();
+    let manager = super::builder(&orders, &billing).build().await.unwrap();
+    for (value, options) in
+        [("a", PostgresOptions::new()), ("b", PostgresOptions::new()), ("c", PostgresOptions::new().writes())]
+    {
+        let tx = manager.begin();
+        let insert = format!("insert into t (v) values ('{value}')");
+        tx.join_with(&orders, options).await.unwrap().batch_execute(&insert).await.unwrap();
+        let ended = tx.commit().await;
+        assert_eq!(ended.is_ok(), value != "b", "{value}: {ended:?}");
+    }
+    assert!(fails.met());
+    assert_eq!(pair.values(), ["a c", ""]);
+}
+
 /// From its start the session waits so long, and the transaction sets it only where it wants another bound.
 #[tokio::test]
 async fn a_lock_is_waited_for_as_long_as_the_store_or_the_join_says() {

@@ -188,7 +188,9 @@ async fn a_prepare_that_no_replica_has_confirmed_is_not_concluded_from() {
     let mut cluster = Cluster::start().unwrap();
     cluster.create_database("orders").unwrap();
     cluster.psql("orders", TABLE).unwrap();
-    let store = Postgres::from_url("orders", &cluster.url("orders")).unwrap();
+    // Recovery's own setting is a weaker one than the prepare's.
+    let url = format!("{} options='-c synchronous_commit=local'", cluster.url("orders"));
+    let store = Postgres::from_url("orders", &url).unwrap();
     let owner = Owner { log: LogId(7), incarnation: Incarnation { counter: 3, nonce: 11 } };
     let roster = Roster::new([(0, StoreTag::of(&store.identity().await.unwrap()))]).unwrap();
     let id = BranchId { transaction: owner.transaction(1), decider: DeciderId::Together(roster), number: 0 };
@@ -217,6 +219,14 @@ async fn a_prepare_that_no_replica_has_confirmed_is_not_concluded_from() {
     assert!(matches!(source, Some(PostgresError::NotReplicated(_))), "{error:?}");
     let list = listing(store.clone());
     until("its list waits again", async || waits(2).await).await;
+    list.abort();
+    assert!(list.await.unwrap_err().is_cancelled());
+    let list = listing(store.clone());
+    let second = "select count(*) from pg_stat_activity where query like '%emit_message%' and pid <> pg_backend_pid() and state <> 'idle'";
+    until("it waits in place of the one that was given up", async || {
+        waits(2).await && watch.query_one(second, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
     cluster.set("synchronous_standby_names", "").unwrap();
     assert_eq!(list.await.unwrap().unwrap(), std::slice::from_ref(&id));
     preparing.await.unwrap().unwrap();
