@@ -15,6 +15,7 @@ use crate::branch::{Group, Place};
 use crate::engine::{self, Engine, told, wait_detached};
 use crate::files::{self, Gathered};
 use crate::ids::Ids;
+use crate::postgres::not_ready;
 
 /// Commits `managers` in this order. What one of them raises before the decision is raised here, as it is; what the first `tpc_finish` that
 /// fails raises is returned: it is committed then.
@@ -152,7 +153,7 @@ fn join_all(py: Python<'_>, tx: Transaction, group: &Arc<Group>, gathered: &[Gat
         if let Some(Place { resource, carries: true, number: None }) = &place
             && let Err(error) = wait_detached(py, resource.ready_to_carry(tx.id().owner()))
         {
-            return Err(given_up(py, tx, raise(py, "TransactionError", &told(&error))));
+            return Err(given_up(py, tx, not_ready(py, &error)));
         }
         let joined = match place {
             None => {

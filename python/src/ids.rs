@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use unanimous::thread::{self, Reserved};
 use unanimous::{Options, Transaction};
 
-use crate::commit::raise;
-use crate::engine::{self, Engine, told, wait_detached};
+use crate::engine::{self, Engine, wait_detached};
+use crate::postgres::not_ready;
 
 /// Reserved by the manager that is open when they are made; another one's transaction has other ids, and its branches are told so at the
 /// vote.
@@ -34,8 +34,7 @@ impl Ids {
         let owner = self.reserved().as_ref().map(|reserved| reserved.id().owner());
         if let (true, Some(owner)) = (resource.carries(), owner) {
             // A branch that has begun before would not see it, with one snapshot for all of its statements.
-            wait_detached(py, resource.ready_to_carry(owner))
-                .map_err(|error| raise(py, "TransactionError", &told(&error)))?;
+            wait_detached(py, resource.ready_to_carry(owner)).map_err(|error| not_ready(py, &error))?;
         }
         let branch = self.reserved().as_mut().and_then(|reserved| reserved.branch_decided_by(resource.decider()));
         Ok(branch.map(|branch| (branch.number, branch.to_string())))

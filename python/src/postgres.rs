@@ -155,6 +155,19 @@ pub(crate) fn postgres_resource(py: Python<'_>, system: &str, database: &str, ro
     Err(raise(py, "TransientError", &message))
 }
 
+/// Why a database can't carry decisions, as Python's exception: a `TransientError` where it could not be reached.
+pub(crate) fn not_ready(py: Python<'_>, error: &PostgresError) -> PyErr {
+    let passes = match error {
+        PostgresError::Connect(source) | PostgresError::Postgres { source, .. } => source.code().is_none_or(|code| {
+            // PostgreSQL 15, appendix A: the connection, resources that are short, who ends the session or starts the server.
+            ["08", "53", "57P"].iter().any(|class| code.code().starts_with(class))
+        }),
+        PostgresError::Pool(_) | PostgresError::NoAnswer { .. } => true,
+        _ => false,
+    };
+    raise(py, if passes { "TransientError" } else { "TransactionError" }, &told(error))
+}
+
 /// Makes the outbox in a resource's database where it is missing.
 #[pyfunction]
 pub(crate) fn postgres_ensure_outbox(py: Python<'_>, resource: &str) -> PyResult<()> {

@@ -381,18 +381,19 @@ class Fails(Wire):
 
     def _body(self, stream, kind):
         message = Wire._body(stream, kind)
-        if kind == b"Q" and message.endswith(b"; COMMIT; BEGIN\0"):
-            text = message[5:].replace(b"; COMMIT; BEGIN", b"; COMMIT; SELECT 1/0")
-            message = kind + struct.pack("!i", len(text) + 4) + text
+        for end in (b"; COMMIT; BEGIN\0", b"; COMMIT\0"):
+            if kind == b"Q" and message.endswith(end):
+                text = message[5:].replace(end, b"; COMMIT; SELECT 1/0\0")
+                return kind + struct.pack("!i", len(text) + 4) + text
         return message
 
 
-def test_an_error_behind_the_commit_does_not_say_that_it_failed(carried, orders, billing):
-    with contextlib.closing(Fails(billing.url)) as wire, contextlib.closing(psycopg2.connect(wire.url)) as other:
+def test_an_error_behind_the_commit_does_not_say_that_it_failed(driver, carried, orders, billing):
+    with contextlib.closing(Fails(billing.url)) as wire, contextlib.closing(driver.connect(wire.url)) as other:
         for value in (1, 2):
-            unanimous_tm.psycopg2.join(other)
+            driver.join(other)
             billing.insert(other, value)
-            orders.insert(unanimous_tm.psycopg2.join(orders.url), value)
+            orders.insert(driver.join(orders.url), value)
             transaction.commit()
             # It is the application's again.
             other.rollback()

@@ -83,22 +83,24 @@ def configure(
         "max_log_size": max_log_size,
     }
     with _lock:
-        _core.close(EXIT_WAIT)
         _look()
+        new_log, new_resources, new_carrier = _log, _resources, _carrier
         if log is not None:
-            _log = os.path.realpath(os.fspath(log))
+            new_log = os.path.realpath(os.fspath(log))
         if resources is not None:
             made = {name: url for name, url in _resources.items() if name.startswith(_FOLDER)}
-            _resources = {**_environment(), **resources}
+            new_resources = {**_environment(), **resources}
             # A FileStore that was made before stays one, by the name that its folder has now.
-            named = {_folder_of(url) for url in _resources.values()}
-            _resources.update({name: url for name, url in made.items() if _folder_of(url) not in named})
+            named = {_folder_of(url) for url in new_resources.values()}
+            new_resources.update({name: url for name, url in made.items() if _folder_of(url) not in named})
             # One that is no resource any more carries nothing.
-            _carrier = os.environ.get(_CARRIER) or None
+            new_carrier = os.environ.get(_CARRIER) or None
         if carrier is not None:
-            _carrier = carrier
-        _options = options
-        _check_carrier()
+            new_carrier = carrier
+        # What is refused changes nothing.
+        _check_carrier(new_log, new_resources, new_carrier)
+        _core.close(EXIT_WAIT)
+        _log, _resources, _carrier, _options = new_log, new_resources, new_carrier, options
 
 
 def recover() -> list[InDoubt]:
@@ -145,17 +147,17 @@ def open_engine() -> None:
     with _lock:
         if not _core.is_open():
             _look()
-            _check_carrier()
+            _check_carrier(_log, _resources, _carrier)
             _core.open(_log, _resources, carrier=_carrier, **_options)
 
 
-def _check_carrier() -> None:
-    if _carrier is None:
+def _check_carrier(log: Optional[str], resources: Mapping[str, str], carrier: Optional[str]) -> None:
+    if carrier is None:
         return
-    if _resources.get(_carrier, "file:").startswith("file:"):
-        known = sorted(name for name, url in _resources.items() if not url.startswith("file:"))
-        raise ValueError(f"the carrier is one of the PostgreSQL databases that are configured ({', '.join(known)}), not {_carrier!r}")
-    if _log is None:
+    if resources.get(carrier, "file:").startswith("file:"):
+        known = sorted(name for name, url in resources.items() if not url.startswith("file:"))
+        raise ValueError(f"the carrier is one of the PostgreSQL databases that are configured ({', '.join(known)}), not {carrier!r}")
+    if log is None:
         raise ValueError("a carrier needs a log, which says whose decisions its rows are: configure(log=..., carrier=...)")
 
 

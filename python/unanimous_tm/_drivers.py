@@ -66,6 +66,9 @@ class Driver:
     #: A commit was sent.
     is_sent = False
 
+    #: It can be found out whether that has committed.
+    _can_ask = False
+
     def __init__(self, conn: Any) -> None:
         self.conn = conn
 
@@ -144,7 +147,13 @@ class Driver:
         """Whether an error of :meth:`commit_alone` says that it has not committed, and will not."""
         code = self.sqlstate(error)
         # 40003: statement completion unknown.
-        return code is not None and code != "40003" and not self.is_lost(error)
+        if code == "40003" or self.is_lost(error):
+            return False
+        status = int(self.conn.info.transaction_status)
+        if status == _IN_ERROR:
+            return True
+        # The commit itself has failed, if nothing came behind it: what can be asked is not believed.
+        return status == _IDLE and code is not None and not self._can_ask
 
     def is_open(self) -> bool:
         """Whether the server has answered last that it is inside of a transaction."""
@@ -156,7 +165,13 @@ class Driver:
     def is_lost(self, error: BaseException) -> bool:
         """Whether the connection is gone, so that an error is no answer."""
         state = self.sqlstate(error) or ""
-        return bool(self.conn.closed) or state.startswith("08") or state in ("57P01", "57P02", "57P03", "57P05", "25P03")
+        severity = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
+        return (
+            bool(self.conn.closed)
+            or severity in ("FATAL", "PANIC")
+            or state.startswith("08")
+            or state in ("57P01", "57P02", "57P03", "57P05", "25P03")
+        )
 
     @staticmethod
     def sqlstate(error: BaseException) -> Optional[str]:
@@ -174,8 +189,6 @@ class Psycopg2(Driver):
     _waits = False
     #: It has ended that, and is in no transaction.
     _ended = False
-    #: Behind the commit that was sent another transaction begins.
-    _begins = False
 
     def begin(self, gid: str) -> None:
         super().begin(gid)
@@ -263,16 +276,10 @@ class Psycopg2(Driver):
             # Where the driver has marked it, this fails, and the server says why.
             sql = f"{guard()}; {sql}"
         with self._hearing() as heard:
-            self.is_sent, self._begins = True, can_ask
+            self.is_sent, self._can_ask = True, can_ask
             # It takes the transaction for open until it has rolled back one.
             self.run(f"{sql}; COMMIT; BEGIN" if can_ask else f"{sql}; COMMIT")
         return self._warning(heard)
-
-    def has_refused(self, error: BaseException) -> bool:
-        if self._begins:
-            # What fails outside of the transaction may have come behind the commit.
-            return not self.conn.closed and self.conn.get_transaction_status() == _IN_ERROR
-        return super().has_refused(error)
 
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[list[str]]:
@@ -335,9 +342,11 @@ class Psycopg3(Driver):
         self._begun = True
 
     def run(self, sql: str) -> list[tuple]:
+        from psycopg import Cursor
         from psycopg.rows import tuple_row
 
-        with self.conn.cursor(row_factory=tuple_row) as made:
+        # Whatever the connection makes for the application: that may send more.
+        with Cursor(self.conn, row_factory=tuple_row) as made:
             made.execute(sql, prepare=False)
             while made.nextset():
                 pass
@@ -374,7 +383,7 @@ class Psycopg3(Driver):
         self.conn.add_notice_handler(self._noticed)
         try:
             sql = f"{guard()}; {sql}; COMMIT"
-            self.is_sent = True
+            self.is_sent, self._can_ask = True, can_ask
             self.run(sql)
         finally:
             self.conn.remove_notice_handler(self._noticed)

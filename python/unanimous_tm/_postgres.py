@@ -79,13 +79,16 @@ class DataManager:
         self._state = _OPEN
         #: It must commit. Also set by who calls it, for all of a transaction before the first of them is called.
         self.unanimous_decided = False
-        #: What :meth:`commit_alone` has raised means that nothing was committed, and will not be.
+        #: What :meth:`commit_alone` has raised means that nothing was committed, and will not be. Not so from the moment on in which it may send
+        #: the commit, until the opposite is proved.
         self.unanimous_refused = True
         self._released = False
         self._gid = ""
         self._savepoints = 0
         #: The session is made to keep the statements of decisions by its commit.
         self._keeps = False
+        #: The decision was sent by statements that the session keeps already.
+        self._executes = False
         #: The work has deallocated them.
         self._has_deallocated = False
         self._started: Optional[concurrent.futures.Future] = None
@@ -174,20 +177,25 @@ class DataManager:
             sql = _core.postgres_durable_sql() if decision is None else self._decision_sql(decision)
             if self.notifies:
                 sql = f"{sql}; {self._notify_sql()}"
-            warning = driver.commit_alone(self._guard_sql, sql, decision is not None)
             self.unanimous_refused = False
+            warning = driver.commit_alone(self._guard_sql, sql, decision is not None)
             if self._keeps:
                 _kept[self.conn] = _KEEPS
         except BaseException as error:
-            if decision is not None and driver.sqlstate(error) == _NOT_KEPT:
-                self._has_deallocated = True
-                _kept[self.conn] = _KEEPS_NOTHING
-            # A decision that is there already may be to commit.
-            is_decided = decision is not None and driver.sqlstate(error) == "23505"
-            if driver.is_sent and (is_decided or not driver.has_refused(error)):
-                self.unanimous_refused = False
-                self._state = _ENDED
-                self._release()
+            refused = False
+            try:
+                if self._executes and driver.sqlstate(error) == _NOT_KEPT:
+                    self._has_deallocated = True
+                    _kept[self.conn] = _KEEPS_NOTHING
+                # A decision that is there already may be to commit.
+                is_decided = decision is not None and driver.sqlstate(error) == "23505"
+                refused = not driver.is_sent or (not is_decided and driver.has_refused(error))
+            finally:
+                # An interrupt of the look proves nothing.
+                if not refused:
+                    self._state = _ENDED
+                    self._release()
+            self.unanimous_refused = refused
             self._tell(error)
             raise
         self._state = _ENDED
@@ -312,6 +320,7 @@ class DataManager:
         conn = self.conn
         state = _kept.get(conn)
         if state == _KEEPS:
+            self._executes = True
             return decision.kept_sql()
         if state == _HAS_CARRIED:
             # Until it has succeeded nobody knows what the session keeps.
@@ -409,19 +418,22 @@ class DataManager:
             self._complete()
 
     def _release(self) -> None:
-        """Behind the second phase, the connection is the application's again, or is closed."""
+        """Behind the second phase, the connection is the application's again, or is closed. What fails here changes nothing of the outcome."""
         if self._started is not None or self._released:
             # Given back already, it may be in use.
             return
         self._released = True
         try:
-            if self._on_complete is None:
-                self._driver.reset()
+            try:
+                if self._on_complete is None:
+                    self._driver.reset()
+            except Exception:
+                _log.debug("a connection can't be used on, and is closed", exc_info=True)
+                self._driver.close()
+            finally:
+                self._complete()
         except Exception:
-            _log.debug("a connection can't be used on, and is closed", exc_info=True)
-            self._driver.close()
-        finally:
-            self._complete()
+            _log.error("a connection could not be given back behind the end of its branch", exc_info=True)
 
     def _complete(self) -> None:
         complete, self._on_complete = self._on_complete, None

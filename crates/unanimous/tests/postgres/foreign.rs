@@ -138,3 +138,39 @@ async fn a_carriers_message_commits_the_work_and_the_decision_or_neither() {
         assert_eq!(known, Known::Commit(record(sequence)));
     }
 }
+
+/// Rule 9: what is answered is on the disk, whatever the database's setting is.
+#[tokio::test]
+async fn a_carriers_message_waits_for_the_disk() {
+    let pair = Pair::new();
+    let database = &pair.orders;
+    let see = "create table seen (n serial, v text); create function see() returns trigger language plpgsql as \
+        $$ begin insert into seen (v) values (current_setting('synchronous_commit')); return new; end $$; \
+        create constraint trigger see after insert on t deferrable initially deferred for each row execute function see()";
+    database.psql(see).unwrap();
+    database.psql(&format!("alter database {} set synchronous_commit = off", database.name())).unwrap();
+    let carrier = Postgres::builder("orders", database.url().parse::<Config>().unwrap()).carrier().build();
+    let owner = MemoryLog::new().owner();
+    carrier.check().await.unwrap();
+    carrier.ready_to_carry(owner).await.unwrap();
+    let record = |sequence| DecisionRecord {
+        transaction: owner.transaction(sequence),
+        participants: Vec::new(),
+        decided_at: 1,
+        note: Note::default(),
+    };
+    let client = connect(&database.url()).await;
+    let branch = ForeignBranch::new("mark");
+    let kept = ForeignBranch::kept_decision_sql(&record(2)).unwrap();
+    for decision in [
+        "select 1".to_owned(),
+        ForeignBranch::durable_sql().to_owned(),
+        ForeignBranch::decision_sql(&record(1)).unwrap(),
+        format!("{}; {kept}", ForeignBranch::keep_decisions_sql()),
+        ForeignBranch::kept_decision_sql(&record(3)).unwrap(),
+    ] {
+        client.batch_execute(&format!("begin; {}; insert into t default values", branch.mark_sql())).await.unwrap();
+        client.simple_query(&format!("{}; {decision}; commit", branch.guard_sql())).await.unwrap();
+    }
+    assert_eq!(database.psql("select string_agg(v, ' ' order by n) from seen").unwrap(), "off on on on on");
+}
